@@ -1,0 +1,416 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""One client's connection: the half that the loop uses.
+
+Theory of operation
+-------------------
+
+A connection has one owner at a time. Mostly it is the task that serves it in the loop,
+where nothing blocks. For a long body `Connection.in_worker` hands it to a worker thread,
+which uses it through a *peer* (see peers.py) and blocks under the kernel's timeouts; it comes
+back in a ``finally``. Nobody else may read, write or close it. Others may `wake` it:
+shutting the socket down is seen by whoever waits for it, in the loop or in a worker.
+
+``buffer`` holds what was read and not used yet: the rest of a body, or the next requests
+of a client that pipelines. It is empty while the connection is idle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Union
+
+from ovirt_imageio.common.errors import PeerGone
+
+from ..errors import DeadlineExpired, HttpError, Overloaded
+from .parser import DEFAULT_LIMITS, Limits, check_incomplete
+from .peers import PlainPeer, WorkerPeer
+
+if TYPE_CHECKING:
+    from .loop import Loop
+    from .message import RequestBody
+
+T = TypeVar("T")
+Pieces = Union[Iterable[bytes], AsyncIterable[bytes]]
+
+_RECEIVE = 64 * 1024
+_SEND_BUFFER = 1024 * 1024  # rules a Unix socket's throughput: its sender's buffer counts
+_JOIN_LIMIT = 32 * 1024  # below it, joining head and body is cheaper than sendmsg(2)
+_LINGER_TIME = 10.0
+_LINGER_SILENCE = 2.0
+_LINGER_BYTES = 128 * 1024 * 1024  # the longest piece that our client and browsers send
+_LINGER_STEP = 0.05
+_TCP_ESTABLISHED = 1  # tcp_states.h
+
+_END_OF_HEAD = b"\r\n\r\n"
+
+
+class Timeouts(NamedTuple):
+    """Seconds that a client may take.
+
+    Attributes:
+        handshake: For the TLS handshake.
+        head: From the first to the last byte of a request's head.
+        body: For a body that is read in the loop.
+        inactivity: To send or take anything at all, also between requests.
+    """
+
+    handshake: float = 10.0
+    head: float = 30.0
+    body: float = 60.0
+    inactivity: float = 60.0
+
+
+DEFAULT_TIMEOUTS = Timeouts()
+
+
+class Connection:
+    """A plain connection, by TCP or a Unix socket.
+
+    Args:
+        loop: The loop that serves it.
+        sock: Connected stream socket; the connection closes it.
+        service: Name of the service that accepted it.
+        peer: The client, for logs.
+        timeouts: How long the client may take.
+        limits: How large its request heads may be.
+        splice: Whether splice(2) may be used where it wins, that is on Unix sockets.
+
+    Attributes:
+        buffer: What was received and not used yet.
+        head_sent: Part of the response's head may have left.
+        broken: It cannot serve another request.
+        inactivity_timeout: Starts as ``timeouts.inactivity``; a handler may change it.
+        ticket_id: Of the last request's ticket, set by handlers; None if there was none.
+        on_close: Called, in the loop, with the connection when it closes.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        *,
+        service: str = "",
+        peer: str = "",
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+        limits: Limits = DEFAULT_LIMITS,
+        splice: bool = True,
+    ) -> None:
+        self.loop = loop
+        self.socket = sock
+        self.service = service
+        self.peer = peer
+        self.timeouts = timeouts
+        self.limits = limits
+        self.inactivity_timeout = timeouts.inactivity
+        self.ticket_id: str | None = None
+        self.on_close: list[Callable[[Connection], None]] = []
+        self.buffer = b""
+        self.head_sent = False
+        self.chunked_out = False
+        self.broken = False
+        self.closed = False
+        self.fd = sock.fileno()
+        self.is_unix = sock.family == socket.AF_UNIX
+        self.can_splice = splice and self.is_unix
+        self._kernel_timeout = 0.0
+        self._read_side_down = False
+        sock.setblocking(False)
+        if self.is_unix:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        else:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.service} {self.peer} fd={self.fd}>"
+
+    # What the loop awaits.
+
+    async def start(self) -> None:
+        """Do what comes before the first request: nothing here, the handshake in TLS.
+
+        Raises:
+            PeerGone: The client left or does not speak TLS as we do.
+            DeadlineExpired: It took too long.
+            HttpError: It speaks plain HTTP where TLS is spoken.
+        """
+
+    async def read_head(self) -> bytes | None:
+        """Return the next request's head, without the empty line that ends it.
+
+        Returns:
+            None if the client closed the connection or was idle too long.
+
+        Raises:
+            HttpError: 408 if the head is not complete in time, 400, 414 or 431 if its
+                beginning cannot be mended, or if the stream ends within it.
+            PeerGone: The connection was reset.
+        """
+        end = self.buffer.find(_END_OF_HEAD)
+        if end <= 0:
+            end = await self._complete_head()
+            if end < 0:
+                return None
+        buffer = self.buffer
+        self.buffer = buffer[end + 4 :]
+        return buffer[:end]
+
+    async def fill(self, timeout: float | None = None) -> bool:
+        """Append more received bytes to the buffer.
+
+        Args:
+            timeout: Seconds, the inactivity timeout by default.
+
+        Returns:
+            False at the end of the stream.
+
+        Raises:
+            DeadlineExpired: Nothing came in time.
+            PeerGone: The connection was reset.
+        """
+        if timeout is None:
+            timeout = self.inactivity_timeout
+        while True:
+            await self.loop.readable(self.fd, timeout)
+            try:
+                data = self.socket.recv(_RECEIVE)
+            except BlockingIOError:
+                continue
+            except OSError as e:
+                raise PeerGone(f"{self.peer}: {e}") from e
+            self.buffer = self.buffer + data if self.buffer else data
+            return bool(data)
+
+    async def send(self, *parts: bytes | bytearray | memoryview) -> None:
+        """Send response bytes, the head first.
+
+        Raises:
+            DeadlineExpired: The client takes nothing.
+            PeerGone: The client has gone.
+        """
+        self.head_sent = True
+        await self._send(parts)
+
+    async def send_interim(self, data: bytes) -> None:
+        """Send an interim (1xx) response."""
+        await self._send((data,))
+
+    async def chunks_out(self, pieces: Pieces, *, head: bytes = b"") -> None:
+        """Send a body of unknown length, in chunks if the client understands them.
+
+        The head leaves with the first piece: an error raised before the first piece can
+        still become an error response.
+
+        Args:
+            pieces: The body, in pieces of any size, as an iterable or async iterable.
+            head: The response head that was given to ``StreamedBody.send``.
+        """
+        async for piece in _each(pieces):
+            if piece:
+                if self.chunked_out:
+                    await self.send(head, b"%x\r\n" % len(piece), piece, b"\r\n")
+                else:
+                    await self.send(head, piece)
+                head = b""
+        await self.send(head, b"0\r\n\r\n" if self.chunked_out else b"")
+
+    async def in_worker(
+        self,
+        call: Callable[..., T],
+        *args: Any,
+        head: bytes = b"",
+        body: RequestBody | None = None,
+    ) -> T:
+        """Run ``call(peer, *args)`` in a worker thread that owns this connection meanwhile.
+
+        Args:
+            call: Takes a `ovirt_imageio.common.backends.base.Peer`.
+            args: What else it takes.
+            head: Response head, sent by ``peer.begin()``, by the first ``send_all``, or
+                when the call has returned.
+            body: Request body that the call receives. It counts as consumed when the
+                call returns; otherwise the connection serves no further request.
+
+        Raises:
+            Overloaded: No worker was free; nothing was sent or received.
+            Exception: What the call raised; PeerGone and ConnectionTimeout for the client.
+        """
+        if body is not None:
+            await body.accept()
+        peer = self._make_peer(head, body)
+        self._to_worker()
+        try:
+            result = await self.loop.worker(_use_peer, peer, call, args)
+        except Overloaded:
+            raise
+        except BaseException:
+            if body is not None or self.head_sent:
+                self.broken = True
+            raise
+        finally:
+            self._to_loop(peer)
+        if body is not None:
+            body.finish()
+        return result
+
+    async def linger(self) -> None:
+        """Let a client that is still sending read the answer, then be closed.
+
+        Closing a socket with unread data resets the connection, and the answer may be
+        lost. So our side is closed first, and what still comes is thrown away, to a
+        bound in bytes and time.
+        """
+        with contextlib.suppress(OSError, PeerGone, DeadlineExpired):
+            until = self.loop.now + _LINGER_TIME
+            self.buffer = b""
+            if self._read_side_down and not self.is_unix:
+                await self._linger_unread(until)
+                return
+            await self.end()
+            await self._discard(until)
+
+    async def end(self) -> None:
+        """Tell the client that nothing more comes."""
+        self.socket.shutdown(socket.SHUT_WR)
+
+    # What the owner, or anybody in the loop where it says so, calls.
+
+    def wake(self, read_only: bool = False) -> None:
+        """End every wait for the client, in the loop or in a worker. Loop thread.
+
+        Args:
+            read_only: Only stop receiving, so that the client can still be answered.
+        """
+        if self.closed:
+            return
+        self._read_side_down = True
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RD if read_only else socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the connection. For its owner only."""
+        if self.closed:
+            return
+        self.closed = True
+        self.loop.forget(self.fd)
+        self.socket.close()
+        calls, self.on_close = self.on_close, []
+        for call in calls:
+            call(self)
+
+    # Inside.
+
+    async def _complete_head(self) -> int:
+        """Receive until the buffer holds a head; return where it ends, -1 if none comes."""
+        deadline = 0.0
+        while True:
+            if self.buffer[:2] == b"\r\n":  # RFC 9112 §2.2: a left-over of the last body
+                self.buffer = self.buffer[2:]
+            end = self.buffer.find(_END_OF_HEAD)
+            if end >= 0:
+                return end
+            if not self.buffer:
+                deadline = 0.0
+                try:
+                    if not await self.fill():
+                        return -1
+                except DeadlineExpired:
+                    return -1
+                continue
+            check_incomplete(self.buffer, self.limits)
+            now = self.loop.now
+            deadline = deadline or now + self.timeouts.head
+            try:
+                more = await self.fill(deadline - now)
+            except DeadlineExpired:
+                raise HttpError(408, "the request did not come in time", close=True) from None
+            if not more:
+                raise HttpError(400, "the connection ended within the request", close=True)
+
+    async def _send(self, parts: tuple[bytes | bytearray | memoryview, ...]) -> None:
+        if len(parts) == 1:
+            data = parts[0]
+        elif sum(map(len, parts)) <= _JOIN_LIMIT:
+            data = b"".join(parts)
+        else:
+            for part in parts:
+                if part:
+                    await self._send_raw(part)
+            return
+        await self._send_raw(data)
+
+    async def _send_raw(self, data: bytes | bytearray | memoryview) -> None:
+        left = len(data)
+        while True:
+            try:
+                sent = self.socket.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError as e:
+                raise PeerGone(f"{self.peer}: {e}") from e
+            left -= sent
+            if not left:
+                return
+            data = memoryview(data)[sent:]
+            await self.loop.writable(self.fd, self.inactivity_timeout)
+
+    async def _discard(self, until: float) -> None:
+        """Receive and drop raw bytes until the stream ends."""
+        left = _LINGER_BYTES
+        while left > 0:
+            timeout = min(_LINGER_SILENCE, until - self.loop.now)
+            await self.loop.readable(self.fd, timeout)
+            try:
+                data = self.socket.recv(_RECEIVE)
+            except BlockingIOError:
+                continue
+            if not data:
+                return
+            left -= len(data)
+
+    async def _linger_unread(self, until: float) -> None:
+        """TCP does not tell a reader that is shut down when the client has done its part."""
+        until = min(until, self.loop.now + _LINGER_SILENCE)
+        while self.loop.now < until:
+            while self.socket.recv(_RECEIVE):
+                pass
+            state = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+            if state != _TCP_ESTABLISHED:
+                return
+            await self.loop.sleep(_LINGER_STEP)
+
+    def _make_peer(self, head: bytes, body: RequestBody | None) -> WorkerPeer:
+        return PlainPeer(self, head, body)
+
+    def _to_worker(self) -> None:
+        """Make the socket block, with timeouts in the kernel."""
+        sock, timeout = self.socket, self.inactivity_timeout
+        if timeout != self._kernel_timeout:
+            value = struct.pack("ll", int(timeout), int(timeout % 1 * 1e6))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+            self._kernel_timeout = timeout
+        sock.setblocking(True)
+
+    def _to_loop(self, peer: WorkerPeer) -> None:
+        peer.release()
+        self.socket.setblocking(False)
+
+
+def _use_peer(peer: WorkerPeer, call: Callable[..., T], args: tuple[Any, ...]) -> T:
+    result = call(peer, *args)
+    peer.begin()
+    return result
+
+
+async def _each(pieces: Pieces) -> AsyncIterator[bytes]:
+    if isinstance(pieces, AsyncIterable):
+        async for piece in pieces:
+            yield piece
+    else:
+        for piece in pieces:
+            yield piece

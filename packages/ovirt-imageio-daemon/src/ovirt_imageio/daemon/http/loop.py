@@ -1,0 +1,580 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""A scheduler for coroutines that wait for a socket, a token, a deadline or a worker.
+
+Theory of operation
+-------------------
+
+One thread runs the loop. A *task* is a coroutine that the loop steps; at any moment it
+is ready or it waits for exactly one thing, and that thing alone can resume it:
+
+- a descriptor: the task stands in a table under this descriptor. Whoever takes it out
+  (the event, the deadline, a cancellation) is the one that resumes it.
+- a token: it is made for one wait and dies with it. A reply that comes after the wait
+  has ended meets a dead token and is dropped: it can never resume another wait.
+
+Descriptors stay registered with epoll while their connection lives, so that a request
+costs no epoll_ctl(2): an event that nobody waits for unregisters its descriptor. Events
+are level-triggered, hence nothing is lost; a task resumed by an event may still find
+nothing to read, and waits again.
+
+Deadlines are in a heap. A task has at most one entry that counts: starting a wait
+pushes an entry only if its deadline is earlier than that one, and ending a wait pushes
+and removes nothing. When the entry comes up and the task's deadline lies later, it is
+pushed again. So a busy connection touches the heap about once a timeout, not once a
+request.
+
+After its last event the loop looks for events again for about 100 µs before it
+sleeps: being woken costs more than a small request. Worker threads and signals wake it
+through a pipe, and only while it sleeps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import heapq
+import logging
+import math
+import os
+import select
+import signal
+import threading
+import time
+import types
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import Any, TypeVar
+
+from ..errors import DeadlineExpired, Overloaded
+from .workers import Job, Workers
+
+READ = select.EPOLLIN
+WRITE = select.EPOLLOUT
+_BROKEN = select.EPOLLHUP | select.EPOLLERR
+_FOR_READER = READ | _BROKEN
+_FOR_WRITER = WRITE | _BROKEN
+_MAX_EVENTS = 256
+_LONGEST_SLEEP = 60.0  # a bound on what a clock that was set back can do
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+class TaskCancelled(BaseException):
+    """Thrown into the coroutine of a cancelled task.
+
+    Like ``asyncio.CancelledError`` it is no ``Exception``, so that handlers which
+    deal with failures do not swallow it.
+    """
+
+
+class Token:
+    """The identity of one wait: made by `Loop.token`, dead once it was resumed."""
+
+    __slots__ = ("done", "error", "shielded", "task", "value")
+
+    def __init__(self) -> None:
+        self.task: Task | None = None
+        self.done = False
+        self.shielded = False
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+
+class Task:
+    """A coroutine that the loop runs. Loop thread only."""
+
+    __slots__ = (
+        "_cancelled",
+        "_coro",
+        "_deadline",
+        "_loop",
+        "_on_done",
+        "_timer",
+        "_wait",
+        "done",
+        "name",
+    )
+
+    def __init__(self, loop: Loop, coro: Coroutine[Any, Any, Any], name: str) -> None:
+        self._loop = loop
+        self._coro = coro
+        self._deadline = math.inf  # of the current wait
+        self._timer = math.inf  # when the heap entry that counts comes up
+        # What it waits for: a token, fd to read, ~fd to write, None while it is ready.
+        self._wait: Token | int | None = None
+        self._cancelled = False
+        self._on_done: list[Callable[[Task], None]] = []
+        self.name = name
+        self.done = False
+
+    def cancel(self) -> None:
+        """Throw `TaskCancelled` into the coroutine, at once or where it next waits.
+
+        A call that a worker thread already runs is not interrupted, for the thread owns
+        what the task gave it: the error is thrown when the call has ended.
+        """
+        self._loop._cancel(self)
+
+    def on_done(self, call: Callable[[Task], None]) -> None:
+        """Call ``call(task)`` when the task has ended, at once if it has."""
+        if self.done:
+            call(self)
+        else:
+            self._on_done.append(call)
+
+    def __repr__(self) -> str:
+        state = "done" if self.done else "ready" if self._wait is None else "waiting"
+        return f"<Task {self.name!r} {state}>"
+
+
+class Loop:
+    """One thread's scheduler.
+
+    Args:
+        max_workers: Most worker threads at a time.
+        worker_nice: By how much workers are nicer than the loop (see nice(2)).
+        look: Seconds to look for events before sleeping.
+        max_queue: Most calls that wait for a worker; further ones are refused.
+        queue_timeout: Seconds that a call waits for a worker before it is refused.
+
+    Unless a method says otherwise it belongs to the thread that runs the loop.
+    """
+
+    def __init__(
+        self,
+        max_workers: int = 64,
+        worker_nice: int = 10,
+        look: float = 100e-6,
+        *,
+        max_queue: int = 1024,
+        queue_timeout: float = 30.0,
+    ) -> None:
+        self.now = time.monotonic()
+        self._look = look
+        self._queue_timeout = queue_timeout
+        self._epoll = select.epoll()
+        self._masks: dict[int, int] = {}
+        self._readers: dict[int, Task] = {}
+        self._writers: dict[int, Task] = {}
+        self._forgotten: set[int] = set()  # in this turn: their events are stale
+        # (task, value, error), or (None, call, args): other threads append as well.
+        self._ready: deque[tuple[Any, Any, Any]] = deque()
+        self._before_wait: list[Callable[[], None]] = []
+        self._deadlines: list[tuple[float, int, Task]] = []
+        self._pushed = 0
+        self._stale = 0  # heap entries that count no more
+        self._tasks: set[Task] = set()
+        self._current: Task | None = None
+        self._sleeping = False
+        self._stopping = False
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._epoll.register(self._wake_read, READ)
+        self._workers = Workers(
+            self.call_soon_threadsafe,
+            limit=max_workers,
+            nice=worker_nice,
+            max_queue=max_queue,
+        )
+
+    # What coroutines await.
+
+    def readable(self, fd: int, timeout: float = math.inf) -> Awaitable[None]:
+        """Wait until fd may be read: data, the end of the stream or an error.
+
+        Args:
+            fd: Descriptor of a socket or pipe in non-blocking mode. A read that follows
+                may still find nothing.
+            timeout: Seconds.
+
+        Raises:
+            DeadlineExpired: Nothing came in time.
+        """
+        return self._wait_fd(self._readers, fd, READ, timeout)
+
+    def writable(self, fd: int, timeout: float = math.inf) -> Awaitable[None]:
+        """Wait until fd may be written; as `readable`."""
+        return self._wait_fd(self._writers, fd, WRITE, timeout)
+
+    def token(self) -> Token:
+        """Return a new token for one `suspend`."""
+        return Token()
+
+    @types.coroutine
+    def suspend(self, token: Token, timeout: float = math.inf) -> Generator[Any, Any, Any]:
+        """Wait until somebody resumes the token, and return the value given.
+
+        A token that was resumed before returns at once.
+
+        Raises:
+            DeadlineExpired: Nobody resumed it in time. The token is dead then.
+            BaseException: Whatever `resume` was given as error.
+        """
+        if token.done:
+            if token.error is not None:
+                raise token.error
+            return token.value
+        task = token.task = self._running()
+        task._wait = token
+        if timeout != math.inf:
+            self._set_deadline(task, timeout)
+        return (yield)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait for so many seconds."""
+        with contextlib.suppress(DeadlineExpired):
+            await self.suspend(Token(), seconds)
+
+    async def worker(self, call: Callable[..., T], *args: Any) -> T:
+        """Run ``call(*args)`` in a worker thread and return what it returns.
+
+        The task must not touch meanwhile what it gave to the call. A call that has
+        begun is waited for, even if the task is cancelled.
+
+        Raises:
+            Overloaded: No worker was free in time, or too many calls wait for one. The
+                call has not run and never will.
+            Exception: Whatever the call raised.
+        """
+        token = Token()
+        job = Job(call, args, functools.partial(self.resume, token))
+        job.on_start = functools.partial(self._shield, token)
+        self._workers.submit(job)
+        timeout = math.inf if job.started else self._queue_timeout
+        try:
+            result: T = await self.suspend(token, timeout)
+        except DeadlineExpired:
+            if job.started:
+                raise  # the call's own
+            self._workers.withdraw(job)
+            raise Overloaded from None
+        except TaskCancelled:
+            self._workers.withdraw(job)
+            raise
+        return result
+
+    # What anybody in the loop calls.
+
+    def resume(
+        self, token: Token, value: Any = None, error: BaseException | None = None
+    ) -> None:
+        """Let the task that waits for the token go on, with a value or an error.
+
+        Ignored if the token is dead: resumed before, expired or cancelled.
+        """
+        if token.done:
+            return
+        token.done = True
+        task = token.task
+        if task is None:
+            token.value, token.error = value, error
+            return
+        task._wait = None
+        task._deadline = math.inf
+        self._ready.append((task, value, error))
+
+    def spawn(self, coro: Coroutine[Any, Any, Any], name: str = "") -> Task:
+        """Run the coroutine as a task of its own, from the next turn on.
+
+        A task that ends with an exception is logged: nobody waits for its result.
+        """
+        task = Task(self, coro, name or getattr(coro, "__qualname__", ""))
+        self._tasks.add(task)
+        self._ready.append((task, None, None))
+        return task
+
+    def before_wait(self, call: Callable[[], None]) -> None:
+        """Call once, when everything that is ready has run: the place to batch output."""
+        self._before_wait.append(call)
+
+    def forget(self, fd: int) -> None:
+        """Drop everything about a descriptor; to be called before it is closed.
+
+        A task that waits for it fails with ``OSError`` (EBADF).
+        """
+        self._forgotten.add(fd)
+        self._set_mask(fd, 0)
+        for table in (self._readers, self._writers):
+            task = table.pop(fd, None)
+            if task is not None:
+                task._wait = None
+                task._deadline = math.inf
+                error = OSError(errno.EBADF, f"descriptor {fd} was closed while waited for")
+                self._ready.append((task, None, error))
+
+    # What any thread and signal handlers may call.
+
+    def call_soon_threadsafe(self, call: Callable[..., object], *args: Any) -> None:
+        """Call in the loop's thread, soon. Any thread."""
+        self._ready.append((None, call, args))
+        if self._sleeping:
+            self._wake()
+
+    def stop(self) -> None:
+        """Make `run` return after the current turn. Any thread, signal handlers too."""
+        self._stopping = True
+        self._wake()
+
+    # The loop itself.
+
+    def run(self) -> None:
+        """Run until `stop` is called. Signals wake it if this is the main thread."""
+        self._stopping = False
+        watching = threading.current_thread() is threading.main_thread()
+        if watching:
+            previous = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        try:
+            while not self._stopping:
+                self._turn()
+        finally:
+            if watching:
+                signal.set_wakeup_fd(previous)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Cancel the tasks, end the workers and close the loop's descriptors.
+
+        To be called when `run` has returned. A task that waits for a worker's call is
+        given up after so many seconds.
+        """
+        for task in list(self._tasks):
+            task.cancel()
+        self._run_ready()
+        until = time.monotonic() + timeout
+        while self._workers.busy and time.monotonic() < until:
+            self._epoll.poll(0.01)
+            self._run_ready()
+        for task in list(self._tasks):
+            task._coro.close()
+        self._tasks.clear()
+        self._workers.close(timeout)
+        self._epoll.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def _turn(self) -> None:
+        self._run_ready()
+        if self._before_wait:
+            calls, self._before_wait = self._before_wait, []
+            for call in calls:
+                self._call(call, ())
+        events = self._poll()
+        self.now = time.monotonic()
+        self._forgotten.clear()
+        for fd, mask in events:
+            self._event(fd, mask)
+        if self._deadlines and self._deadlines[0][0] <= self.now:
+            self._expire()
+
+    def _run_ready(self) -> None:
+        """Run what is ready now; what becomes ready meanwhile has its turn after the events."""
+        ready = self._ready
+        for _ in range(len(ready)):
+            task, value, error = ready.popleft()
+            if task is not None:
+                self._step(task, value, error)
+            else:
+                self._call(value, error)
+
+    def _poll(self) -> list[tuple[int, int]]:
+        poll = self._epoll.poll
+        if self._ready:
+            return poll(0, _MAX_EVENTS)
+        until = time.monotonic() + self._look
+        while True:
+            events = poll(0, _MAX_EVENTS)
+            if events or self._ready:
+                return events
+            now = time.monotonic()
+            if now >= until:
+                return self._sleep(now)
+
+    def _sleep(self, now: float) -> list[tuple[int, int]]:
+        # Other threads append to _ready, then look at _sleeping; this is the reverse order.
+        self._sleeping = True
+        try:
+            timeout = _LONGEST_SLEEP
+            if self._deadlines:
+                timeout = min(max(self._deadlines[0][0] - now, 0), timeout)
+            if self._ready or self._stopping:
+                timeout = 0
+            return self._epoll.poll(timeout, _MAX_EVENTS)
+        finally:
+            self._sleeping = False
+
+    def _event(self, fd: int, mask: int) -> None:
+        if fd in self._forgotten:
+            return
+        if fd == self._wake_read:
+            with contextlib.suppress(BlockingIOError):
+                os.read(fd, 4096)
+            return
+        unwanted = 0
+        if mask & _FOR_READER:
+            task = self._readers.pop(fd, None)
+            if task is not None:
+                self._step(task, None, None)
+            else:
+                unwanted = READ
+        if mask & _FOR_WRITER and fd not in self._forgotten:
+            task = self._writers.pop(fd, None)
+            if task is not None:
+                self._step(task, None, None)
+            else:
+                unwanted |= WRITE
+        if unwanted:
+            self._unregister(fd, unwanted)
+
+    def _unregister(self, fd: int, unwanted: int) -> None:
+        """Stop events that nobody waits for; a task stepped meanwhile may wait by now."""
+        if fd in self._readers:
+            unwanted &= ~READ
+        if fd in self._writers:
+            unwanted &= ~WRITE
+        self._set_mask(fd, self._masks.get(fd, 0) & ~unwanted)
+
+    def _set_mask(self, fd: int, mask: int) -> None:
+        old = self._masks.get(fd, 0)
+        if mask == old:
+            return
+        if not mask:
+            del self._masks[fd]
+            with contextlib.suppress(OSError):  # it may be closed by now
+                self._epoll.unregister(fd)
+            return
+        if old:
+            self._epoll.modify(fd, mask)
+        else:
+            self._epoll.register(fd, mask)
+        self._masks[fd] = mask
+
+    @types.coroutine
+    def _wait_fd(
+        self, table: dict[int, Task], fd: int, kind: int, timeout: float
+    ) -> Generator[Any, Any, None]:
+        if fd in table:
+            raise RuntimeError(f"two tasks wait for the same event of descriptor {fd}")
+        task = self._running()
+        mask = self._masks.get(fd, 0)
+        if not mask & kind:
+            self._set_mask(fd, mask | kind)
+        table[fd] = task
+        task._wait = fd if kind == READ else ~fd
+        if timeout != math.inf:
+            self._set_deadline(task, timeout)
+        yield
+
+    def _running(self) -> Task:
+        task = self._current
+        if task is None:
+            raise RuntimeError("only a task of this loop can wait")
+        return task
+
+    def _step(self, task: Task, value: Any, error: BaseException | None) -> None:
+        self._current = task
+        task._wait = None
+        task._deadline = math.inf
+        if task._cancelled:
+            task._cancelled = False
+            error = TaskCancelled()
+        try:
+            if error is None:
+                task._coro.send(value)
+            else:
+                task._coro.throw(error)
+        except (StopIteration, TaskCancelled):
+            self._end(task)
+        except Exception:
+            log.exception("Task %r failed", task.name)
+            self._end(task)
+        except BaseException:
+            self._end(task)
+            raise
+        finally:
+            self._current = None
+        if task._cancelled and not task.done:
+            self._cancel(task)  # it cancelled itself: thrown where it waits now
+
+    def _call(self, call: Callable[..., object], args: Any) -> None:
+        try:
+            call(*args)
+        except Exception:
+            log.exception("Call %r failed", call)
+
+    def _end(self, task: Task) -> None:
+        task.done = True
+        self._tasks.discard(task)
+        if task._timer != math.inf:
+            self._stale += 1
+        calls, task._on_done = task._on_done, []
+        for call in calls:
+            self._call(call, (task,))
+
+    def _cancel(self, task: Task) -> None:
+        if task.done:
+            return
+        task._cancelled = True
+        wait = task._wait
+        if wait is None or (isinstance(wait, Token) and wait.shielded):
+            return  # _step throws it when the task goes on
+        self._drop_wait(task)
+        self._ready.append((task, None, None))
+
+    def _shield(self, token: Token) -> None:
+        """A worker has begun: neither a deadline nor a cancellation ends this wait."""
+        token.shielded = True
+        if token.task is not None and not token.done:
+            token.task._deadline = math.inf
+
+    def _drop_wait(self, task: Task) -> None:
+        wait = task._wait
+        if isinstance(wait, Token):
+            wait.done = True
+        elif wait is not None:
+            if wait >= 0:
+                del self._readers[wait]
+            else:
+                del self._writers[~wait]
+        task._wait = None
+        task._deadline = math.inf
+
+    # Deadlines.
+
+    def _set_deadline(self, task: Task, timeout: float) -> None:
+        deadline = task._deadline = self.now + timeout
+        if deadline < task._timer:
+            if task._timer != math.inf:
+                self._stale += 1
+            self._push(task, deadline)
+
+    def _push(self, task: Task, deadline: float) -> None:
+        heap = self._deadlines
+        if self._stale > 512 and self._stale * 2 > len(heap):
+            heap[:] = [entry for entry in heap if entry[2]._timer == entry[0] and not entry[2].done]
+            heapq.heapify(heap)
+            self._stale = 0
+        task._timer = deadline
+        self._pushed += 1
+        heapq.heappush(heap, (deadline, self._pushed, task))
+
+    def _expire(self) -> None:
+        heap, now = self._deadlines, self.now
+        while heap and heap[0][0] <= now:
+            when, _, task = heapq.heappop(heap)
+            if when != task._timer or task.done:
+                self._stale -= 1
+                continue
+            task._timer = math.inf
+            if task._deadline > now:
+                if task._deadline != math.inf:
+                    self._push(task, task._deadline)
+                continue
+            self._drop_wait(task)
+            self._ready.append((task, None, DeadlineExpired()))
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # full: it wakes anyhow
+            os.write(self._wake_write, b"\0")

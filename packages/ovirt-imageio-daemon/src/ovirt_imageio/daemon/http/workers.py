@@ -1,0 +1,192 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""The threads behind `Loop.worker`.
+
+The loop alone counts and decides: it hands out a job only if a thread is free or may be
+started, so the queue between the threads is never longer than the number of threads.
+Jobs beyond the limit wait in the loop, in order. A thread that was idle for a while asks
+the loop whether it may go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import Overloaded
+
+_IDLE_TIMEOUT = 10.0  # seconds until an idle thread, and the buffers it holds, go
+
+log = logging.getLogger(__name__)
+
+
+class Job:
+    """One call for a worker.
+
+    Args:
+        call: What to call.
+        args: With what.
+        on_done: Called in the loop's thread with the result and None, or None and the
+            exception.
+    """
+
+    __slots__ = ("args", "call", "on_done", "on_start", "started")
+
+    def __init__(
+        self,
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        on_done: Callable[[Any, BaseException | None], None],
+    ) -> None:
+        self.call = call
+        self.args = args
+        self.on_done = on_done
+        self.on_start: Callable[[], None] | None = None
+        self.started = False
+
+
+class Workers:
+    """Threads that start on demand, to a limit. Loop thread only.
+
+    Args:
+        call_soon: Calls a function in the loop's thread, from any thread.
+        limit: Most threads.
+        nice: By how much they are nicer than the process, see nice(2).
+        max_queue: Most jobs that wait for a thread.
+        idle_timeout: Seconds until an idle thread ends.
+    """
+
+    def __init__(
+        self,
+        call_soon: Callable[..., None],
+        *,
+        limit: int,
+        nice: int = 0,
+        max_queue: int = 1024,
+        idle_timeout: float = _IDLE_TIMEOUT,
+    ) -> None:
+        if limit < 1:
+            raise ValueError(f"limit of workers is {limit}, at least 1 is needed")
+        self.busy = 0
+        self._call_soon = call_soon
+        self._limit = limit
+        self._nice = nice
+        self._max_queue = max_queue
+        self._idle_timeout = idle_timeout
+        self._threads: set[threading.Thread] = set()
+        self._started = 0
+        self._leaving = 0  # threads told to end that have not ended yet
+        self._waiting: deque[Job] = deque()
+        # Jobs for the threads; None tells the one that takes it to end.
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+
+    @property
+    def threads(self) -> int:
+        """Threads that exist and have not been told to end."""
+        return len(self._threads) - self._leaving
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait for a thread."""
+        return len(self._waiting)
+
+    def submit(self, job: Job) -> None:
+        """Start the job, or let it wait for a thread.
+
+        Raises:
+            Overloaded: Too many jobs wait already, or no thread could be started.
+        """
+        if self.busy < self._limit:
+            self._start(job)
+        elif len(self._waiting) < self._max_queue:
+            self._waiting.append(job)
+        else:
+            raise Overloaded
+
+    def withdraw(self, job: Job) -> None:
+        """Drop a job that still waits; one that was started or is unknown stays as it is."""
+        with contextlib.suppress(ValueError):
+            self._waiting.remove(job)
+
+    def close(self, timeout: float) -> None:
+        """End the threads. One that is still in a call after so many seconds is left alone."""
+        self._waiting.clear()
+        for _ in range(self.threads):
+            self._jobs.put(None)
+        for thread in list(self._threads):
+            thread.join(timeout)
+
+    def _start(self, job: Job) -> None:
+        if self.busy >= self.threads:
+            self._start_thread()
+        self.busy += 1
+        job.started = True
+        if job.on_start is not None:
+            job.on_start()
+        self._jobs.put(job)
+
+    def _start_thread(self) -> None:
+        self._started += 1
+        thread = threading.Thread(
+            target=self._work, name=f"worker/{self._started}", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError as e:  # the system's limit of threads
+            log.warning("Cannot start worker %d: %s", self.threads + 1, e)
+            raise Overloaded from e
+        self._threads.add(thread)
+
+    def _done(self, job: Job, value: Any, error: BaseException | None) -> None:
+        self.busy -= 1
+        if self._waiting and self.busy < self.threads:
+            self._start(self._waiting.popleft())
+        job.on_done(value, error)
+
+    def _idle(self) -> None:
+        """A thread found nothing to do for a while: let one go, unless all are needed."""
+        if self.busy < self.threads:
+            self._leaving += 1
+            self._jobs.put(None)
+
+    def _ended(self, thread: threading.Thread) -> None:
+        self._threads.discard(thread)
+        self._leaving -= 1
+
+    # In the threads.
+
+    def _work(self) -> None:
+        self._be_nice()
+        while True:
+            try:
+                job = self._jobs.get(timeout=self._idle_timeout)
+            except queue.Empty:
+                self._call_soon(self._idle)
+                continue
+            if job is None:
+                break
+            self._run(job)
+            del job  # or an idle thread would keep the job's buffers
+        self._call_soon(self._ended, threading.current_thread())
+
+    def _run(self, job: Job) -> None:
+        value = error = None
+        try:
+            value = job.call(*job.args)
+        except BaseException as e:
+            error = e
+        self._call_soon(self._done, job, value, error)
+
+    def _be_nice(self) -> None:
+        if self._nice:
+            thread = threading.get_native_id()
+            with contextlib.suppress(OSError):  # denied by a sandbox: then as nice as the loop
+                nice = os.getpriority(os.PRIO_PROCESS, thread)
+                os.setpriority(os.PRIO_PROCESS, thread, nice + self._nice)
