@@ -1,0 +1,153 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Run the side-by-side measurement: python -m bench [ROW …]."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Optional, Sequence
+
+from bench import small, transfers  # noqa: F401  (they register their rows)
+from bench.report import (
+    NBDCOPY,
+    OURS,
+    PEER,
+    Samples,
+    picture,
+    summarize,
+    table,
+    verdicts,
+)
+from bench.rows import ROWS, Row, Sample
+from bench.servers import BenchError, Implementation
+from bench.setup import MIB, Setup, machine_facts, make_keys, make_peer, python_version
+
+TOP = Path(__file__).resolve().parents[2]
+PICTURES = {
+    "throughput.svg": ("Throughput against 2.5", "MiB/s"),
+    "daemon-cpu.svg": ("Daemon CPU per GiB against 2.5", "daemon CPU s/GiB"),
+    "requests.svg": ("Requests per second against 2.5", "requests/s"),
+    "latency.svg": ("99th percentile of latency against 2.5", "p99 µs"),
+}
+
+
+def arguments(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Parse the command line."""
+    p = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    p.add_argument("rows", nargs="*", metavar="ROW", help="names or patterns (default: all)")
+    p.add_argument("--list", action="store_true", help="print the rows and their goals")
+    p.add_argument("--rounds", type=int, default=3, help="how often each is run in turn")
+    p.add_argument("--size", type=int, default=1024, metavar="MIB", help="size of the dense image")
+    p.add_argument("--seconds", type=float, default=2.0, help="length of a small-request run")
+    p.add_argument("--python", default=sys.executable, help="interpreter of our environment")
+    p.add_argument("--peer", type=Path, help="environment of 2.5.1 (made where it is missing)")
+    p.add_argument("--out", type=Path, help="folder for the table and the pictures")
+    return p.parse_args(argv)
+
+
+def chosen(patterns: Sequence[str]) -> list[Row]:
+    """The rows that the patterns name, in the order of the table.
+
+    Raises:
+        BenchError: a pattern names no row.
+    """
+    for pattern in patterns:
+        if not fnmatch.filter(ROWS, pattern):
+            raise BenchError(f"no row is called {pattern!r}; --list prints them all")
+    wanted = patterns or ["*"]
+    return [r for name, r in ROWS.items() if any(fnmatch.fnmatch(name, p) for p in wanted)]
+
+
+def measure(row: Row, setup: Setup, rounds: int) -> Samples:
+    """Run one row with everybody in turn."""
+    samples: dict[str, list[Sample]] = {}
+    for turn in range(rounds):
+        for name, implementation in ((OURS, setup.ours), (PEER, setup.peer)):
+            samples.setdefault(name, []).append(row.measure(setup, implementation))
+        if row.baseline:
+            samples.setdefault(NBDCOPY, []).append(row.baseline(setup))
+        print(f"  {row.name}: round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
+    return samples
+
+
+def show(row: Row, samples: Samples) -> None:
+    """Print what a row came to, for who waits."""
+    lines = summarize(samples)
+    for line in lines:
+        ratio = line.ratio(PEER)
+        values = "  ".join(f"{k}: {v:.4g}" for k, v in line.values.items())
+        print(f"    {line.metric:20} {values}" + (f"  {ratio:.2f}×" if ratio else ""))
+    for text, ok in verdicts(row, lines):
+        print(f"    {'reached' if ok else 'MISSED '}: {text}", flush=True)
+
+
+def write_report(
+    folder: Path, setup: Setup, results: Sequence[tuple[Row, Samples]], rounds: int
+) -> None:
+    """Write the table and the pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {
+        **machine_facts(),
+        "Python of 3": python_version(setup.ours),
+        "Python of 2.5": python_version(setup.peer),
+        "image": f"{setup.size // MIB} MiB",
+        "rounds": str(rounds),
+    }
+    text = ", ".join(f"{name}: {value}" for name, value in facts.items())
+    (folder / "table.md").write_text(f"{text}.\n\n{table(results)}")
+    for name, (title, metric) in PICTURES.items():
+        (folder / name).write_text(picture(title, results, metric))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure and report."""
+    rows = chosen(options.rows)
+    work = TOP / ".bench"
+    work.mkdir(exist_ok=True)
+    peer = make_peer(options.peer or work / "peer")
+    results = []
+    with tempfile.TemporaryDirectory(prefix="imageio-", dir="/dev/shm") as memory:
+        disk = Path(tempfile.mkdtemp(prefix="disk-", dir=work))
+        try:
+            setup = Setup(
+                ours=Implementation("3", options.python),
+                peer=peer,
+                memory=Path(memory),
+                disk=disk,
+                keys=make_keys(Path(memory)),
+                size=options.size * MIB,
+                seconds=options.seconds,
+            )
+            for row in rows:
+                print(row.title, flush=True)
+                results.append((row, measure(row, setup, options.rounds)))
+                show(*results[-1])
+            if options.out:
+                write_report(options.out, setup, results, options.rounds)
+        finally:
+            shutil.rmtree(disk)
+
+
+def main() -> int:
+    """Entry point."""
+    options = arguments()
+    if options.list:
+        for r in ROWS.values():
+            bounds = ", ".join(str(b) for b in (*r.goals, *r.limits))
+            print(f"{r.name:24} {r.title}{': ' + bounds if bounds else ''}")
+        return 0
+    try:
+        run(options)
+    except BenchError as e:
+        print(f"bench: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

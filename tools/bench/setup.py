@@ -1,0 +1,204 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What rows work on: images on tmpfs and on disk, keys, and the two environments."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Optional
+
+import trustme
+
+from bench.servers import BenchError, Implementation, Keys
+
+PEER_REQUIREMENT = "ovirt-imageio==2.5.1"
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+def make_peer(folder: Path) -> Implementation:
+    """Install the last 2.x release into an environment of its own, once.
+
+    Raises:
+        BenchError: it cannot be installed; it needs a C compiler and PyPI.
+    """
+    python = folder / "bin" / "python"
+    if not (folder / "bin" / "ovirt-imageio").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        command = [str(python), "-m", "pip", "install", "-q", PEER_REQUIREMENT]
+        if subprocess.run(command).returncode:
+            raise BenchError(f"{PEER_REQUIREMENT} cannot be installed (a C compiler is needed)")
+    return Implementation("2.5", str(python))
+
+
+def make_keys(folder: Path) -> Keys:
+    """Make a certificate authority and a server key that live as long as the run."""
+    ca = trustme.CA()
+    cert = ca.issue_cert("localhost", "127.0.0.1")
+    paths = Keys(*(str(folder / name) for name in ("ca.pem", "cert.pem", "key.pem")))
+    ca.cert_pem.write_to_path(paths.ca_file)
+    with open(paths.cert_file, "wb") as f:
+        for blob in cert.cert_chain_pems:
+            f.write(blob.bytes())
+    cert.private_key_pem.write_to_path(paths.key_file)
+    return paths
+
+
+@dataclass
+class Setup:
+    """Everything a row may use. Files are made on first use and removed with the folder."""
+
+    ours: Implementation
+    peer: Implementation
+    memory: Path
+    disk: Path
+    keys: Keys
+    size: int
+    seconds: float
+    _made: dict[str, Path] = field(default_factory=dict)
+
+    def dense(self, name: str = "dense.raw", *, folder: Optional[Path] = None) -> Path:
+        """An image of random bytes."""
+        path = (folder or self.memory) / name
+        if name not in self._made:
+            with open("/dev/urandom", "rb") as source, open(path, "wb") as f:
+                block = source.read(64 * MIB)
+                for o in range(0, self.size, len(block)):
+                    # Blocks that differ, so that a misplaced one is seen.
+                    f.write(o.to_bytes(8, "big") + block[8 : min(len(block), self.size - o)])
+            self._made[name] = path
+        return path
+
+    def target(self, name: str = "target.raw", *, folder: Optional[Path] = None) -> Path:
+        """An allocated image to write to: first touch of memory would be measured else."""
+        path = (folder or self.memory) / name
+        if name not in self._made:
+            with open(path, "wb") as f:
+                os.posix_fallocate(f.fileno(), 0, self.size)
+            self._made[name] = path
+        return path
+
+    def qcow2(self, name: str = "dense.qcow2") -> Path:
+        """The dense image as qcow2."""
+        path = self.memory / name
+        if name not in self._made:
+            source = str(self.dense())
+            subprocess.run(
+                ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", source, str(path)], check=True
+            )
+            self._made[name] = path
+        return path
+
+    def sparse(self, size: int, data: int) -> Path:
+        """A raw image of which only `data` bytes, spread evenly, are allocated."""
+        name = f"sparse-{size}-{data}.raw"
+        path = self.memory / name
+        if name not in self._made:
+            with open(path, "wb") as f:
+                f.truncate(size)
+                for i in range(data // MIB):
+                    f.seek(i * (size * MIB // data) // MIB * MIB)
+                    f.write(os.urandom(MIB))
+            self._made[name] = path
+        return path
+
+    def many_extents(self, count: int) -> Path:
+        """A qcow2 image with that many extents: every other cluster is written."""
+        name = f"extents-{count}.qcow2"
+        path = self.memory / name
+        if name not in self._made:
+            write_chequered_qcow2(path, count)
+            self._made[name] = path
+        return path
+
+    def discard(self, path: Path) -> None:
+        """Remove an image before the run is over."""
+        self._made.pop(path.name, None)
+        path.unlink()
+
+
+def write_chequered_qcow2(path: Path, count: int) -> None:
+    """Make a qcow2 image in which every other cluster of 512 bytes reads from a data cluster.
+
+    Written by hand, for a guest would need hours: one host cluster serves all
+    mapped guest clusters, which a read-only export allows (qemu's
+    docs/interop/qcow2.txt, "L2 table entry").
+    """
+    bits, cluster = 9, 512
+    entries = cluster // 8
+    l2_tables = -(-count // entries)
+    l1_clusters = -(-l2_tables * 8 // cluster)
+    l1_at = 4 * cluster
+    l2_at = l1_at + l1_clusters * cluster
+    data_at = l2_at + l2_tables * cluster
+    header = bytearray(104)
+    header[0:4] = b"QFI\xfb"
+    values = (
+        (4, 4, 3),
+        (20, 4, bits),
+        (24, 8, count * cluster),
+        (36, 4, l2_tables),
+        (40, 8, l1_at),
+        (48, 8, cluster),
+        (56, 4, 1),
+        (96, 4, 4),
+        (100, 4, 104),
+    )
+    for at, width, value in values:
+        header[at : at + width] = value.to_bytes(width, "big")
+    copied = 1 << 63
+    with open(path, "wb") as f:
+        f.write(header)
+        f.seek(cluster)
+        f.write((2 * cluster).to_bytes(8, "big"))
+        f.seek(l1_at)
+        for i in range(l2_tables):
+            f.write((copied | l2_at + i * cluster).to_bytes(8, "big"))
+        f.seek(l2_at)
+        pair = (copied | data_at).to_bytes(8, "big") + bytes(8)
+        f.write(pair * (count // 2))
+        f.seek(data_at)
+        f.write(b"x" * cluster)
+
+
+def same_bytes(a: Path, b: Path) -> None:
+    """Compare two images.
+
+    Raises:
+        BenchError: they differ: a figure of such a run is worth nothing.
+    """
+    if subprocess.run(["cmp", "-s", str(a), str(b)]).returncode:
+        raise BenchError(f"{a.name} and {b.name} differ after the transfer")
+
+
+def compare_images(a: Path, fmt_a: str, b: Path, fmt_b: str) -> None:
+    """Compare the guest's view of two images with qemu-img."""
+    command = ["qemu-img", "compare", "-f", fmt_a, "-F", fmt_b, str(a), str(b)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise BenchError(f"{a.name} and {b.name} differ: {done.stdout.strip()}{done.stderr}")
+
+
+def machine_facts() -> dict[str, str]:
+    """What a reader must know of the machine to judge a figure."""
+    uname = os.uname()
+    qemu = subprocess.run([shutil.which("qemu-nbd") or "qemu-nbd", "--version"], capture_output=True)
+    return {
+        "processors": str(len(os.sched_getaffinity(0))),
+        "kernel": uname.release.split("-")[0],
+        "architecture": uname.machine,
+        "qemu-nbd": qemu.stdout.decode().split()[1] if qemu.stdout else "none",
+    }
+
+
+def python_version(implementation: Implementation) -> str:
+    """The version of an environment's interpreter."""
+    code = "import json, sys; print(json.dumps(list(sys.version_info[:3])))"
+    out = subprocess.run([implementation.python, "-c", code], capture_output=True, check=True)
+    return ".".join(str(n) for n in json.loads(out.stdout))

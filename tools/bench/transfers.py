@@ -1,0 +1,240 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Rows that move whole images: raw streams of the daemon, and the client libraries."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import subprocess
+from functools import partial
+from pathlib import Path
+from typing import Iterator, Optional
+
+from bench import load
+from bench.machine import run_apart, usage
+from bench.rows import ROWS, Goal, Row, Sample
+from bench.servers import BenchError, Daemon, Implementation, QemuNbd, Server, nbdcopy
+from bench.setup import GIB, MIB, Setup, compare_images, same_bytes
+
+_JOB = str(Path(__file__).with_name("client_job.py"))
+
+
+@contextlib.contextmanager
+def costs(sample: Sample, size: int, **servers: Server) -> Iterator[None]:
+    """Add the CPU seconds per GiB that servers spend meanwhile."""
+    before = {name: usage(s.pid).cpu for name, s in servers.items()}
+    yield
+    for name, s in servers.items():
+        sample[f"{name} CPU s/GiB"] = (usage(s.pid).cpu - before[name]) / (size / GIB)
+
+
+def run_job(implementation: Implementation, *args: str) -> dict[str, float]:
+    """Run client_job.py with the interpreter of an implementation."""
+    done = subprocess.run(
+        [implementation.python, _JOB, *args],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **dict(implementation.env)},
+    )
+    if done.returncode:
+        raise BenchError(f"client of {implementation.name}: {done.stderr.strip()[-800:]}")
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def _library(
+    setup: Setup,
+    implementation: Implementation,
+    *,
+    job: str,
+    local: bool,
+    fmt: str = "raw",
+    on_disk: bool = False,
+) -> Sample:
+    folder = setup.disk if on_disk else setup.memory
+    image, image_fmt, served, served_fmt = _ends(setup, job, fmt, folder)
+    sample: Sample = {}
+    cache = "none" if on_disk else "writeback"
+    with contextlib.ExitStack() as stack:
+        nbd = stack.enter_context(QemuNbd(setup.memory, served, fmt=served_fmt, cache=cache))
+        daemon = stack.enter_context(
+            Daemon(implementation, setup.memory, setup.keys, local=local)
+        )
+        url = daemon.url(daemon.ticket(nbd.url, setup.size))
+        with costs(sample, setup.size, daemon=daemon, qemu=nbd):
+            run = run_apart(
+                lambda: run_job(implementation, job, str(image), url, setup.keys.ca_file)
+            )
+    sample["client CPU s/GiB"] = run.cpu / (setup.size / GIB)
+    sample["MiB/s"] = setup.size / MIB / run.wall
+    compare_images(image, image_fmt, served, served_fmt)
+    return sample
+
+
+def _ends(setup: Setup, job: str, fmt: str, folder: Path) -> tuple[Path, str, Path, str]:
+    """The client's file and the served one, with their formats, for one direction."""
+    where = "disk-" if folder == setup.disk else ""
+    if job == "upload":
+        image = setup.qcow2() if fmt == "qcow2" else setup.dense()
+        return image, fmt, setup.target(where + "served.raw", folder=folder), "raw"
+    served = setup.qcow2() if fmt == "qcow2" else setup.dense(where + "dense.raw", folder=folder)
+    return setup.target("downloaded.raw"), "raw", served, fmt
+
+
+def _library_nbdcopy(setup: Setup, *, job: str, fmt: str = "raw", on_disk: bool = False) -> Sample:
+    """The same job without a daemon: qemu-nbd on both ends, as nbdcopy needs them."""
+    folder = setup.disk if on_disk else setup.memory
+    image, image_fmt, served, served_fmt = _ends(setup, job, fmt, folder)
+    cache = "none" if on_disk else "writeback"
+    with QemuNbd(setup.memory, image, fmt=image_fmt) as a:
+        with QemuNbd(setup.memory, served, fmt=served_fmt, cache=cache) as b:
+            wall = nbdcopy(a, b) if job == "upload" else nbdcopy(b, a)
+    return {"MiB/s": setup.size / MIB / wall}
+
+
+def _add_library_rows() -> None:
+    cases = (
+        ("", {}, True, {"download": (2.4, 0.45), "upload": (3.0, 0.35)}, 0.3, 1.0),
+        ("-qcow2", {"fmt": "qcow2"}, True, {"download": (2.2, None), "upload": (2.2, None)}, None, None),
+        ("-disk", {"on_disk": True}, True, {"download": (2.2, None), "upload": (2.2, None)}, None, None),
+        ("-tls", {}, False, {"download": (1.4, 0.75), "upload": (1.5, 0.6)}, None, None),
+    )
+    for suffix, options, local, goals, client_cpu, over_nbdcopy in cases:
+        for job, (speed, daemon_cpu) in goals.items():
+            bounds = [Goal("MiB/s", speed)]
+            if daemon_cpu is not None:
+                bounds.append(Goal("daemon CPU s/GiB", daemon_cpu))
+            if client_cpu is not None:
+                bounds.append(Goal("client CPU s/GiB", client_cpu))
+            if over_nbdcopy is not None:
+                bounds.append(Goal("MiB/s", over_nbdcopy, "nbdcopy"))
+            kind = {"": "raw file, local socket", "-qcow2": "qcow2, local socket"}.get(suffix)
+            kind = kind or {"-disk": "disk, cache=none", "-tls": "raw file, TLS"}[suffix]
+            name = f"library-{job}{suffix}"
+            ROWS[name] = Row(
+                name,
+                f"client.{job}, {kind}",
+                partial(_library, job=job, local=local, **options),  # type: ignore[arg-type]
+                tuple(bounds),
+                baseline=partial(_library_nbdcopy, job=job, **options) if local else None,  # type: ignore[arg-type]
+            )
+
+
+def _stream(
+    setup: Setup,
+    implementation: Implementation,
+    *,
+    job: str,
+    streams: int,
+    transport: str,
+    file: bool = False,
+) -> Sample:
+    """Bulk requests of the load generator, to see the daemon alone."""
+    sample: Sample = {}
+    image = setup.dense() if job == "get" else setup.target("stream.raw")
+    with contextlib.ExitStack() as stack:
+        servers: dict[str, Server] = {}
+        if not file:
+            servers["qemu"] = nbd = stack.enter_context(QemuNbd(setup.memory, image))
+        url = f"file://{image}" if file else nbd.url
+        servers["daemon"] = daemon = stack.enter_context(
+            Daemon(implementation, setup.memory, setup.keys)
+        )
+        ticket = daemon.ticket(url, setup.size)
+        with costs(sample, setup.size, **servers):
+            if job == "get":
+                run = run_apart(
+                    lambda: load.bulk_get(
+                        daemon, ticket, setup.size, streams=streams, transport=transport
+                    )
+                )
+            else:
+                run = run_apart(lambda: _put_image(setup, daemon, ticket, streams, transport))
+    sample["MiB/s"] = setup.size / MIB / run.wall
+    if job == "put":
+        same_bytes(setup.dense(), image)
+    return sample
+
+
+def _put_image(setup: Setup, daemon: Daemon, ticket: str, streams: int, transport: str) -> None:
+    with open(setup.dense(), "rb") as f:
+        with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
+            load.bulk_put(daemon, ticket, view, streams=streams, transport=transport)
+
+
+def _stream_nbdcopy(setup: Setup) -> Sample:
+    return _library_nbdcopy(setup, job="upload")
+
+
+def _add_stream_rows() -> None:
+    bounds = {
+        ("get", "unix"): (Goal("MiB/s", 1.4), Goal("daemon CPU s/GiB", 0.45)),
+        ("put", "unix"): (Goal("MiB/s", 1.8), Goal("daemon CPU s/GiB", 0.35)),
+        ("get", "tls"): (Goal("daemon CPU s/GiB", 0.9),),
+        ("put", "tls"): (Goal("MiB/s", 1.4), Goal("daemon CPU s/GiB", 0.7)),
+    }
+    for (job, transport), goals in bounds.items():
+        for streams in (1, 4):
+            name = f"{job}-{transport}-{streams}"
+            title = f"bulk {job.upper()}, nbd, {transport}, {streams} stream{'s' * (streams > 1)}"
+            ROWS[name] = Row(
+                name,
+                title,
+                partial(_stream, job=job, streams=streams, transport=transport),
+                goals,
+                baseline=_stream_nbdcopy if transport == "unix" else None,
+            )
+    for job in ("get", "put"):
+        name = f"{job}-file"
+        ROWS[name] = Row(
+            name,
+            f"bulk {job.upper()}, file, unix, 1 stream",
+            partial(_stream, job=job, streams=1, transport="unix", file=True),
+            (Goal("MiB/s", 1.0),),
+        )
+
+
+def proxied(
+    setup: Setup, implementation: Implementation, *, job: str, folder: Optional[Path] = None
+) -> Sample:
+    """A daemon in proxy role: local socket in front, TLS behind."""
+    sample: Sample = {}
+    image = setup.dense() if job == "get" else setup.target("stream.raw")
+    with contextlib.ExitStack() as stack:
+        nbd = stack.enter_context(QemuNbd(setup.memory, image))
+        origin = stack.enter_context(
+            Daemon(implementation, setup.memory, setup.keys, local=False)
+        )
+        url = origin.url(origin.ticket(nbd.url, setup.size))
+        proxy = stack.enter_context(Daemon(implementation, setup.memory, setup.keys))
+        ticket = proxy.ticket(url, setup.size)
+        with costs(sample, setup.size, origin=origin, daemon=proxy):
+            if job == "get":
+                run = run_apart(
+                    lambda: load.bulk_get(proxy, ticket, setup.size, streams=1, transport="unix")
+                )
+            else:
+                run = run_apart(lambda: _put_image(setup, proxy, ticket, 1, "unix"))
+    sample["MiB/s"] = setup.size / MIB / run.wall
+    if job == "put":
+        same_bytes(setup.dense(), image)
+    return sample
+
+
+def _add_proxy_rows() -> None:
+    for job in ("get", "put"):
+        name = f"proxy-{job}"
+        ROWS[name] = Row(
+            name,
+            f"bulk {job.upper()} through a proxy, TLS behind",
+            partial(proxied, job=job),
+            (Goal("MiB/s", 1.5),),
+        )
+
+
+_add_library_rows()
+_add_stream_rows()
+_add_proxy_rows()
