@@ -1,0 +1,59 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""Set up the log as the configuration says, and write ids so that they give nothing away."""
+
+from __future__ import annotations
+
+import configparser
+import logging
+import logging.config
+import sys
+
+from .config import Config, ConfigError
+
+log = logging.getLogger(__name__)
+
+
+def configure(cfg: Config) -> None:
+    """Apply the logging sections of the configuration (logging.config.fileConfig).
+
+    Call as the user that the daemon runs as: a log file made by root could not be
+    rotated later.
+
+    Raises:
+        ConfigError: a section is wrong or a log file cannot be written.
+    """
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read_dict(cfg.logging)
+    try:
+        logging.config.fileConfig(parser, disable_existing_loggers=False)
+    except OSError as e:
+        text = f"{_sections(cfg)}: cannot write the log {e.filename}: {e.strerror}"
+        raise ConfigError(text) from e
+    except Exception as e:
+        # fileConfig evaluates `args` and imports classes: anything may come out of it.
+        raise ConfigError(f"{_sections(cfg)}: {type(e).__name__}: {_one_line(e)}") from e
+    logging.captureWarnings(True)
+
+
+def _sections(cfg: Config) -> str:
+    """Name where logging is configured; which key it was, fileConfig does not tell."""
+    return ", ".join(cfg.files) + ": [loggers] [handlers] [formatters]" if cfg.files else "logging"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def reaches_stderr() -> bool:
+    """Tell whether the root logger writes to standard error."""
+    return any(
+        isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr
+        for handler in logging.getLogger().handlers
+    )
+
+
+def short_id(ticket_id: str) -> str:
+    """Abbreviate a ticket id: whoever knows the whole id may use the ticket."""
+    return ticket_id[:8] + "…" if len(ticket_id) > 8 else ticket_id

@@ -1,0 +1,83 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""Become the unprivileged user that serves strangers."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import resource
+import stat
+
+from .config import Config, ConfigError
+
+
+def needs_drop(cfg: Config) -> bool:
+    """Tell whether this process is root and shall not remain so."""
+    return os.geteuid() == 0 and cfg.daemon.drop_privileges
+
+
+def drop(cfg: Config) -> None:
+    """Give the run folder to the configured user and become it, for good.
+
+    The user's supplementary groups are kept: oVirt adds it to qemu and kvm, whose
+    disks it opens. Call while the process has one thread.
+
+    Raises:
+        ConfigError: there is no such user or group, or the folder cannot be made.
+    """
+    user = _user(cfg)
+    gid = _gid(cfg)
+    _prepare_run_dir(cfg, user.pw_uid, gid)
+    os.initgroups(user.pw_name, gid)
+    os.setresgid(gid, gid, gid)
+    os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
+
+
+def _user(cfg: Config) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam(cfg.daemon.user_name)
+    except KeyError as e:
+        expected = "an existing user, or drop_privileges = false"
+        raise cfg.error("daemon", "user_name", expected) from e
+
+
+def _gid(cfg: Config) -> int:
+    try:
+        return grp.getgrnam(cfg.daemon.group_name).gr_gid
+    except KeyError as e:
+        expected = "an existing group, or drop_privileges = false"
+        raise cfg.error("daemon", "group_name", expected) from e
+
+
+def _prepare_run_dir(cfg: Config, uid: int, gid: int) -> None:
+    path = cfg.daemon.run_dir
+    try:
+        os.makedirs(path, mode=0o755, exist_ok=True)
+        # By descriptor, so that what was checked is what changes hands.
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            # A folder that everybody may write to, like /tmp, is nobody's to give away.
+            if not os.fstat(fd).st_mode & stat.S_IWOTH:
+                os.fchown(fd, uid, gid)
+        finally:
+            os.close(fd)
+    except OSError as e:
+        raise _unusable(cfg, e) from e
+
+
+def _unusable(cfg: Config, error: OSError) -> ConfigError:
+    return cfg.error("daemon", "run_dir", f"a folder for user_name, but: {error.strerror}")
+
+
+def raise_file_limit() -> int:
+    """Raise the soft limit of open files to the hard one; returns it.
+
+    A connection costs one descriptor, a transfer a few more (getrlimit(2)).
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard

@@ -1,0 +1,103 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""What was done, in numbers: of one transfer, and of the daemon since it started.
+
+Belongs to the loop's thread: counting needs no lock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ovirt_imageio.common.units import format_size
+
+
+@dataclass
+class OperationStats:
+    """Operations of one kind. `size` in bytes, `seconds` summed over operations."""
+
+    count: int = 0
+    errors: int = 0
+    size: int = 0
+    seconds: float = 0.0
+
+    def add(self, size: int, seconds: float, *, failed: bool) -> None:
+        """Count one finished operation."""
+        self.count += 1
+        self.errors += failed
+        self.size += size
+        self.seconds += seconds
+
+    def summary(self) -> str:
+        """Write it for the log: `3 ops, 1.0 GiB, 0.52 s, 1.9 GiB/s`."""
+        parts = [f"{self.count} op{'s'[: self.count != 1]}"]
+        if self.size:
+            parts.append(format_size(self.size))
+        parts.append(f"{self.seconds:.2f} s")
+        if self.size and self.seconds:
+            parts.append(f"{format_size(int(self.size / self.seconds))}/s")
+        if self.errors:
+            parts.append(f"{self.errors} failed")
+        return ", ".join(parts)
+
+
+class Stats:
+    """Statistics by kind of operation ("read", "write", "zero", ...).
+
+    Args:
+        parent: counts everything as well, so that totals need no summing up.
+    """
+
+    def __init__(self, parent: Stats | None = None) -> None:
+        self.operations: dict[str, OperationStats] = {}
+        self._parent = parent
+
+    def record(self, kind: str, size: int, *, seconds: float, failed: bool = False) -> None:
+        """Count one finished operation that moved `size` bytes in so many seconds."""
+        self.operations.setdefault(kind, OperationStats()).add(size, seconds, failed=failed)
+        if self._parent is not None:
+            self._parent.record(kind, size, seconds=seconds, failed=failed)
+
+    def summary(self) -> str:
+        """Write it for the log: `[read 3 ops, 1.0 GiB, …] [flush 1 op, 0.01 s]`."""
+        parts = [f"[{kind} {stats.summary()}]" for kind, stats in self.operations.items()]
+        return " ".join(parts) or "[no operations]"
+
+
+@dataclass
+class Totals:
+    """What the daemon has done since it started.
+
+    Attributes:
+        operations: of all transfers.
+        requests: responses by service and status.
+        clock: monotonic seconds.
+    """
+
+    operations: Stats = field(default_factory=Stats)
+    requests: Counter[tuple[str, int]] = field(default_factory=Counter)
+    clock: Callable[[], float] = time.monotonic
+    started: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.started = self.clock()
+
+    def response(self, service: str, status: int) -> None:
+        """Count a response."""
+        self.requests[service, status] += 1
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since the daemon started."""
+        return self.clock() - self.started
+
+    def summary(self) -> str:
+        """Write it for the log, when the daemon stops."""
+        total = sum(self.requests.values())
+        failed = sum(n for (_, status), n in self.requests.items() if status >= 400)
+        text = f"{total} requests, {failed} refused or failed in {self.uptime:.0f} s"
+        return f"{text} {self.operations.summary()}"

@@ -1,0 +1,189 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""TLS contexts of the remote service, renewed while the daemon runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+import warnings
+
+from .config import Config, ConfigError
+
+log = logging.getLogger(__name__)
+
+# OpenSSL 3 allows TLS 1.1 only at security level 0, since it needs SHA-1
+# (SSL_CTX_set_security_level(3)).
+_TLS1_1_CIPHERS = "DEFAULT:@SECLEVEL=0"
+
+
+def server_context(cfg: Config) -> ssl.SSLContext:
+    """Build the context for new connections from the files of section tls.
+
+    TLS 1.2 and later; 1.1 where `enable_tls1_1` says so, 1.0 never. Ciphers are
+    those of the system's policy. Clients are not asked for certificates.
+
+    Raises:
+        ConfigError: a file is missing, cannot be read or does not fit; or the
+            TLS library forbids TLS 1.1.
+    """
+    for key in ("key_file", "cert_file"):
+        _check_file(cfg, key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.set_alpn_protocols(["http/1.1"])
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    _load_chain(context, cfg)
+    if cfg.tls.ca_file:
+        _load_ca(context, cfg)
+    if cfg.tls.enable_tls1_1:
+        _enable_tls1_1(context, cfg)
+    return context
+
+
+def _check_file(cfg: Config, key: str) -> None:
+    """Open a file once for its own error: the ssl module's does not name it."""
+    path = getattr(cfg.tls, key)
+    if not path:
+        raise cfg.error("tls", key, "a PEM file, or enable = false in [tls]")
+    try:
+        with open(path, "rb") as f:
+            f.read(1)
+    except OSError as e:
+        raise cfg.error("tls", key, f"a PEM file that can be read, but: {e.strerror}") from e
+
+
+def _load_chain(context: ssl.SSLContext, cfg: Config) -> None:
+    def no_password() -> str:
+        raise cfg.error("tls", "key_file", "a private key without a password")
+
+    try:
+        context.load_cert_chain(cfg.tls.cert_file, cfg.tls.key_file, password=no_password)
+    except (ssl.SSLError, OSError) as e:
+        _explain_chain(cfg)
+        reason = f"a key that belongs to cert_file {cfg.tls.cert_file}, but: {_reason(e)}"
+        raise cfg.error("tls", "key_file", reason) from e
+
+
+def _explain_chain(cfg: Config) -> None:
+    """Raise for the certificate, if that is the file at fault."""
+    try:
+        # Reads PEM certificates just as load_cert_chain does, without the key.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cfg.tls.cert_file)
+    except (ssl.SSLError, OSError) as e:
+        raise cfg.error("tls", "cert_file", f"PEM certificates, but: {_reason(e)}") from e
+
+
+def _load_ca(context: ssl.SSLContext, cfg: Config) -> None:
+    _check_file(cfg, "ca_file")
+    try:
+        # OpenSSL completes the chain that it sends from these (SSL_CTX_set_mode(3)).
+        context.load_verify_locations(cfg.tls.ca_file)
+    except (ssl.SSLError, OSError) as e:
+        raise cfg.error("tls", "ca_file", f"PEM certificates, but: {_reason(e)}") from e
+
+
+def _reason(error: OSError) -> str:
+    """Put OpenSSL's reason into words: `KEY_VALUES_MISMATCH` → `key values mismatch`."""
+    reason = getattr(error, "reason", None)
+    return str(reason).replace("_", " ").lower() if reason else (error.strerror or str(error))
+
+
+def _enable_tls1_1(context: ssl.SSLContext, cfg: Config) -> None:
+    """Allow TLS 1.1 and prove by a handshake that the library goes along."""
+    try:
+        _allow_tls1_1(context)
+        client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        client.check_hostname = False
+        client.verify_mode = ssl.CERT_NONE
+        _allow_tls1_1(client, only=True)
+        _handshake(context, client)
+    except (ssl.SSLError, ValueError) as e:
+        expected = f"false, for this system's TLS library refuses TLS 1.1: {_tls_error(e)}"
+        raise cfg.error("tls", "enable_tls1_1", expected) from e
+
+
+def _tls_error(error: Exception) -> str:
+    return _reason(error) if isinstance(error, ssl.SSLError) else str(error)
+
+
+def _allow_tls1_1(context: ssl.SSLContext, *, only: bool = False) -> None:
+    context.set_ciphers(_TLS1_1_CIPHERS)
+    with warnings.catch_warnings():
+        # Python calls TLS 1.1 deprecated; the operator has asked for it by name.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version = ssl.TLSVersion.TLSv1_1
+        if only:
+            context.maximum_version = ssl.TLSVersion.TLSv1_1
+
+
+def _handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
+    """Shake hands in memory; raises ssl.SSLError if either side refuses."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [
+        server.wrap_bio(to_server, to_client, server_side=True),
+        client.wrap_bio(to_client, to_server),
+    ]
+    for _ in range(4):  # flights of a full TLS 1.1 handshake
+        for end in ends:
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+
+
+class TlsContexts:
+    """The context for new connections, read again when its files change.
+
+    A connection keeps the context that it began with. Belongs to one thread.
+    """
+
+    def __init__(self, cfg: Config) -> None:
+        """Load the files. Raises `ConfigError` as `server_context` does."""
+        self._cfg = cfg
+        self._seen = self._signature()
+        self.current = server_context(cfg)
+
+    def refresh(self, *, force: bool = False) -> bool:
+        """Load changed files; keep the old context if they are broken, and log why.
+
+        Args:
+            force: load them even if nothing seems changed, as on SIGHUP.
+
+        Returns:
+            Whether a new context is in use.
+        """
+        signature = self._signature()
+        if signature == self._seen and not force:
+            return False
+        # Remembered before the attempt: a broken file is reported once, not each second.
+        self._seen = signature
+        try:
+            self.current = server_context(self._cfg)
+        except ConfigError as e:
+            log.error("New TLS files refused, the old ones stay in use: %s", e)
+            return False
+        log.info("TLS files loaded again: %s", ", ".join(self._files()))
+        return True
+
+    def unreadable(self) -> list[str]:
+        """List the files that the process, as it is now, could not load again."""
+        return [name for name in self._files() if not os.access(name, os.R_OK)]
+
+    def _files(self) -> list[str]:
+        tls = self._cfg.tls
+        return [name for name in (tls.key_file, tls.cert_file, tls.ca_file) if name]
+
+    def _signature(self) -> list[tuple[int, int, int] | None]:
+        """What tells a changed file from the one loaded, by three stat(2) calls."""
+        return [_stat(name) for name in self._files()]
+
+
+def _stat(name: str) -> tuple[int, int, int] | None:
+    try:
+        st = os.stat(name)
+    except OSError:
+        return None
+    return st.st_ino, st.st_size, st.st_mtime_ns

@@ -1,0 +1,204 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import ssl
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from imageio_testing.pki import Pki, make_pki
+from ovirt_imageio.daemon import tls
+from ovirt_imageio.daemon.config import Config, ConfigError
+from ovirt_imageio.daemon.options import Tls
+
+
+@pytest.fixture(scope="module")
+def shared_pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return make_pki(tmp_path_factory.mktemp("pki"))
+
+
+@pytest.fixture
+def pki(shared_pki: Pki, tmp_path: Path) -> Pki:
+    """Files that a test may change."""
+    shutil.copytree(os.path.dirname(shared_pki.ca_file), tmp_path / "pki")
+    return Pki(*(str(tmp_path / "pki" / name) for name in ("ca.pem", "cert.pem", "key.pem")))
+
+
+def config(pki: Pki, **changes: object) -> Config:
+    values: dict[str, object] = {"key_file": pki.key_file, "cert_file": pki.cert_file, **changes}
+    return Config(tls=Tls(**values))  # type: ignore[arg-type]
+
+
+def client(pki: Pki | None = None) -> ssl.SSLContext:
+    """A client that would speak any version, at security level 0."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")
+    context.check_hostname = False
+    if pki:
+        context.load_verify_locations(pki.ca_file)
+    else:
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def shake_hands(server: ssl.SSLContext, peer: ssl.SSLContext) -> tuple[str, bytes]:
+    """Return the version agreed upon and the server's certificate, DER."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [
+        server.wrap_bio(to_server, to_client, server_side=True),
+        peer.wrap_bio(to_client, to_server),
+    ]
+    for _ in range(4):
+        for end in ends:
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+    return ends[1].version() or "", ends[1].getpeercert(binary_form=True) or b""
+
+
+@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+def test_current_versions_are_spoken(pki: Pki, version: str) -> None:
+    peer = client(pki)
+    peer.minimum_version = peer.maximum_version = ssl.TLSVersion[version]
+    agreed, _ = shake_hands(tls.server_context(config(pki)), peer)
+    assert agreed == version.replace("_", ".")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("version", ["TLSv1", "TLSv1_1"])
+def test_old_versions_are_refused_by_the_server(pki: Pki, version: str) -> None:
+    peer = client()
+    peer.minimum_version = peer.maximum_version = ssl.TLSVersion[version]
+    with pytest.raises(ssl.SSLError, match=r"(?i)unsupported.protocol|version"):
+        shake_hands(tls.server_context(config(pki)), peer)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tls1_1_is_spoken_where_enabled_but_1_0_never(pki: Pki) -> None:
+    context = tls.server_context(config(pki, enable_tls1_1=True))
+    peer = client()
+    peer.minimum_version = peer.maximum_version = ssl.TLSVersion.TLSv1_1
+    assert shake_hands(context, peer)[0] == "TLSv1.1"
+    peer = client()
+    peer.minimum_version = peer.maximum_version = ssl.TLSVersion.TLSv1
+    with pytest.raises(ssl.SSLError):
+        shake_hands(context, peer)
+
+
+def test_start_fails_naming_the_key_where_the_library_forbids_tls1_1(
+    pki: Pki, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # At the default security level OpenSSL 3 refuses the digests of TLS 1.1.
+    monkeypatch.setattr(tls, "_TLS1_1_CIPHERS", "DEFAULT:@SECLEVEL=2")
+    with pytest.raises(ConfigError, match=r"\[tls\] enable_tls1_1 = true: .*refuses TLS 1\.1"):
+        tls.server_context(config(pki, enable_tls1_1=True))
+
+
+def test_plain_bytes_end_the_handshake(pki: Pki) -> None:
+    incoming = ssl.MemoryBIO()
+    incoming.write(b"GET / HTTP/1.1\r\n\r\n")
+    end = tls.server_context(config(pki)).wrap_bio(incoming, ssl.MemoryBIO(), server_side=True)
+    with pytest.raises(ssl.SSLError, match="HTTP_REQUEST"):
+        end.do_handshake()
+
+
+# Errors that name the file and the reason.
+
+
+@pytest.mark.parametrize("key", ["key_file", "cert_file", "ca_file"])
+def test_missing_file_is_named(pki: Pki, key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"\[tls\] {key} = /no/such\.pem: .*No such file"):
+        tls.server_context(config(pki, **{key: "/no/such.pem"}))
+
+
+@pytest.mark.parametrize("key", ["key_file", "cert_file"])
+def test_key_and_certificate_are_required(pki: Pki, key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"\[tls\] {key} = \(empty\): .*enable = false"):
+        tls.server_context(config(pki, **{key: ""}))
+
+
+def test_key_of_another_certificate_is_refused(pki: Pki, tmp_path: Path) -> None:
+    other = make_pki(tmp_path)
+    with pytest.raises(ConfigError, match=r"\[tls\] key_file = .*key values mismatch"):
+        tls.server_context(config(pki, key_file=other.key_file))
+
+
+@pytest.mark.parametrize("key", ["key_file", "cert_file", "ca_file"])
+def test_file_that_is_not_pem_is_named(pki: Pki, tmp_path: Path, key: str) -> None:
+    bad = tmp_path / "bad.pem"
+    bad.write_text("nonsense\n")
+    with pytest.raises(ConfigError, match=rf"\[tls\] {key} = {bad}"):
+        tls.server_context(config(pki, **{key: str(bad)}))
+
+
+def test_encrypted_key_is_refused_without_a_prompt(pki: Pki, tmp_path: Path) -> None:
+    locked = tmp_path / "locked.pem"
+    command = ["openssl", "pkey", "-in", pki.key_file, "-aes256", "-passout", "pass:x"]
+    subprocess.run([*command, "-out", str(locked)], check=True)
+    with pytest.raises(ConfigError, match="a private key without a password"):
+        tls.server_context(config(pki, key_file=str(locked)))
+
+
+# Renewal.
+
+
+def replace(pki: Pki, tmp_path: Path) -> None:
+    """Renew the server's files in place, as a certificate manager does."""
+    (tmp_path / "new").mkdir()
+    new = make_pki(tmp_path / "new")
+    os.replace(new.key_file, pki.key_file)
+    os.replace(new.cert_file, pki.cert_file)
+
+
+def test_new_files_serve_new_connections(pki: Pki, tmp_path: Path) -> None:
+    contexts = tls.TlsContexts(config(pki))
+    before = contexts.current
+    _, old = shake_hands(before, client())
+    assert not contexts.refresh()
+    replace(pki, tmp_path)
+    assert contexts.refresh()
+    assert shake_hands(contexts.current, client())[1] != old
+    assert shake_hands(before, client())[1] == old
+
+
+def test_broken_new_file_is_refused_logged_once_and_the_old_one_kept(
+    pki: Pki, caplog: pytest.LogCaptureFixture
+) -> None:
+    contexts = tls.TlsContexts(config(pki))
+    before = contexts.current
+    Path(pki.key_file).write_text("nonsense, longer than a moment's notice\n")
+    with caplog.at_level(logging.ERROR):
+        assert not contexts.refresh()
+        assert not contexts.refresh()
+    assert contexts.current is before
+    assert len(caplog.records) == 1
+    assert pki.key_file in caplog.text
+
+
+def test_files_mended_after_a_refusal_are_taken(pki: Pki, tmp_path: Path) -> None:
+    contexts = tls.TlsContexts(config(pki))
+    Path(pki.key_file).unlink()
+    assert not contexts.refresh()
+    replace(pki, tmp_path)
+    assert contexts.refresh()
+
+
+def test_force_loads_unchanged_files(pki: Pki) -> None:
+    contexts = tls.TlsContexts(config(pki))
+    before = contexts.current
+    assert contexts.refresh(force=True)
+    assert contexts.current is not before
+
+
+def test_files_that_could_not_be_loaded_again_are_listed(pki: Pki) -> None:
+    contexts = tls.TlsContexts(config(pki))
+    assert contexts.unreadable() == []
+    Path(pki.key_file).unlink()
+    assert contexts.unreadable() == [pki.key_file]
