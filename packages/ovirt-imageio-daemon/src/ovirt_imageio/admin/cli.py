@@ -1,0 +1,112 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""The command ovirt-imageioctl."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .client import DEFAULT_CONF_DIR, Client, ServerError, load_config
+from .client import Error as AdminError
+
+PROG = "ovirt-imageioctl"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, or 1 after one line on stderr."""
+    args = _parser().parse_args(argv)
+    try:
+        with Client(load_config(args.conf_dir)) as client:
+            args.command(client, args)
+    except ServerError as e:
+        return _fail(f"Server error: {e}")
+    except (AdminError, ValueError, OSError) as e:
+        return _fail(str(e))
+    return 0
+
+
+def _fail(text: str) -> int:
+    print(f"{PROG}: {text}", file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROG, description="Control the ovirt-imageio service.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, run: Callable[[Client, Any], None], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument(
+            "-c",
+            "--conf-dir",
+            default=DEFAULT_CONF_DIR,
+            help=f"configuration folder (default {DEFAULT_CONF_DIR})",
+        )
+        command.set_defaults(command=run)
+        return command
+
+    command = add("add-ticket", _add_ticket, "Add a ticket.")
+    command.add_argument("filename", help="JSON file with the ticket")
+    for name, run, text in [
+        ("show-ticket", _show_ticket, "Show the state of a ticket."),
+        ("mod-ticket", _mod_ticket, "Change a ticket."),
+        ("del-ticket", _del_ticket, "Cancel and remove a ticket."),
+    ]:
+        command = add(name, run, text)
+        command.add_argument("ticket_id", help="the ticket's uuid")
+        if name == "mod-ticket":
+            command.add_argument(
+                "--timeout", type=int, required=True, help="seconds it is valid from now on"
+            )
+    add("start-profile", _start_profile, "Start profiling the daemon.")
+    add("stop-profile", _stop_profile, "Stop profiling and write the result.")
+    return parser
+
+
+def _add_ticket(client: Client, args: argparse.Namespace) -> None:
+    client.add_ticket(read_ticket(args.filename))
+
+
+def read_ticket(filename: str) -> dict[str, Any]:
+    """Read a ticket from a JSON file.
+
+    Raises:
+        ValueError: the file is not a JSON object; OSError: it cannot be read.
+    """
+    with open(filename, encoding="utf-8") as f:
+        try:
+            ticket = json.load(f)
+        except (ValueError, RecursionError) as e:
+            raise ValueError(f"{filename}: not JSON: {e}") from e
+    if not isinstance(ticket, dict):
+        raise ValueError(f"{filename}: expected a JSON object, not {type(ticket).__name__}")
+    return ticket
+
+
+def _show_ticket(client: Client, args: argparse.Namespace) -> None:
+    print(json.dumps(client.get_ticket(args.ticket_id), indent=2))
+
+
+def _mod_ticket(client: Client, args: argparse.Namespace) -> None:
+    client.mod_ticket(args.ticket_id, {"timeout": args.timeout})
+
+
+def _del_ticket(client: Client, args: argparse.Namespace) -> None:
+    client.del_ticket(args.ticket_id)
+
+
+def _start_profile(client: Client, args: argparse.Namespace) -> None:
+    client.start_profile()
+
+
+def _stop_profile(client: Client, args: argparse.Namespace) -> None:
+    client.stop_profile()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
