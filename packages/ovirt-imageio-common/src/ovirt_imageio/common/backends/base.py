@@ -1,0 +1,383 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The contract between storage and whoever moves its bytes.
+
+A backend is one open connection to one image. It has no position: every call names
+its offset, so calls of several requests never depend on each other. One thread uses
+an instance at a time; more instances of the same image work side by side.
+
+Streams are the long way between a backend and the other end of a network connection,
+a `Peer`. The base moves them through a buffer; a backend overrides `send_to` and
+`receive_from` where it knows a shorter way.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Iterator, Protocol, Sequence, TypeVar
+
+from ovirt_imageio.common import defaults
+from ovirt_imageio.common.buffers import Buffer, aligned
+from ovirt_imageio.common.errors import PeerGone, UnsupportedOperation
+from ovirt_imageio.common.extents import Extent, ZeroExtent
+
+
+class Peer(Protocol):
+    """The other end of a stream. One thread uses it at a time.
+
+    Attributes:
+        splice_fd: Descriptor of a plain socket for splice(2); None where payload must
+            pass through memory, as with TLS.
+    """
+
+    @property
+    def splice_fd(self) -> int | None: ...
+
+    def begin(self) -> None:
+        """Called when the first payload is at hand, before its first byte. Idempotent.
+
+        A server sends the head of its response here, so that an error of storage can
+        still be told before.
+        """
+
+    def send_all(self, data: Buffer) -> None:
+        """Send all of data.
+
+        Raises:
+            PeerGone: The peer went away.
+        """
+
+    def take(self, limit: int) -> bytes:
+        """Return payload that was read from the socket before, at most limit bytes."""
+
+    def recv_into(self, view: memoryview) -> int:
+        """Receive into view: at least one byte, 0 at the end of a body of unknown length.
+
+        Raises:
+            PeerGone: The stream ended before the body did.
+        """
+
+
+class Operation(Protocol):
+    """One unit of I/O that somebody watches and may cancel from another thread."""
+
+    def advance(self, n: int) -> None:
+        """Count n more bytes, in order from the start of the operation.
+
+        Writes count when storage has acknowledged them, reads when they were sent.
+        """
+
+    def check(self) -> None:
+        """Called between pieces.
+
+        Raises:
+            OperationCancelled: The operation is to end.
+        """
+
+
+class NullOperation:
+    """An operation that nobody watches."""
+
+    def advance(self, n: int) -> None:
+        """Count nothing."""
+
+    def check(self) -> None:
+        """Never cancelled."""
+
+
+class Reader(Protocol):
+    """Something to read a stream from, such as a binary file."""
+
+    def readinto(self, view: memoryview) -> int | None:
+        """Fill the beginning of view; 0 at the end."""
+
+
+class Writer(Protocol):
+    """Something to write a stream to, such as a binary file."""
+
+    def write(self, view: memoryview) -> int | None:
+        """Write from the beginning of view; None means all of it."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a backend can do; asked once, when it was opened.
+
+    Attributes:
+        max_readers: Instances that may read side by side.
+        max_writers: Instances that may write side by side.
+        block_size: Bytes of the storage's own block; any offset and length work, those
+            that are multiples of it work best.
+        can_zero: Zeroing costs less than writing zeroes.
+        can_extents: `extents("zero")` tells allocation; else it is one data extent.
+        can_dirty: `extents("dirty")` works.
+        can_flush: There is something to flush.
+        multi_conn: A flush of one instance covers what all instances wrote.
+        read_only: Writing is refused.
+    """
+
+    max_readers: int = 1
+    max_writers: int = 1
+    block_size: int = 1
+    can_zero: bool = True
+    can_extents: bool = False
+    can_dirty: bool = False
+    can_flush: bool = True
+    multi_conn: bool = False
+    read_only: bool = False
+
+
+B = TypeVar("B", bound="Backend")
+
+
+class Backend(ABC):
+    """An open image. One instance, one thread.
+
+    Attributes:
+        size: Bytes of the image.
+        capabilities: What it can do.
+        unflushed: Something was written and acknowledged since the last flush.
+        broken: Why the instance must not be used again, None while it may.
+    """
+
+    size: int
+    capabilities: Capabilities
+    unflushed: bool = False
+    broken: BaseException | None = None
+
+    @abstractmethod
+    def read_into(self, offset: int, buf: Buffer) -> None:
+        """Fill buf with the bytes from offset on.
+
+        Raises:
+            ValueError: The range is not inside the image.
+            OSError: Storage failed.
+            ImageioError: The server of the storage failed.
+        """
+
+    @abstractmethod
+    def write(self, offset: int, buf: Buffer) -> None:
+        """Write all of buf at offset; it is acknowledged, not yet flushed.
+
+        Raises:
+            As read_into, and UnsupportedOperation if the image is read-only.
+        """
+
+    @abstractmethod
+    def zero(self, offset: int, length: int) -> None:
+        """Make a range read as zeroes; deallocate it if the image was opened sparse.
+
+        Raises:
+            As write.
+        """
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Bring what this instance wrote to stable storage; see `capabilities.multi_conn`.
+
+        Raises:
+            OSError: Storage failed: data may be lost.
+            ImageioError: The server of the storage failed.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the image. What was not flushed may be lost. Idempotent."""
+
+    def extents(
+        self, context: str = "zero", *, offset: int = 0, length: int | None = None
+    ) -> Iterator[Extent]:
+        """Tell what of a range is data, in order, merged, without gaps.
+
+        Args:
+            context: `zero` or `dirty`.
+            offset: Start of the range.
+            length: Bytes of the range; None means to the end of the image.
+
+        Raises:
+            UnsupportedOperation: The context is not known for this image.
+        """
+        if context != "zero":
+            raise UnsupportedOperation(f"this storage has no {context!r} extents")
+        length = self.size - offset if length is None else length
+        self.check_range(offset, length)
+        if length:
+            yield ZeroExtent(offset, length, zero=False, hole=False)
+
+    def send_to(
+        self,
+        peer: Peer,
+        offset: int,
+        length: int,
+        op: Operation,
+        *,
+        others: Sequence[Backend] = (),
+    ) -> None:
+        """Send a range to a peer.
+
+        Args:
+            peer: Where to send.
+            offset: Start of the range.
+            length: Bytes of the range.
+            op: Told of each piece sent, and asked if to go on.
+            others: Further instances of the same image to read with meanwhile.
+
+        Raises:
+            OperationCancelled: op said so.
+            PeerGone: The peer went away.
+            As read_into. If peer.begin was not called, nothing was sent.
+        """
+        self.check_range(offset, length)
+        if not length:
+            peer.begin()
+            return
+        with aligned(min(length, defaults.PIECE)) as buf, memoryview(buf) as view:
+            for start, count in pieces(offset, length, len(view)):
+                op.check()
+                self.read_into(start, view[:count])
+                peer.begin()
+                peer.send_all(view[:count])
+                op.advance(count)
+
+    def receive_from(
+        self,
+        peer: Peer,
+        offset: int,
+        length: int,
+        op: Operation,
+        *,
+        others: Sequence[Backend] = (),
+    ) -> None:
+        """Receive a range from a peer; return when all of it is acknowledged.
+
+        Args:
+            peer: Where to receive from.
+            offset: Start of the range.
+            length: Bytes of the range; a peer that ends with 0 before leaves the rest.
+            op: Told of each piece acknowledged, and asked if to go on.
+            others: Further instances of the same image to write with meanwhile.
+
+        Raises:
+            OperationCancelled: op said so.
+            PeerGone: The peer went away.
+            As write.
+        """
+        self.check_range(offset, length)
+        if not length:
+            return
+        with aligned(min(length, defaults.PIECE)) as buf, memoryview(buf) as view:
+            for start, count in pieces(offset, length, len(view)):
+                got = fill_from(peer, view[:count])
+                op.check()
+                if got:
+                    self.write(start, view[:got])
+                    op.advance(got)
+                if got < count:
+                    return
+
+    def read_from(
+        self, reader: Reader, offset: int, length: int, op: Operation | None = None
+    ) -> None:
+        """Write a range with what a reader gives.
+
+        Raises:
+            PeerGone: The reader ended before.
+            As write.
+        """
+        self.check_range(offset, length)
+        op = op or NullOperation()
+        if not length:
+            return
+        with aligned(min(length, defaults.PIECE)) as buf, memoryview(buf) as view:
+            for start, count in pieces(offset, length, len(view)):
+                _read_exactly(reader, view[:count], start)
+                op.check()
+                self.write(start, view[:count])
+                op.advance(count)
+
+    def write_to(
+        self, writer: Writer, offset: int, length: int, op: Operation | None = None
+    ) -> None:
+        """Read a range into a writer.
+
+        Raises:
+            As read_into.
+        """
+        self.check_range(offset, length)
+        op = op or NullOperation()
+        if not length:
+            return
+        with aligned(min(length, defaults.PIECE)) as buf, memoryview(buf) as view:
+            for start, count in pieces(offset, length, len(view)):
+                op.check()
+                self.read_into(start, view[:count])
+                _write_all(writer, view[:count])
+                op.advance(count)
+
+    def check_range(self, offset: int, length: int) -> None:
+        """Refuse a range that is not inside the image.
+
+        Raises:
+            ValueError: It names the range and the image's size.
+        """
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise ValueError(
+                f"range of {length} bytes at {offset} is not inside the image of {self.size} bytes"
+            )
+
+    def __enter__(self: B) -> B:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def pieces(offset: int, length: int, size: int = defaults.PIECE) -> Iterator[tuple[int, int]]:
+    """Cut a range: offset and length of each piece, only the last one may be short."""
+    end = offset + length
+    while offset < end:
+        count = min(size, end - offset)
+        yield offset, count
+        offset += count
+
+
+def fill_from(peer: Peer, view: memoryview) -> int:
+    """Fill view from a peer, first with what it has read already.
+
+    Returns:
+        Bytes; fewer than asked for only at the end of a body of unknown length.
+    """
+    first = peer.take(len(view))
+    view[: len(first)] = first
+    done = len(first)
+    while done < len(view):
+        n = peer.recv_into(view[done:])
+        if not n:
+            break
+        done += n
+    return done
+
+
+def _read_exactly(reader: Reader, view: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(view):
+        n = reader.readinto(view[done:])
+        if not n:
+            raise PeerGone(
+                f"the source ended {len(view) - done} bytes before {offset + len(view)}"
+            )
+        done += n
+
+
+def _write_all(writer: Writer, view: memoryview) -> None:
+    done = 0
+    while done < len(view):
+        n = writer.write(view[done:])
+        done += len(view) - done if n is None else n

@@ -1,0 +1,79 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Numbers that both ends share, each with the measurement it comes from.
+
+Figures: two processors, qemu-nbd 7.2, image on tmpfs, Unix sockets.
+"""
+
+from __future__ import annotations
+
+from ovirt_imageio.common.units import KiB, MiB
+
+PIECE = 1 * MiB
+"""Bytes moved at a time in a stream. Under 512 KiB costs throughput; more than 1 MiB
+leaves the processor's caches and exceeds the largest pipe of an unprivileged user."""
+
+INLINE_LIMIT = 128 * KiB
+"""Largest request that the daemon's loop serves itself. At 64 KiB the loop serves 5,679
+requests a second on eight connections and a worker 3,488; at 256 KiB 3,757 and 3,496."""
+
+MEDIUM_LIMIT = 1 * MiB
+"""Largest request after which a worker stays with its connection for a moment."""
+
+LINGER = 1e-3
+"""Seconds a worker stays with a connection after a medium request: 1,945 became 2,570
+requests of 256 KiB a second, for a hand-over costs 100 µs there and back."""
+
+LOOK = 100e-6
+"""Seconds the loop looks for events before it sleeps: 237 became 150 µs for 4 KiB."""
+
+WORKER_NICE = 10
+"""Niceness of workers: beside four bulk transfers, 1,491 small requests a second became
+2,764."""
+
+PIPE_SIZE = 1 * MiB
+"""Size of a pipe between two sockets, see fcntl(2), F_SETPIPE_SZ. The largest that an
+unprivileged user gets."""
+
+NBD_SNDBUF = 4 * MiB
+"""Send buffer towards an NBD server: writing by splice became 1.87 times as fast as the
+peer's with four requests in flight."""
+
+HTTP_SNDBUF = 1 * MiB
+"""Send buffer of HTTP over a Unix socket: the sender's rules its throughput."""
+
+WRITES_IN_FLIGHT = 4
+"""Pipelined NBD writes of a stream."""
+
+READ_CONNECTIONS = 2
+"""NBD connections of a bulk read, one request in flight on each: 1.46 times the peer's
+speed. More gain nothing on two processors."""
+
+MAX_PIPES = 32
+"""Pipes of full size that a process keeps: an unprivileged user gets 64 of them
+(`/proc/sys/fs/pipe-user-pages-soft`), and two processes may be his."""
+
+MAX_CONNECTIONS = 8
+"""Open backends of one ticket. qemu-nbd of 2.x hosts runs with --shared=8."""
+
+MAX_WORKERS = 4
+"""Connections of a client's transfer."""
+
+BUFFER_SIZE = 4 * MiB
+"""Buffer of a client's worker where payload passes through its memory."""
+
+EXTENT_LIMIT = 128 * MiB
+"""Most bytes that a client moves in one HTTP request: at 8 MiB the cost of a request is
+no longer measurable, and what fails is repeated from its start."""
+
+ZERO_LIMIT = 1024 * MiB
+"""Most bytes zeroed in one step, between which an operation may be cancelled."""
+
+NBD_TIMEOUT = 60.0
+"""Seconds that an NBD server may stay silent when it owes an answer."""
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds for a connection to be established."""
+
+HTTP_TIMEOUT = 60.0
+"""Seconds that an HTTP server may stay silent when it owes an answer."""

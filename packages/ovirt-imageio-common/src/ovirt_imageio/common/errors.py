@@ -1,0 +1,64 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What can go wrong, told apart by whose fault it is.
+
+A caller's mistake is a `ValueError`, and an `OSError` of storage passes unchanged;
+everything else descends from `ImageioError`.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class ImageioError(Exception):
+    """Root of the errors of this project."""
+
+
+class ProtocolError(ImageioError):
+    """The peer broke the rules of its protocol. The connection is dead."""
+
+
+class RequestError(ImageioError):
+    """The peer refused a request. The connection lives.
+
+    Attributes:
+        errno: Error number of the refusal, see errno(3).
+    """
+
+    def __init__(self, message: str, *, errno: int) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+    @property
+    def strerror(self) -> str:
+        """The system's words for errno."""
+        return os.strerror(self.errno)
+
+
+class UnsupportedOperation(ImageioError):
+    """The peer or the storage cannot do this at all."""
+
+
+class AuthorizationError(ImageioError):
+    """The ticket is missing or expired, or does not allow this."""
+
+
+class TicketError(ImageioError):
+    """A ticket document is not valid."""
+
+
+class TransferError(ImageioError):
+    """A transfer could not be completed."""
+
+
+class OperationCancelled(ImageioError):
+    """The operation was cancelled from outside."""
+
+
+class PeerGone(ImageioError):
+    """The other end of a stream went away before its end."""
+
+
+class ConnectionTimeout(ImageioError):
+    """The other end was silent for longer than allowed."""

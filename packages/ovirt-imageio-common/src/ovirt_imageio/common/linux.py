@@ -1,0 +1,390 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""System calls of Linux that the standard library lacks, or lacks on Python 3.9."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import select
+import stat
+import threading
+from types import TracebackType
+from typing import Any, Callable, Iterator, Sequence
+
+from ovirt_imageio.common import defaults
+from ovirt_imageio.common.buffers import Buffer
+
+# fallocate(2)
+FALLOC_FL_KEEP_SIZE = 0x01
+FALLOC_FL_PUNCH_HOLE = 0x02
+FALLOC_FL_ZERO_RANGE = 0x10
+
+# linux/fs.h, as block devices understand them
+BLKROGET = 0x125E
+BLKSSZGET = 0x1268
+BLKGETSIZE64 = 0x80081272
+BLKDISCARD = 0x1277
+BLKZEROOUT = 0x127F
+
+# fcntl(2)
+F_SETPIPE_SZ = 1031
+F_GETPIPE_SZ = 1032
+
+RWF_NOWAIT = 0x08
+SPLICE_F_MOVE = 0x01
+SPLICE_F_NONBLOCK = 0x02
+SPLICE_F_MORE = 0x04
+
+# statfs(2)
+_TMPFS_MAGIC = 0x01021994
+_LOCAL_MAGICS = frozenset(
+    [_TMPFS_MAGIC, 0xEF53, 0x58465342, 0x9123683E, 0x794C7630]
+)  # tmpfs, ext4, xfs, btrfs, overlayfs
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _raise(name: str) -> None:
+    code = ctypes.get_errno()
+    raise OSError(code, f"{name}: {os.strerror(code)}")
+
+
+_fallocate = _libc.fallocate64 if hasattr(_libc, "fallocate64") else _libc.fallocate
+_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """Allocate, zero or deallocate a range of a file. See fallocate(2).
+
+    Raises:
+        OSError: As the system call, `EOPNOTSUPP` where the file system cannot.
+    """
+    while _fallocate(fd, mode, offset, length):
+        if ctypes.get_errno() != errno.EINTR:
+            _raise("fallocate")
+
+
+# splice(2)
+
+_splice = _libc.splice
+_splice.argtypes = [
+    ctypes.c_int,
+    ctypes.c_void_p,
+    ctypes.c_int,
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_uint,
+]
+_splice.restype = ctypes.c_ssize_t
+
+
+def _splice_by_ctypes(
+    fd_in: int, fd_out: int, count: int, *, offset_dst: int | None = None, flags: int = 0
+) -> int:
+    out = None if offset_dst is None else ctypes.byref(ctypes.c_int64(offset_dst))
+    while True:
+        n = int(_splice(fd_in, None, fd_out, out, count, flags))
+        if n >= 0:
+            return n
+        if ctypes.get_errno() != errno.EINTR:
+            _raise("splice")
+
+
+_splice_of_os: Callable[..., int] | None = getattr(os, "splice", None)
+
+
+def splice(
+    fd_in: int, fd_out: int, count: int, *, offset_out: int | None = None, flags: int = 0
+) -> int:
+    """Move bytes between a pipe and another descriptor inside the kernel. See splice(2).
+
+    Args:
+        fd_in: To read from.
+        fd_out: To write to. One of both is a pipe.
+        count: Most bytes to move.
+        offset_out: Where to write in a file, instead of its position.
+        flags: SPLICE_F_*.
+
+    Returns:
+        Bytes moved, 0 at the end of the stream.
+
+    Raises:
+        BlockingIOError: A socket's time limit passed, or SPLICE_F_NONBLOCK was given.
+        OSError: As the system call.
+    """
+    call = _splice_of_os or _splice_by_ctypes
+    if offset_out is None:
+        return call(fd_in, fd_out, count, flags=flags)
+    return call(fd_in, fd_out, count, offset_dst=offset_out, flags=flags)
+
+
+class Pipe:
+    """A pipe for splice(2), as large as asked for if the kernel allows that much.
+
+    Attributes:
+        read_fd: Descriptor to read from.
+        write_fd: Descriptor to write to.
+        size: Bytes it holds when they come in whole pages.
+    """
+
+    def __init__(self, size: int = defaults.PIPE_SIZE) -> None:
+        self.read_fd, self.write_fd = os.pipe2(os.O_CLOEXEC)
+        with contextlib.suppress(PermissionError):
+            # Past the user's share of pipe pages the kernel refuses: it stays small.
+            fcntl.fcntl(self.write_fd, F_SETPIPE_SZ, size)
+        self.size = int(fcntl.fcntl(self.write_fd, F_GETPIPE_SZ))
+        self._room = select.poll()
+        self._room.register(self.write_fd, select.POLLOUT)
+
+    def has_room(self) -> bool:
+        """Tell if a splice into the pipe would not block.
+
+        A pipe is full when its slots are, which many small packets fill long before
+        its size in bytes.
+        """
+        return bool(self._room.poll(0))
+
+    def close(self) -> None:
+        """Close both ends, and drop what is inside."""
+        if self.read_fd >= 0:
+            os.close(self.read_fd)
+            os.close(self.write_fd)
+            self.read_fd = self.write_fd = -1
+
+    def __enter__(self) -> Pipe:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class PipePool:
+    """A bounded number of large pipes. Any thread may borrow.
+
+    Args:
+        limit: Most pipes at a time.
+        size: Bytes each must hold; one that the kernel made smaller is not lent.
+    """
+
+    def __init__(self, limit: int = defaults.MAX_PIPES, *, size: int = defaults.PIPE_SIZE) -> None:
+        self._limit = limit
+        self._size = size
+        self._lock = threading.Lock()
+        self._free: list[Pipe] = []
+        self._lent = 0
+
+    @contextlib.contextmanager
+    def borrow(self) -> Iterator[Pipe | None]:
+        """Lend an empty pipe, or None where there is no further one: copy instead.
+
+        The block leaves the pipe empty. If it raises, the pipe is closed, for nobody
+        knows what it holds.
+        """
+        pipe = self._take()
+        clean = False
+        try:
+            yield pipe
+            clean = True
+        finally:
+            if pipe is not None:
+                self._give(pipe, clean)
+
+    def close(self) -> None:
+        """Close the pipes that are not lent."""
+        with self._lock:
+            free, self._free = self._free, []
+        for pipe in free:
+            pipe.close()
+
+    def _take(self) -> Pipe | None:
+        with self._lock:
+            if self._lent >= self._limit:
+                return None
+            self._lent += 1
+            if self._free:
+                return self._free.pop()
+        try:
+            pipe = Pipe(self._size)
+        except OSError:
+            pipe = None
+        if pipe is not None and pipe.size >= self._size:
+            return pipe
+        if pipe is not None:
+            pipe.close()
+        with self._lock:
+            self._lent -= 1
+        return None
+
+    def _give(self, pipe: Pipe, clean: bool) -> None:
+        with self._lock:
+            self._lent -= 1
+            if clean:
+                self._free.append(pipe)
+                return
+        pipe.close()
+
+
+# Reading what the page cache holds
+
+
+def preadv_nowait(fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+    """Read from the page cache, never from a disk. See preadv2(2), RWF_NOWAIT.
+
+    Returns:
+        Bytes read; maybe fewer than asked for, 0 at the end of the file.
+
+    Raises:
+        BlockingIOError: It would have to wait.
+        OSError: `EOPNOTSUPP` where the file system knows no such reading.
+    """
+    return os.preadv(fd, list(buffers), offset, RWF_NOWAIT)
+
+
+# Files and block devices
+
+
+def is_block_device(fd: int) -> bool:
+    """Tell if a descriptor is of a block device."""
+    return stat.S_ISBLK(os.fstat(fd).st_mode)
+
+
+def file_size(fd: int) -> int:
+    """Bytes of a regular file or a block device.
+
+    Raises:
+        OSError: The descriptor is of something else.
+    """
+    status = os.fstat(fd)
+    if stat.S_ISREG(status.st_mode):
+        return status.st_size
+    if stat.S_ISBLK(status.st_mode):
+        return _ioctl_number(fd, BLKGETSIZE64, "Q")
+    raise OSError(errno.EINVAL, "neither a regular file nor a block device")
+
+
+def sector_size(fd: int) -> int:
+    """Bytes of a block device's logical sector: the unit of direct I/O."""
+    return _ioctl_number(fd, BLKSSZGET, "i")
+
+
+def zero_out(fd: int, offset: int, length: int) -> None:
+    """Zero a range of a block device; the device may do that by itself."""
+    fcntl.ioctl(fd, BLKZEROOUT, array.array("Q", [offset, length]).tobytes())
+
+
+def discard(fd: int, offset: int, length: int) -> None:
+    """Deallocate a range of a block device. What is read there later is not defined."""
+    fcntl.ioctl(fd, BLKDISCARD, array.array("Q", [offset, length]).tobytes())
+
+
+def _ioctl_number(fd: int, request: int, kind: str) -> int:
+    value = array.array(kind, [0])
+    fcntl.ioctl(fd, request, value, True)
+    return int(value[0])
+
+
+class _Statfs(ctypes.Structure):
+    _fields_ = (("f_type", ctypes.c_long), ("rest", ctypes.c_byte * 248))
+
+
+_libc.fstatfs.argtypes = [ctypes.c_int, ctypes.c_void_p]
+
+
+def file_system(fd: int) -> int:
+    """The magic number of the file system that holds an open file. See statfs(2)."""
+    buf = _Statfs()
+    if _libc.fstatfs(fd, ctypes.byref(buf)):
+        _raise("fstatfs")
+    return int(buf.f_type) & 0xFFFFFFFF
+
+
+def is_tmpfs(fd: int) -> bool:
+    """Tell if an open file lies in memory, so that reading it never waits."""
+    return file_system(fd) == _TMPFS_MAGIC
+
+
+def is_local(fd: int) -> bool:
+    """Tell if an open file lies on a local file system: no other host changes it."""
+    return file_system(fd) in _LOCAL_MAGICS
+
+
+_DIRECT_BLOCKS = (512, 4096)
+
+
+def direct_block_size(path: str) -> int | None:
+    """Find the smallest block that direct I/O on a file takes, by trying.
+
+    Returns:
+        512 or 4096; None where the file cannot be opened with O_DIRECT, as on tmpfs.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError as e:
+        if e.errno == errno.EINVAL:
+            return None
+        raise
+    try:
+        if is_block_device(fd):
+            return sector_size(fd)
+        return _probe_blocks(fd)
+    finally:
+        os.close(fd)
+
+
+def _probe_blocks(fd: int) -> int | None:
+    with mmap.mmap(-1, _DIRECT_BLOCKS[-1]) as buf, memoryview(buf) as view:
+        for block in _DIRECT_BLOCKS:
+            try:
+                os.preadv(fd, [view[:block]], 0)
+            except OSError as e:
+                if e.errno != errno.EINVAL:
+                    raise
+            else:
+                # An empty file takes any block: be careful.
+                return block if os.fstat(fd).st_size else _DIRECT_BLOCKS[-1]
+    return None
+
+
+def seek_data(fd: int, offset: int) -> int | None:
+    """Offset of the next data at or after an offset, None if only a hole follows."""
+    return _seek(fd, offset, os.SEEK_DATA)
+
+
+def seek_hole(fd: int, offset: int) -> int | None:
+    """Offset of the next hole at or after an offset; the end of the file is one."""
+    return _seek(fd, offset, os.SEEK_HOLE)
+
+
+def _seek(fd: int, offset: int, whence: int) -> int | None:
+    try:
+        return os.lseek(fd, offset, whence)
+    except OSError as e:
+        if e.errno == errno.ENXIO:
+            return None
+        raise
+
+
+def set_nice(increment: int) -> None:
+    """Make the calling thread nicer: on Linux niceness is of a thread, see sched(7)."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), increment)
+
+
+def is_unsupported(error: OSError) -> bool:
+    """Tell if an error means that storage cannot do something at all."""
+    return error.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL)
+
+
+def ioctl_bytes(fd: int, request: int, argument: bytes) -> Any:
+    """Call ioctl(2) with a plain argument."""
+    return fcntl.ioctl(fd, request, argument)

@@ -1,0 +1,148 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Stream sockets: addresses, connecting, time limits of the kernel.
+
+A socket with kernel time limits stays a blocking one, so that system calls which know
+no select, such as splice(2), end in time as well. See socket(7), SO_RCVTIMEO.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Union
+
+from ovirt_imageio.common.errors import ConnectionTimeout, PeerGone
+
+_TIMEVAL = struct.Struct("@ll")
+
+
+def unix_address(text: str) -> Union[str, bytes]:
+    r"""Turn an address as configuration and JSON write it into the kernel's form.
+
+    Args:
+        text: A path, or an abstract name that starts with NUL (`\\0name`). The six
+            characters `\\u0000`, as written in an INI file, mean NUL as well.
+
+    Raises:
+        ValueError: The address is empty or longer than unix(7) allows.
+    """
+    if text.startswith("\\u0000"):
+        text = "\0" + text[6:]
+    raw = text.encode("utf-8", "surrogateescape")
+    if not raw or raw == b"\0":
+        raise ValueError("a Unix socket needs a path or an abstract name, got an empty one")
+    if len(raw) > 107:
+        raise ValueError(f"Unix socket address is longer than 107 bytes: {text!r}")
+    if raw.startswith(b"\0"):
+        return raw
+    if b"\0" in raw:
+        raise ValueError(f"Unix socket path holds a NUL: {text!r}")
+    return text
+
+
+def connect_unix(address: str, timeout: float | None = None) -> socket.socket:
+    """Connect to a Unix socket.
+
+    Args:
+        address: As unix_address takes it.
+        timeout: Seconds to wait for room in the server's backlog.
+
+    Returns:
+        A blocking socket, without time limits. `set_timeouts` sets them.
+
+    Raises:
+        OSError: Nobody listens, or no permission.
+        ConnectionTimeout: The server accepts nobody.
+    """
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if timeout is not None:
+            set_timeouts(s, timeout)
+        s.connect(unix_address(address))
+        set_timeouts(s, 0)
+    except BlockingIOError as e:
+        s.close()
+        raise ConnectionTimeout(
+            f"the server at {address!r} accepted no connection within {timeout} seconds"
+        ) from e
+    except BaseException:
+        s.close()
+        raise
+    return s
+
+
+def connect_tcp(host: str, port: int, timeout: float | None = None) -> socket.socket:
+    """Connect to a TCP port, by IPv6 or IPv4, without Nagle's delay.
+
+    Args:
+        host: Name or address.
+        port: TCP port.
+        timeout: Seconds for each address that the name has.
+
+    Returns:
+        A blocking socket, without time limits. `set_timeouts` sets them.
+
+    Raises:
+        OSError: The name is unknown, or nobody listens.
+        ConnectionTimeout: No address answered.
+    """
+    try:
+        s = socket.create_connection((host, port), timeout=timeout)
+    except socket.timeout as e:
+        raise ConnectionTimeout(f"no connection to {host}:{port} within {timeout} seconds") from e
+    s.setblocking(True)
+    s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return s
+
+
+def set_timeouts(sock: socket.socket, seconds: float) -> None:
+    """Limit how long each system call on a blocking socket may wait, in both directions.
+
+    A call that waited in vain raises `BlockingIOError`. Zero means no limit.
+    """
+    whole = int(seconds)
+    limit = _TIMEVAL.pack(whole, int((seconds - whole) * 1e6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+
+
+def recv_exactly(sock: socket.socket, view: memoryview) -> None:
+    """Fill view from a blocking socket.
+
+    Raises:
+        PeerGone: The stream ended before.
+        ConnectionTimeout: The socket's time limit passed.
+        OSError: The connection broke.
+    """
+    done = 0
+    size = len(view)
+    while done < size:
+        try:
+            n = sock.recv_into(view[done:])
+        except (BlockingIOError, socket.timeout) as e:
+            raise ConnectionTimeout(f"nothing received after {done} of {size} bytes") from e
+        if not n:
+            raise PeerGone(f"the connection was closed after {done} of {size} bytes")
+        done += n
+
+
+def is_local_host(host: str) -> bool:
+    """Tell if an address of a host name belongs to this machine.
+
+    An address is ours when a datagram socket can be bound to it. Nothing is sent.
+    """
+    try:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
+    except OSError:
+        return False
+    return any(_can_bind(family, address) for family, _, _, _, address in found)
+
+
+def _can_bind(family: int, address: tuple[object, ...]) -> bool:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as s:
+            s.bind(address)
+    except OSError:
+        return False
+    return True
