@@ -1,0 +1,115 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Connecting to an NBD server and driving the negotiation, blocking."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import TypeVar
+
+from ovirt_imageio.common import defaults, sockets
+from ovirt_imageio.common.errors import ConnectionTimeout, PeerGone
+from ovirt_imageio.common.nbd import handshake
+from ovirt_imageio.common.nbd.uri import Address, parse
+
+# How long a server that took the connection may stay silent. qemu-nbd greets in less than a
+# millisecond; one whose --shared is used up never does.
+GREETING_TIMEOUT = 1.0
+
+_T = TypeVar("_T")
+
+
+class ServerFull(ConnectionTimeout):
+    """The server takes no more connections: it accepts, but does not greet."""
+
+
+def list_exports(
+    address: Address | str,
+    *,
+    connect_timeout: float = defaults.CONNECT_TIMEOUT,
+    greeting_timeout: float = GREETING_TIMEOUT,
+) -> tuple[str, ...]:
+    """Return the names of the exports of a server.
+
+    Args:
+        address: of any export of the server, or its URL.
+        connect_timeout: seconds to connect and to ask.
+        greeting_timeout: seconds to wait for the first byte.
+
+    Raises:
+        RequestError: the server does not tell; errno EOPNOTSUPP if it cannot.
+        ServerFull, ConnectionTimeout, ProtocolError, OSError, ValueError: as `Client`.
+    """
+    place = parse(address) if isinstance(address, str) else address
+    sock, names = connect(place, handshake.list_exports(), connect_timeout, greeting_timeout)
+    sock.close()
+    return names
+
+
+def connect(
+    address: Address, steps: handshake.Steps[_T], timeout: float, greeting_timeout: float
+) -> tuple[socket.socket, _T]:
+    """Connect and negotiate under one deadline."""
+    deadline = time.monotonic() + timeout
+    sock = _open_socket(address, timeout, greeting_timeout)
+    try:
+        _tune(sock)
+        return sock, _negotiate(sock, address, steps, deadline, greeting_timeout)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _open_socket(address: Address, timeout: float, greeting_timeout: float) -> socket.socket:
+    if address.transport == "tcp":
+        return sockets.connect_tcp(address.host, address.port, timeout)
+    try:
+        return sockets.connect_unix(address.path, min(timeout, greeting_timeout))
+    except ConnectionTimeout as e:
+        raise ServerFull(f"NBD server {address} takes no more connections: its backlog is full") from e
+
+
+def _tune(sock: socket.socket) -> None:
+    if sock.family == socket.AF_UNIX:
+        # The sender's buffer rules a Unix socket: 4 MiB let four writes of 1 MiB be in flight.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, defaults.NBD_SNDBUF)
+    else:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _negotiate(
+    sock: socket.socket, address: Address, steps: handshake.Steps[_T], deadline: float, greeting_timeout: float
+) -> _T:
+    sockets.set_timeouts(sock, max(min(greeting_timeout, deadline - time.monotonic()), 0.001))
+    greeted = False
+    data = b""
+    try:
+        while True:
+            step = steps.send(data) if data else next(steps)
+            data = b""
+            if isinstance(step, bytes):
+                sock.sendall(step)
+                continue
+            data = _recv(sock, step)
+            greeted = True
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise ConnectionTimeout(f"NBD server {address} did not finish the negotiation in time")
+            sockets.set_timeouts(sock, left)
+    except StopIteration as e:
+        result: _T = e.value
+        return result
+    except (ConnectionTimeout, BlockingIOError) as e:
+        if not greeted:
+            raise ServerFull(f"NBD server {address} did not greet in {greeting_timeout} seconds: it is full") from e
+        raise ConnectionTimeout(f"NBD server {address} stayed silent during the negotiation") from e
+    except (PeerGone, ConnectionError) as e:
+        what = f"negotiation of export {address.export!r}" if greeted else "greeting"
+        raise PeerGone(f"NBD server {address} closed the connection during the {what}") from e
+
+
+def _recv(sock: socket.socket, size: int) -> bytes:
+    data = bytearray(size)
+    sockets.recv_exactly(sock, memoryview(data))
+    return bytes(data)
