@@ -52,9 +52,10 @@ def bind_tcp(host: str, port: int) -> socket.socket:
             if e.errno not in NO_SUCH_ADDRESS:
                 raise
         return _listen_tcp(socket.AF_INET, ("0.0.0.0", port))
-    family, _, _, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except UnicodeError as e:  # a name that cannot be one
+        raise OSError(errno.EADDRNOTAVAIL, f"not a host name: {e}") from e
     return _listen_tcp(family, address)
 
 
@@ -75,9 +76,7 @@ def bind_localhost(port: int, *, prefer_ipv4: bool) -> socket.socket:
     return bind_tcp(hosts[1], port)
 
 
-def _listen_tcp(
-    family: int, address: tuple[object, ...], *, dual_stack: bool = False
-) -> socket.socket:
+def _listen_tcp(family: int, address: tuple[object, ...], *, dual_stack: bool = False) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

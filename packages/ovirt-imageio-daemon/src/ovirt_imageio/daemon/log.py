@@ -37,6 +37,33 @@ def configure(cfg: Config) -> None:
     logging.captureWarnings(True)
 
 
+def apply_levels(cfg: Config) -> list[str]:
+    """Set the levels of configured loggers; handlers and formats stay as they are.
+
+    Returns:
+        What changed, like `root: INFO → DEBUG`.
+
+    Raises:
+        ConfigError: a level has a name that logging does not know; nothing is changed.
+    """
+    wanted: dict[str, tuple[logging.Logger, int]] = {}
+    for section, keys in cfg.logging.items():
+        if not section.startswith("logger_") or "level" not in keys:
+            continue
+        name = "root" if section == "logger_root" else keys.get("qualname", "")
+        level = logging.getLevelName(keys["level"].strip())
+        if not isinstance(level, int):
+            raise ConfigError.value(None, section, "level", value=keys["level"], expected="a level like INFO or DEBUG")
+        wanted[name] = (logging.getLogger(None if name == "root" else name), level)
+    changed = []
+    for name, (logger, level) in wanted.items():
+        if logger.level != level:
+            old, new = logging.getLevelName(logger.level), logging.getLevelName(level)
+            changed.append(f"{name}: {old} → {new}")
+            logger.setLevel(level)
+    return changed
+
+
 def _sections(cfg: Config) -> str:
     """Name where logging is configured; which key it was, fileConfig does not tell."""
     return ", ".join(cfg.files) + ": [loggers] [handlers] [formatters]" if cfg.files else "logging"

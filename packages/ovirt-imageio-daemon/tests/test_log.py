@@ -1,0 +1,95 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ovirt_imageio.daemon import config, log
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """Give the root logger back as it was."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    for handler in root.handlers[:]:
+        if handler not in handlers:
+            root.removeHandler(handler)
+            handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(False)
+
+
+def load(tmp_path: Path, text: str) -> config.Config:
+    path = tmp_path / "log.conf"
+    path.write_text(text)
+    return config.load_files([str(path)])
+
+
+def file_handler(path: Path) -> str:
+    return f'[handler_logfile]\nargs = ("{path}",)\n'
+
+
+def test_default_handler_rotates_the_log_file(tmp_path: Path) -> None:
+    log.configure(load(tmp_path, file_handler(tmp_path / "daemon.log")))
+    logging.getLogger("x").info("100%% of %s", "it")
+    (handler,) = logging.getLogger().handlers
+    assert (handler.maxBytes, handler.backupCount) == (20 << 20, 10)  # type: ignore[attr-defined]
+    line = (tmp_path / "daemon.log").read_text()
+    assert line.endswith(" INFO    (MainThread) [x] 100% of it\n")
+    assert not log.reaches_stderr()
+
+
+def test_stderr_handler_is_noticed(tmp_path: Path) -> None:
+    text = "[handlers]\nkeys = stderr\n[logger_root]\nhandlers = stderr\n"
+    log.configure(load(tmp_path, text))
+    assert log.reaches_stderr()
+
+
+def test_log_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    missing = tmp_path / "no" / "daemon.log"
+    with pytest.raises(config.ConfigError, match=rf"cannot write the log {missing}: No such file"):
+        log.configure(load(tmp_path, file_handler(missing)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[logger_root]\nlevel = LOUD\n",
+        "[handlers]\nkeys = nosuch\n",
+        "[handler_logfile]\nclass = no.such.Class\n",
+        "[handler_logfile]\nargs = nonsense(\n",
+    ],
+)
+def test_wrong_section_is_one_line_with_the_files(tmp_path: Path, text: str) -> None:
+    with pytest.raises(config.ConfigError, match=r"log\.conf: \[loggers\]") as e:
+        log.configure(load(tmp_path, text))
+    assert "\n" not in str(e.value)
+
+
+def test_levels_change_while_running_and_changes_are_told(tmp_path: Path) -> None:
+    log.configure(load(tmp_path, file_handler(tmp_path / "daemon.log")))
+    text = "[logger_root]\nlevel = DEBUG\n[logger_x]\nqualname = some.x\nlevel = ERROR\n"
+    cfg = load(tmp_path, text)
+    assert log.apply_levels(cfg) == ["root: INFO → DEBUG", "some.x: NOTSET → ERROR"]
+    assert log.apply_levels(cfg) == []
+    logging.getLogger("some.x").setLevel(logging.NOTSET)
+
+
+def test_unknown_level_changes_nothing(tmp_path: Path) -> None:
+    level = logging.getLogger().level
+    with pytest.raises(config.ConfigError, match=r"\[logger_x\] level = LOUD"):
+        log.apply_levels(load(tmp_path, "[logger_root]\nlevel = DEBUG\n[logger_x]\nlevel = LOUD\n"))
+    assert logging.getLogger().level == level
+
+
+def test_ids_are_abbreviated() -> None:
+    assert log.short_id("01234567-89ab-cdef") == "01234567…"
+    assert log.short_id("short") == "short"
