@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ovirt_imageio.common.errors import ImageioError
+from ovirt_imageio.common.errors import ConnectionTimeout, ImageioError
 
 
 class HttpError(ImageioError):
@@ -53,3 +53,7 @@ class Overloaded(HttpError):
 
 class DeadlineExpired(ImageioError):
     """What was awaited did not happen before its deadline."""
+
+
+class ClientTimeout(ConnectionTimeout):
+    """The client, not storage, stayed silent past its timeout."""

@@ -33,6 +33,7 @@ from .peers import PlainPeer, WorkerPeer
 if TYPE_CHECKING:
     from .loop import Loop
     from .message import RequestBody
+    from .registry import Connections
 
 T = TypeVar("T")
 Pieces = Union[Iterable[bytes], AsyncIterable[bytes]]
@@ -47,6 +48,7 @@ _LINGER_STEP = 0.05
 _TCP_ESTABLISHED = 1  # tcp_states.h
 
 _END_OF_HEAD = b"\r\n\r\n"
+_CR = 0x0D
 
 
 class Timeouts(NamedTuple):
@@ -86,6 +88,7 @@ class Connection:
         broken: It cannot serve another request.
         inactivity_timeout: Starts as ``timeouts.inactivity``; a handler may change it.
         ticket_id: Of the last request's ticket, set by handlers; None if there was none.
+        registry: Where it is counted.
         on_close: Called, in the loop, with the connection when it closes.
     """
 
@@ -108,6 +111,7 @@ class Connection:
         self.limits = limits
         self.inactivity_timeout = timeouts.inactivity
         self.ticket_id: str | None = None
+        self.registry: Connections | None = None
         self.on_close: list[Callable[[Connection], None]] = []
         self.buffer = b""
         self.head_sent = False
@@ -150,8 +154,14 @@ class Connection:
                 beginning cannot be mended, or if the stream ends within it.
             PeerGone: The connection was reset.
         """
+        if not self.buffer:
+            try:
+                if not await self.fill():
+                    return None
+            except DeadlineExpired:
+                return None
         end = self.buffer.find(_END_OF_HEAD)
-        if end <= 0:
+        if end < 0 or self.buffer[0] == _CR:
             end = await self._complete_head()
             if end < 0:
                 return None
@@ -193,6 +203,15 @@ class Connection:
             PeerGone: The client has gone.
         """
         self.head_sent = True
+        data = b"".join(parts) if sum(map(len, parts)) <= _JOIN_LIMIT else b""
+        if data:
+            try:
+                sent = self.socket.send(data)
+            except OSError:
+                sent = 0  # _send meets it again
+            if sent == len(data):
+                return
+            parts = (memoryview(data)[sent:],)
         await self._send(parts)
 
     async def send_interim(self, data: bytes) -> None:
@@ -237,7 +256,7 @@ class Connection:
 
         Raises:
             Overloaded: No worker was free; nothing was sent or received.
-            Exception: What the call raised; PeerGone and ConnectionTimeout for the client.
+            Exception: What the call raised; PeerGone and ClientTimeout for the client.
         """
         if body is not None:
             await body.accept()
@@ -306,29 +325,23 @@ class Connection:
 
     async def _complete_head(self) -> int:
         """Receive until the buffer holds a head; return where it ends, -1 if none comes."""
-        deadline = 0.0
+        deadline = self.loop.now + self.timeouts.head
         while True:
             if self.buffer[:2] == b"\r\n":  # RFC 9112 §2.2: a left-over of the last body
                 self.buffer = self.buffer[2:]
             end = self.buffer.find(_END_OF_HEAD)
             if end >= 0:
                 return end
-            if not self.buffer:
-                deadline = 0.0
-                try:
-                    if not await self.fill():
-                        return -1
-                except DeadlineExpired:
-                    return -1
-                continue
             check_incomplete(self.buffer, self.limits)
-            now = self.loop.now
-            deadline = deadline or now + self.timeouts.head
             try:
-                more = await self.fill(deadline - now)
+                more = await self.fill(deadline - self.loop.now)
             except DeadlineExpired:
+                if not self.buffer:
+                    return -1
                 raise HttpError(408, "the request did not come in time", close=True) from None
             if not more:
+                if not self.buffer:
+                    return -1
                 raise HttpError(400, "the connection ended within the request", close=True)
 
     async def _send(self, parts: tuple[bytes | bytearray | memoryview, ...]) -> None:

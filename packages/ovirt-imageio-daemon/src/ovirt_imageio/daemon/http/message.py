@@ -77,6 +77,18 @@ class RequestBody:
             return data
         return await self._read_chunks(limit)
 
+    def is_short(self, limit: int) -> bool:
+        """Tell whether reading and dropping what is left is cheap and sure to end."""
+        if self.expected:
+            return False
+        if self.decoder is None:
+            return (self.left or 0) <= limit
+        try:  # its length is unknown, unless all of it is here
+            _, self._connection.buffer = self.decoder.decode(self._connection.buffer)
+        except HttpError:
+            return False
+        return self.decoder.done
+
     def finish(self) -> None:
         """Note that all of it was taken from the connection."""
         self.left = 0

@@ -116,12 +116,12 @@ def parse_head(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Head:
     headers = _parse_fields(text, end, limits.fields)
     if method not in _METHODS:
         raise _bad(f"method {method[:50]!r} is not known", 501)
-    path, query = _parse_target(method, target, headers)
     if "host" not in headers:
         if version == _HTTP_1_1:
             raise _bad("the Host field is missing")
     elif not _host(headers["host"]):
         raise _bad("the Host field is malformed")
+    path, query = _parse_target(method, target, headers)
     length, chunked = _framing(headers, version)
     return Head(
         method,

@@ -13,7 +13,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Union
 
-from ovirt_imageio.common.errors import ConnectionTimeout, PeerGone
+from ovirt_imageio.common.errors import PeerGone
+
+from ..errors import ClientTimeout
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -56,7 +58,7 @@ class WorkerPeer:
 
         Raises:
             PeerGone: The client has gone.
-            ConnectionTimeout: The client takes nothing.
+            ClientTimeout: The client takes nothing.
         """
         if self._head:
             self.begin()
@@ -85,7 +87,7 @@ class WorkerPeer:
 
         Raises:
             PeerGone: The stream ended before the body.
-            ConnectionTimeout: The client sends nothing.
+            ClientTimeout: The client sends nothing.
             HttpError: 400 if the chunked body is malformed.
         """
         body = self._body
@@ -176,8 +178,8 @@ class PlainPeer(WorkerPeer):
         return count
 
 
-def lost(peer: str, error: OSError, verb: str) -> PeerGone | ConnectionTimeout:
+def lost(peer: str, error: OSError, verb: str) -> PeerGone | ClientTimeout:
     """Return the error that a failed system call on a client's socket means."""
     if isinstance(error, BlockingIOError):  # what SO_RCVTIMEO and SO_SNDTIMEO answer
-        return ConnectionTimeout(f"{peer} {verb} nothing")
+        return ClientTimeout(f"{peer} {verb} nothing")
     return PeerGone(f"{peer}: {error}")

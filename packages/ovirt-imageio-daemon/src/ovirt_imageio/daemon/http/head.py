@@ -1,0 +1,59 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""Response heads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from email.utils import formatdate
+from http.client import responses
+
+_REASONS = {
+    **responses,
+    413: "Content Too Large",  # RFC 9110's names, the same on every Python
+    416: "Range Not Satisfiable",
+    417: "Expectation Failed",
+    422: "Unprocessable Content",
+}
+
+
+class HeadWriter:
+    """Writes response heads; what changes only once a second is kept.
+
+    Args:
+        server: Value of the Server field.
+        clock: Seconds since the epoch.
+    """
+
+    def __init__(self, server: str, *, clock: Callable[[], float] = time.time) -> None:
+        self._server = server
+        self._clock = clock
+        self._second = -1
+        self._starts: dict[int, str] = {}
+
+    def write(self, status: int, fields: Iterable[tuple[str, str]]) -> bytes:
+        """Return the head of a response, the empty line included.
+
+        Raises:
+            ValueError: A field holds a line end or what is not Latin-1.
+        """
+        second = int(self._clock())
+        if second != self._second:
+            self._second = second
+            self._starts.clear()
+        start = self._starts.get(status) or self._start(status)
+        lines = [f"{name}: {value}" for name, value in fields]
+        text = "\r\n".join([start, *lines, "", ""])
+        if text.count("\n") != len(lines) + 4 or text.count("\r") != len(lines) + 4:
+            raise ValueError(f"line end in a response field: {lines}")
+        return text.encode("latin-1")
+
+    def _start(self, status: int) -> str:
+        start = self._starts[status] = (
+            f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n"
+            f"Server: {self._server}\r\n"
+            f"Date: {formatdate(self._second, usegmt=True)}"
+        )
+        return start

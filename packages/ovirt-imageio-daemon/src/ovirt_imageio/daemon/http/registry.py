@@ -1,0 +1,137 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""The open connections of a service, and which of them can be spared."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..errors import DeadlineExpired
+
+if TYPE_CHECKING:
+    from .connection import Connection
+    from .loop import Loop, Token
+
+
+class Connections:
+    """Counts connections and knows the idle ones, oldest first. Loop thread only.
+
+    A connection is idle until the head of its next request is complete: one that says
+    nothing, stops within its handshake, or sends a head byte by byte is idle all the time.
+    Those whose last request had no ticket go first.
+
+    Args:
+        loop: The loop.
+        limit: Most open connections.
+    """
+
+    def __init__(self, loop: Loop, limit: int) -> None:
+        self.limit = limit
+        self._loop = loop
+        self._all: set[Connection] = set()
+        # Ordered: the first became idle first.
+        self._strangers: dict[Connection, None] = {}
+        self._guests: dict[Connection, None] = {}  # with a ticket
+        self._waiting: list[Token] = []
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    @property
+    def full(self) -> bool:
+        """Whether another connection would be one too many."""
+        return len(self._all) >= self.limit
+
+    @property
+    def idle_count(self) -> int:
+        """Connections that wait for a request."""
+        return len(self._strangers) + len(self._guests)
+
+    def add(self, connection: Connection) -> None:
+        """Count a new connection until it closes."""
+        self._all.add(connection)
+        connection.registry = self
+        connection.on_close.append(self._remove)
+        self.idle(connection)
+
+    def idle(self, connection: Connection) -> None:
+        """Note that a connection waits for its next request."""
+        if connection.ticket_id is None:
+            if connection not in self._strangers:
+                self._strangers[connection] = None
+        else:
+            self._guests[connection] = None
+        if self._waiting:
+            self._changed()
+
+    def busy(self, connection: Connection) -> None:
+        """Note that a connection serves a request."""
+        if connection.ticket_id is None:
+            self._strangers.pop(connection, None)
+        else:
+            self._guests.pop(connection, None)
+
+    def evict(self) -> bool:
+        """Close the oldest idle connection without a ticket; False if there is none."""
+        for connection in self._strangers:
+            del self._strangers[connection]
+            connection.wake()
+            return True
+        return False
+
+    def close_idle(self, ticket_id: str | None = None) -> None:
+        """Close the idle connections of a ticket, by default all idle connections."""
+        idle = [*self._guests] if ticket_id is not None else [*self._strangers, *self._guests]
+        for connection in idle:
+            if ticket_id is None or connection.ticket_id == ticket_id:
+                connection.wake()
+
+    def abort(self) -> None:
+        """Break all connections off."""
+        for connection in self._all:
+            connection.wake()
+
+    async def room(self, timeout: float) -> bool:
+        """Wait until there is room for a connection; False if that takes too long.
+
+        Oldest idle connections without a ticket are closed to make room.
+        """
+        until = self._loop.now + timeout
+        while self.full:
+            self.evict()
+            if not await self._change(until):
+                return False
+        return True
+
+    async def drained(self, timeout: float) -> bool:
+        """Wait until all connections are closed; False if that takes too long."""
+        until = self._loop.now + timeout
+        while self._all:
+            if not await self._change(until):
+                return False
+        return True
+
+    async def change(self, timeout: float) -> bool:
+        """Wait until a connection closed or became idle; False if none did in time."""
+        return await self._change(self._loop.now + timeout)
+
+    async def _change(self, until: float) -> bool:
+        token = self._loop.token()
+        self._waiting.append(token)
+        try:
+            await self._loop.suspend(token, until - self._loop.now)
+        except DeadlineExpired:
+            return False
+        return True
+
+    def _changed(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for token in waiting:
+            self._loop.resume(token)
+
+    def _remove(self, connection: Connection) -> None:
+        self._all.discard(connection)
+        self._strangers.pop(connection, None)
+        self._guests.pop(connection, None)
+        self._changed()

@@ -1,0 +1,286 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""The requests of a connection, one after the other.
+
+Theory of operation
+-------------------
+
+`Router.serve` is the one task of a connection. It reads a head, calls the handler, sends the
+response, gets rid of what is left of the request's body, and goes on with the next head.
+Requests that a client pipelines wait in the connection's buffer, so they are answered in order.
+
+An error becomes a response here and nowhere else, as long as no byte of another
+response was sent; after that the connection can only be closed. The response to an error
+is written from nothing: no field of the response it replaces is left in it.
+
+A body that nobody read is never taken for a request. A short rest is read and dropped
+after the response. A long one, one of unknown length, or one that the client still holds back
+for a 100 response, ends the connection: the answer says so and leaves first, then the
+connection lingers until the client has noticed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from ovirt_imageio.common.errors import OperationCancelled, PeerGone
+
+from ..errors import ClientTimeout, DeadlineExpired, HttpError
+from .cors import cors_fields, is_preflight
+from .head import HeadWriter
+from .message import Request, RequestBody, Response, StreamedBody
+from .parser import Head, parse_head
+from .routes import Route, Routes
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+__all__ = ["Route", "Router"]
+
+_DRAIN_LIMIT = 128 * 1024  # bytes of an unread body that are cheaper to read than a new connection
+_NO_BODY_STATUS = frozenset([204, 304])
+_ERROR_FIELDS = (("Content-Type", "text/plain; charset=UTF-8"), ("Cache-Control", "no-store"))
+_HTTP_1_0 = (1, 0)
+
+Guard = Callable[[Request], None]
+# Called with request, status and seconds when a response was sent, or given up.
+Observer = Callable[[Request, int, float], None]
+
+log = logging.getLogger(__name__)
+
+
+class Router:
+    """Serves the connections of one service. Loop thread only.
+
+    Args:
+        routes: The resources.
+        name: Of the service, for logs.
+        server: Value of the Server field, like ``imageio/3.0.0``.
+        cors: Whether pages of any origin may use it.
+        guard: Called with each request before its handler; raises what refuses it.
+
+    Attributes:
+        stopping: Set when the server stops: running requests are finished and their
+            connections closed, new ones get 503.
+        observer: Called after each request.
+    """
+
+    def __init__(
+        self,
+        routes: Iterable[Route],
+        *,
+        name: str = "",
+        server: str = "imageio",
+        cors: bool = False,
+        guard: Guard | None = None,
+    ) -> None:
+        self.name = name
+        self.cors = cors
+        self.stopping = False
+        self.observer: Observer | None = None
+        self._routes = Routes(routes)
+        self._guard = guard
+        self._heads = HeadWriter(server)
+
+    async def serve(self, connection: Connection) -> None:
+        """Serve a connection until it ends, then close it."""
+        registry = connection.registry
+        try:
+            await connection.start()
+            while True:
+                if registry is not None:
+                    registry.idle(connection)
+                data = await connection.read_head()
+                if data is None:
+                    break
+                if registry is not None:
+                    registry.busy(connection)
+                if not await self._serve_one(connection, data):
+                    break
+        except HttpError as e:
+            await self._refuse(connection, e)
+        except (PeerGone, ClientTimeout, DeadlineExpired) as e:
+            log.debug("%s: connection ended: %s", self.name, e or type(e).__name__)
+        except Exception:
+            log.exception("%s: connection %s failed", self.name, connection.peer)
+        finally:
+            connection.close()
+
+    async def _serve_one(self, connection: Connection, data: bytes) -> bool:
+        """Serve one request; tell whether the connection can serve another."""
+        head = parse_head(data, connection.limits)
+        connection.head_sent = False
+        body = RequestBody(
+            connection,
+            None if head.chunked else head.content_length or 0,
+            expected=head.expect_continue and head.content_length != 0,
+        )
+        request = Request(
+            head.method,
+            head.path,
+            query=head.query,
+            headers=head.headers,
+            version=head.version,
+            body=body,
+            connection=connection,
+        )
+        started = connection.loop.now
+        status = 0
+        try:
+            try:
+                response = await self._handle(request)
+                status = response.status
+                return await self._answer(request, head, response)
+            except Exception as e:
+                if connection.head_sent:
+                    self._log_broken(request, e)
+                    return False
+                response = self._error_response(request, e)
+                status = response.status
+                return await self._answer(request, head, response)
+        finally:
+            if self.observer is not None:
+                self.observer(request, status, connection.loop.now - started)
+
+    async def _handle(self, request: Request) -> Response:
+        if self.stopping:
+            raise HttpError(503, "the server is stopping", close=True)
+        if self._guard is not None:
+            self._guard(request)
+        if request.path == "*":
+            return Response(200, [("Allow", self._routes.allow)])
+        route, request.params = self._routes.find(request.path)
+        handler = route.handlers.get(request.method)
+        if handler is not None:
+            return await handler(request)
+        if request.method == "OPTIONS":
+            return Response(200, [("Allow", route.allow)])
+        raise HttpError(
+            405,
+            f"method {request.method} is not allowed here",
+            headers=[("Allow", route.allow)],
+        )
+
+    async def _answer(self, request: Request, head: Head, response: Response) -> bool:
+        """Send a response; tell whether the connection can serve another request."""
+        connection, body = request.connection, response.body
+        close = self._must_close(request, head, response)
+        data = self._head(head, response, close)
+        if head.method == "HEAD" or response.status in _NO_BODY_STATUS:
+            await connection.send(data)
+        elif isinstance(body, StreamedBody):
+            connection.chunked_out = body.length is None and head.version != _HTTP_1_0
+            close = close or (body.length is None and head.version == _HTTP_1_0)
+            await body.send(connection, data)
+            if not connection.head_sent:
+                raise RuntimeError(f"{type(body).__name__} did not send the head")
+        else:
+            await connection.send(data, body)
+        if close or connection.broken:
+            await self._part(connection, request.body)
+            return False
+        return request.body.left == 0 or await self._drain(request.body)
+
+    def _must_close(self, request: Request, head: Head, response: Response) -> bool:
+        rest = request.body
+        return (
+            response.close
+            or not head.keep_alive
+            or self.stopping
+            or request.connection.broken
+            or head.query.get("close") == "y"
+            or (rest.left != 0 and not rest.is_short(_DRAIN_LIMIT))
+        )
+
+    def _head(self, head: Head, response: Response, close: bool) -> bytes:
+        """Complete the response's fields with those that depend on the connection."""
+        body, fields = response.body, response.headers
+        length = body.length if isinstance(body, StreamedBody) else len(body)
+        if length is None:
+            if head.version == _HTTP_1_0:
+                close = True  # the end of the stream is the end of the body
+            else:
+                fields.append(("Transfer-Encoding", "chunked"))
+        elif response.status not in _NO_BODY_STATUS:
+            fields.append(("Content-Length", str(length)))
+        if close:
+            fields.append(("Connection", "close"))
+        elif head.version == _HTTP_1_0:
+            fields.append(("Connection", "keep-alive"))
+        if self.cors and "origin" in head.headers:
+            fields += cors_fields(head.method, head.headers)
+        return self._heads.write(response.status, fields)
+
+    async def _drain(self, rest: RequestBody) -> bool:
+        """Read and drop a short rest of a body; tell whether that worked."""
+        try:
+            await rest.read(_DRAIN_LIMIT)
+        except HttpError:
+            return False
+        return True
+
+    async def _part(self, connection: Connection, rest: RequestBody) -> None:
+        """Let the client read the answer before the connection is closed."""
+        if connection.broken or connection.buffer or not rest.consumed:
+            await connection.linger()
+
+    async def _refuse(self, connection: Connection, error: HttpError) -> None:
+        """Answer what could not be read as a request, and close."""
+        log.info("%s: %s refused: %s", self.name, connection.peer, error)
+        text = f"{error.text}\n".encode()
+        fields = [*_ERROR_FIELDS, *error.headers, ("Content-Length", str(len(text)))]
+        fields.append(("Connection", "close"))
+        try:
+            await connection.send(self._heads.write(error.status, fields), text)
+            await connection.linger()
+        except (PeerGone, DeadlineExpired) as e:
+            log.debug("%s: %s did not take the answer: %s", self.name, connection.peer, e)
+
+    def _error_response(self, request: Request, error: Exception) -> Response:
+        answer = self._http_error(request, error)
+        level = logging.WARNING if answer.status >= 500 else logging.INFO
+        log.log(
+            level, "%s: %s %.200r: %s", self.name, request.method, request.path, answer
+        )
+        if answer.status == 403 and is_preflight(request.method, request.headers):
+            # A refused preflight would hide the reason from the page: its request gets it.
+            return Response(200)
+        text = f"{answer.text}\n".encode()
+        return Response(
+            answer.status, [*_ERROR_FIELDS, *answer.headers], text, close=answer.close
+        )
+
+    def _http_error(self, request: Request, error: Exception) -> HttpError:
+        """Return what the client is told; the details of a 500 go to the log."""
+        if isinstance(error, HttpError):
+            return error
+        if isinstance(error, OperationCancelled):
+            return HttpError(403, "the ticket was cancelled", close=True)
+        if isinstance(error, PeerGone):
+            return HttpError(400, "the connection ended before the body", close=True)
+        if isinstance(error, ClientTimeout):
+            return HttpError(408, "the body did not come in time", close=True)
+        log.error(
+            "%s: %s %.200r failed",
+            self.name,
+            request.method,
+            request.path,
+            exc_info=error,
+        )
+        return HttpError(500, "the server could not do that")
+
+    def _log_broken(self, request: Request, error: Exception) -> None:
+        """Log an error that came after the head: the client sees a connection that ends."""
+        expected = (PeerGone, ClientTimeout, OperationCancelled, DeadlineExpired)
+        log.log(
+            logging.INFO if isinstance(error, expected) else logging.ERROR,
+            "%s: %s %.200r broke off: %s",
+            self.name,
+            request.method,
+            request.path,
+            error or type(error).__name__,
+            exc_info=None if isinstance(error, expected) else error,
+        )

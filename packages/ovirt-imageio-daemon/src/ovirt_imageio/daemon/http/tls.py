@@ -1,0 +1,266 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""TLS connections: both halves of `Connection` with encryption between.
+
+Theory of operation
+-------------------
+
+OpenSSL works on two memory BIOs, so that the socket is read and written in large pieces: a
+TLS socket would make a system call or two for every record of 16 KiB. Loop and worker
+use the same pair in turn. A BIO never gives memory back, so it is fed and emptied in
+small slices, and an idle connection holds little.
+
+Bytes may hide in three places: encrypted in ``raw`` and in the incoming BIO, decrypted in
+OpenSSL. All are asked before the socket is waited for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+from typing import TYPE_CHECKING, Any
+
+from ovirt_imageio.common.errors import PeerGone
+
+from ..errors import DeadlineExpired, HttpError
+from .connection import Connection
+from .peers import Buffer, WorkerPeer, lost
+
+if TYPE_CHECKING:
+    from .loop import Loop
+    from .message import RequestBody
+
+_SLICE = 32 * 1024  # bytes in a BIO at a time: two records
+_PIECE = 1024 * 1024  # bytes for one system call of a worker
+_RECEIVE = 64 * 1024
+_HANDSHAKE = 0x16  # the type of a TLS record that begins a handshake, RFC 8446 §5.1
+
+_worker = threading.local()  # .raw: a worker's buffer of encrypted bytes
+
+
+class TlsConnection(Connection):
+    """A connection with TLS on it.
+
+    Args:
+        loop: The loop that serves it.
+        sock: Connected stream socket.
+        context: Server-side TLS context.
+        **options: As for `Connection`.
+    """
+
+    def __init__(
+        self, loop: Loop, sock: socket.socket, context: ssl.SSLContext, **options: Any
+    ) -> None:
+        super().__init__(loop, sock, **options)
+        self.can_splice = False
+        self.raw = b""  # received, not yet given to OpenSSL
+        self.incoming = ssl.MemoryBIO()
+        self.outgoing = ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
+        self._established = False
+
+    async def start(self) -> None:
+        """Do the handshake; see `Connection.start`."""
+        deadline = self.loop.now + self.timeouts.handshake
+        await self._receive_raw(deadline)
+        if self.raw and self.raw[0] != _HANDSHAKE:
+            raise HttpError(400, "this port speaks HTTPS, the request came as plain HTTP", close=True)
+        while True:
+            try:
+                self._feed()
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._flush(deadline)
+                if not self.raw:
+                    await self._receive_raw(deadline)
+            except ssl.SSLError as e:
+                with contextlib.suppress(PeerGone, DeadlineExpired):
+                    await self._flush(deadline)  # the alert that says why
+                raise PeerGone(f"{self.peer}: TLS handshake failed: {_reason(e)}") from e
+            else:
+                break
+        self._established = True
+        await self._flush(deadline)
+
+    async def fill(self, timeout: float | None = None) -> bool:
+        """Append more decrypted bytes to the buffer; see `Connection.fill`."""
+        deadline = self.loop.now + (self.inactivity_timeout if timeout is None else timeout)
+        while True:
+            if self.incoming.pending or self.tls.pending() or self.raw or self.incoming.eof:
+                try:
+                    data = self.tls.read(_RECEIVE)
+                except ssl.SSLWantReadError:
+                    data = None
+                except ssl.SSLEOFError:
+                    return False  # without close_notify: framing tells what is complete
+                except ssl.SSLError as e:
+                    await self._flush(deadline)
+                    raise PeerGone(f"{self.peer}: {_reason(e)}") from e
+                if self.outgoing.pending:
+                    await self._flush(deadline)  # the answer to a key update
+                if data is not None:
+                    self.buffer = self.buffer + data if self.buffer else data
+                    return bool(data)
+            if self.raw:
+                self._feed()
+            else:
+                await self._receive_raw(deadline)
+                self._feed()
+
+    async def end(self) -> None:
+        """Send close_notify, then close our side of the socket."""
+        self._close_notify()
+        if self.outgoing.pending:
+            await self._flush(self.loop.now + self.timeouts.handshake)
+        await super().end()
+
+    def close(self) -> None:
+        """Close the connection, with close_notify if that can be sent at once."""
+        if not self.closed:
+            self._close_notify()
+            with contextlib.suppress(OSError):
+                self.socket.send(self.outgoing.read())
+        super().close()
+
+    async def linger(self) -> None:
+        """As `Connection.linger`; a client without TLS is answered in plain."""
+        self.raw = b""
+        await super().linger()
+
+    async def send(self, *parts: Buffer) -> None:
+        """Send response bytes, the head first; see `Connection.send`."""
+        self.head_sent = True
+        await self._send(parts)
+
+    async def _send(self, parts: tuple[Buffer, ...]) -> None:
+        if not self._established:
+            await super()._send(parts)
+            return
+        data = b"".join(parts) if len(parts) > 1 else parts[0]
+        if data:
+            await self._send_raw(encrypt(self, data))
+
+    def _close_notify(self) -> None:
+        if self._established:
+            self._established = False
+            with contextlib.suppress(ssl.SSLError):
+                self.tls.unwrap()  # wants the client's close_notify, which is not waited for
+
+    async def _receive_raw(self, deadline: float) -> None:
+        """Wait for encrypted bytes; tell OpenSSL if the stream ends."""
+        while True:
+            await self.loop.readable(self.fd, deadline - self.loop.now)
+            try:
+                self.raw = self.socket.recv(_RECEIVE)
+            except BlockingIOError:
+                continue
+            except OSError as e:
+                raise PeerGone(f"{self.peer}: {e}") from e
+            if not self.raw:
+                self.incoming.write_eof()
+            return
+
+    def _feed(self) -> None:
+        if self.raw:
+            self.incoming.write(self.raw[:_SLICE])
+            self.raw = self.raw[_SLICE:]
+
+    async def _flush(self, deadline: float) -> None:
+        if self.outgoing.pending:
+            await self._send_raw(self.outgoing.read())
+
+    def _make_peer(self, head: bytes, body: RequestBody | None) -> WorkerPeer:
+        return TlsPeer(self, head, body)
+
+
+class TlsPeer(WorkerPeer):
+    """The peer of a TLS connection."""
+
+    def __init__(self, connection: TlsConnection, head: bytes, body: RequestBody | None) -> None:
+        super().__init__(connection, head, body)
+        self._tls = connection
+        self._raw: memoryview | None = None  # encrypted bytes not yet given to OpenSSL
+
+    def release(self) -> None:
+        """Keep what was received beyond the body."""
+        if self._raw:
+            self._tls.raw = bytes(self._raw)
+        self._raw = None
+
+    def _send(self, data: Buffer) -> None:
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), _PIECE):
+            self._send_raw(encrypt(self._tls, view[start : start + _PIECE]))
+
+    def _send_raw(self, data: bytes) -> None:
+        try:
+            self._tls.socket.sendall(data)
+        except OSError as e:
+            raise lost(self._tls.peer, e, "takes") from e
+
+    def _receive(self, view: memoryview) -> int:
+        """Fill view with what is there; wait only for the first byte."""
+        have = 0
+        connection = self._tls
+        while have < len(view):
+            try:
+                count = connection.tls.read(len(view) - have, view[have:])
+            except ssl.SSLWantReadError:
+                if not self._feed(wait=not have):
+                    break
+            except ssl.SSLError as e:
+                raise PeerGone(f"{connection.peer}: {_reason(e)}") from e
+            else:
+                if not count:
+                    break
+                have += count
+        if connection.outgoing.pending:
+            self._send_raw(connection.outgoing.read())
+        if not have:
+            raise PeerGone(f"{connection.peer} ended the connection within the body")
+        return have
+
+    def _feed(self, *, wait: bool) -> bool:
+        """Give OpenSSL some encrypted bytes; False if there are none and wait is not set."""
+        connection = self._tls
+        if connection.raw:
+            self._raw, connection.raw = memoryview(connection.raw), b""
+        if not self._raw:
+            if not wait:
+                return False
+            self._raw = self._receive_raw()
+            if not self._raw:
+                connection.incoming.write_eof()
+                return True
+        connection.incoming.write(self._raw[:_SLICE])
+        self._raw = self._raw[_SLICE:]
+        return True
+
+    def _receive_raw(self) -> memoryview:
+        raw = getattr(_worker, "raw", None)
+        if raw is None:
+            raw = _worker.raw = memoryview(bytearray(_PIECE))
+        try:
+            return raw[: self._tls.socket.recv_into(raw)]
+        except OSError as e:
+            raise lost(self._tls.peer, e, "sends") from e
+
+
+def encrypt(connection: TlsConnection, data: Buffer) -> bytes:
+    """Return data as TLS records."""
+    view = memoryview(data)
+    records = []
+    try:
+        for start in range(0, len(view), _SLICE):
+            connection.tls.write(view[start : start + _SLICE])
+            records.append(connection.outgoing.read())
+    except ssl.SSLError as e:  # the client closed the session, or broke it
+        raise PeerGone(f"{connection.peer}: {_reason(e)}") from e
+    return records[0] if len(records) == 1 else b"".join(records)
+
+
+def _reason(error: ssl.SSLError) -> str:
+    return error.reason or str(error)
