@@ -105,7 +105,9 @@ class Listener:
             sock.close()
             return
         self.connections.add(connection)
-        self._loop.spawn(self._router.serve(connection), name=self._router.name)
+        task = self._loop.spawn(self._router.serve(connection), name=self._router.name)
+        # A task that is cancelled before its first step never reaches its own finally.
+        task.on_done(lambda _: connection.close())
 
     async def _wait_for_resources(self, error: OSError) -> None:
         """Close an idle connection, and do not try again before something has changed."""
