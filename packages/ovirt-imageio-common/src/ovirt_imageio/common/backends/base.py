@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Iterator, Protocol, Sequence, TypeVar
 
 from ovirt_imageio.common import defaults
-from ovirt_imageio.common.buffers import Buffer, aligned
+from ovirt_imageio.common.buffers import Buffer, borrow
 from ovirt_imageio.common.errors import PeerGone, UnsupportedOperation
 from ovirt_imageio.common.extents import Extent, ZeroExtent
 
@@ -233,8 +233,8 @@ class Backend(ABC):
         if not length:
             peer.begin()
             return
-        with aligned(min(length, defaults.PIECE)) as buf, memoryview(buf) as view:
-            for start, count in pieces(offset, length, len(view)):
+        with borrow(min(length, defaults.PIECE)) as view:
+            for start, count in self.pieces(offset, length):
                 op.check()
                 self.read_into(start, view[:count])
                 peer.begin()
@@ -267,8 +267,8 @@ class Backend(ABC):
         self.check_range(offset, length)
         if not length:
             return
-        with aligned(min(length, defaults.PIECE)) as buf, memoryview(buf) as view:
-            for start, count in pieces(offset, length, len(view)):
+        with borrow(min(length, defaults.PIECE)) as view:
+            for start, count in self.pieces(offset, length):
                 got = fill_from(peer, view[:count])
                 op.check()
                 if got:
@@ -290,8 +290,8 @@ class Backend(ABC):
         op = op or NullOperation()
         if not length:
             return
-        with aligned(min(length, defaults.PIECE)) as buf, memoryview(buf) as view:
-            for start, count in pieces(offset, length, len(view)):
+        with borrow(min(length, defaults.PIECE)) as view:
+            for start, count in self.pieces(offset, length):
                 _read_exactly(reader, view[:count], start)
                 op.check()
                 self.write(start, view[:count])
@@ -309,8 +309,8 @@ class Backend(ABC):
         op = op or NullOperation()
         if not length:
             return
-        with aligned(min(length, defaults.PIECE)) as buf, memoryview(buf) as view:
-            for start, count in pieces(offset, length, len(view)):
+        with borrow(min(length, defaults.PIECE)) as view:
+            for start, count in self.pieces(offset, length):
                 op.check()
                 self.read_into(start, view[:count])
                 _write_all(writer, view[:count])
@@ -327,6 +327,10 @@ class Backend(ABC):
                 f"range of {length} bytes at {offset} is not inside the image of {self.size} bytes"
             )
 
+    def pieces(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """Cut a range into pieces that start, after the first, where the storage's blocks do."""
+        return pieces(offset, length, align=self.capabilities.block_size)
+
     def __enter__(self: B) -> B:
         return self
 
@@ -339,11 +343,19 @@ class Backend(ABC):
         self.close()
 
 
-def pieces(offset: int, length: int, size: int = defaults.PIECE) -> Iterator[tuple[int, int]]:
-    """Cut a range: offset and length of each piece, only the last one may be short."""
+def pieces(offset: int, length: int, size: int = defaults.PIECE, *, align: int = 1) -> Iterator[tuple[int, int]]:
+    """Cut a range: offset and length of each piece.
+
+    Args:
+        offset: Start of the range.
+        length: Bytes of the range.
+        size: Most bytes of a piece.
+        align: What every offset but the first is a multiple of; size is one of it. If
+            offset is, only the last piece is short.
+    """
     end = offset + length
     while offset < end:
-        count = min(size, end - offset)
+        count = min(size - offset % align, end - offset)
         yield offset, count
         offset += count
 
