@@ -54,8 +54,12 @@ def borrow(size: int) -> Iterator[memoryview]:
         size: Bytes, at least 1.
     """
     if size > _POOLED_SIZE:
-        with aligned(size) as large, memoryview(large) as view:
-            yield view
+        large = aligned(size)
+        try:
+            with memoryview(large) as view:
+                yield view
+        finally:
+            _close_unless_in_use(large)
         return
     try:
         buf = _pooled.pop()  # append and pop of a list are atomic

@@ -15,7 +15,7 @@ import select
 import stat
 import threading
 from types import TracebackType
-from typing import Any, Callable, Iterator, Sequence
+from typing import Callable, Iterator, Sequence
 
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.buffers import Buffer
@@ -26,10 +26,8 @@ FALLOC_FL_PUNCH_HOLE = 0x02
 FALLOC_FL_ZERO_RANGE = 0x10
 
 # linux/fs.h, as block devices understand them
-BLKROGET = 0x125E
 BLKSSZGET = 0x1268
 BLKGETSIZE64 = 0x80081272
-BLKDISCARD = 0x1277
 BLKZEROOUT = 0x127F
 
 # fcntl(2)
@@ -60,7 +58,7 @@ _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int6
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    """Allocate, zero or deallocate a range of a file. See fallocate(2).
+    """Allocate, zero or deallocate a range of a file, as fallocate(2) does.
 
     Raises:
         OSError: As the system call, `EOPNOTSUPP` where the file system cannot.
@@ -84,9 +82,7 @@ _splice.argtypes = [
 _splice.restype = ctypes.c_ssize_t
 
 
-def _splice_by_ctypes(
-    fd_in: int, fd_out: int, count: int, *, offset_dst: int | None = None, flags: int = 0
-) -> int:
+def _splice_by_ctypes(fd_in: int, fd_out: int, count: int, *, offset_dst: int | None = None, flags: int = 0) -> int:
     out = None if offset_dst is None else ctypes.byref(ctypes.c_int64(offset_dst))
     while True:
         n = int(_splice(fd_in, None, fd_out, out, count, flags))
@@ -99,10 +95,8 @@ def _splice_by_ctypes(
 _splice_of_os: Callable[..., int] | None = getattr(os, "splice", None)
 
 
-def splice(
-    fd_in: int, fd_out: int, count: int, *, offset_out: int | None = None, flags: int = 0
-) -> int:
-    """Move bytes between a pipe and another descriptor inside the kernel. See splice(2).
+def splice(fd_in: int, fd_out: int, count: int, *, offset_out: int | None = None, flags: int = 0) -> int:
+    """Move bytes between a pipe and another descriptor inside the kernel, as splice(2) does.
 
     Args:
         fd_in: To read from.
@@ -283,11 +277,6 @@ def zero_out(fd: int, offset: int, length: int) -> None:
     fcntl.ioctl(fd, BLKZEROOUT, array.array("Q", [offset, length]).tobytes())
 
 
-def discard(fd: int, offset: int, length: int) -> None:
-    """Deallocate a range of a block device. What is read there later is not defined."""
-    fcntl.ioctl(fd, BLKDISCARD, array.array("Q", [offset, length]).tobytes())
-
-
 def _ioctl_number(fd: int, request: int, kind: str) -> int:
     value = array.array(kind, [0])
     fcntl.ioctl(fd, request, value, True)
@@ -385,6 +374,5 @@ def is_unsupported(error: OSError) -> bool:
     return error.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL)
 
 
-def ioctl_bytes(fd: int, request: int, argument: bytes) -> Any:
-    """Call ioctl(2) with a plain argument."""
-    return fcntl.ioctl(fd, request, argument)
+pipes = PipePool()
+"""The pipes of this process: the kernel bounds those of a user, so all fast paths share them."""

@@ -1,3 +1,77 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Storage behind URLs. `base` holds the contract."""
+"""Storage behind URLs. `base` holds the contract, every other module keeps it."""
+
+from __future__ import annotations
+
+from urllib.parse import unquote, urlsplit
+
+from ovirt_imageio.common import defaults
+from ovirt_imageio.common.backends.base import Backend, Capabilities, NullOperation, Operation, Peer
+
+__all__ = ["Backend", "Capabilities", "NullOperation", "Operation", "Peer", "open"]
+
+_SCHEMES = "nbd:unix:/path/sock, nbd:HOST:PORT, nbd://HOST/NAME, nbd+unix:///NAME?socket=/path, "
+_SCHEMES += "file:///path, https://HOST:PORT/images/ID or http://…"
+
+
+def open(
+    url: str,
+    *,
+    mode: str = "r",
+    sparse: bool = False,
+    dirty: bool = False,
+    cafile: str | None = None,
+    secure: bool = True,
+    connections: int = defaults.MAX_CONNECTIONS,
+    timeout: float = defaults.NBD_TIMEOUT,
+) -> Backend:
+    """Open the storage behind a URL.
+
+    Args:
+        url: `nbd:…`, `nbd://…`, `nbd+unix://…`, `file:///…`, `http(s)://…`.
+        mode: `r` to read, `r+` to read and write.
+        sparse: Zeroing may deallocate.
+        dirty: Dirty extents are wanted.
+        cafile: Certificates to verify an https server with; None: the system's.
+        secure: Verify an https server.
+        connections: Most instances that will be open at a time.
+        timeout: Seconds that a server of the storage may stay silent.
+
+    Raises:
+        ValueError: The URL names no storage known here.
+        OSError, ImageioError: It cannot be opened.
+    """
+    if mode not in ("r", "r+"):
+        raise ValueError(f"unknown mode {mode!r}: expected 'r' or 'r+'")
+    parts = urlsplit(url)
+    # Each of them is imported when it is used: a host that serves NBD needs no requests.
+    if parts.scheme in ("nbd", "nbd+unix"):
+        from ovirt_imageio.common.backends.nbd import NbdBackend
+
+        return NbdBackend(url, mode=mode, sparse=sparse, dirty=dirty, connections=connections, timeout=timeout)
+    if parts.scheme == "file":
+        from ovirt_imageio.common.backends.file import FileBackend
+
+        return FileBackend(file_path(url), mode=mode, sparse=sparse, connections=connections)
+    if parts.scheme in ("http", "https"):
+        from ovirt_imageio.common.backends.http import HttpBackend
+
+        return HttpBackend(url, cafile=cafile, secure=secure, timeout=timeout)
+    raise ValueError(f"unsupported storage URL {url!r}: expected {_SCHEMES}")
+
+
+def file_path(url: str) -> str:
+    """The path of a file URL.
+
+    Raises:
+        ValueError: It names another host, or no absolute path.
+    """
+    parts = urlsplit(url)
+    path = unquote(parts.path)
+    if parts.netloc not in ("", "localhost") or not path.startswith("/") or "\0" in path:
+        raise ValueError(f"invalid file URL {url!r}: expected file:///absolute/path")
+    if parts.query or parts.fragment:
+        # 2.x takes the rest of the URL for the path as it stands; a path may hold ? and #.
+        path = unquote(url[len("file://") :].removeprefix("localhost"))
+    return path

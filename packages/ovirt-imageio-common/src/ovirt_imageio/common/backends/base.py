@@ -186,9 +186,7 @@ class Backend(ABC):
     def close(self) -> None:
         """Release the image. What was not flushed may be lost. Idempotent."""
 
-    def extents(
-        self, context: str = "zero", *, offset: int = 0, length: int | None = None
-    ) -> Iterator[Extent]:
+    def extents(self, context: str = "zero", *, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
         """Tell what of a range is data, in order, merged, without gaps.
 
         Args:
@@ -277,9 +275,7 @@ class Backend(ABC):
                 if got < count:
                     return
 
-    def read_from(
-        self, reader: Reader, offset: int, length: int, op: Operation | None = None
-    ) -> None:
+    def read_from(self, reader: Reader, offset: int, length: int, op: Operation | None = None) -> None:
         """Write a range with what a reader gives.
 
         Raises:
@@ -297,9 +293,7 @@ class Backend(ABC):
                 self.write(start, view[:count])
                 op.advance(count)
 
-    def write_to(
-        self, writer: Writer, offset: int, length: int, op: Operation | None = None
-    ) -> None:
+    def write_to(self, writer: Writer, offset: int, length: int, op: Operation | None = None) -> None:
         """Read a range into a writer.
 
         Raises:
@@ -323,9 +317,7 @@ class Backend(ABC):
             ValueError: It names the range and the image's size.
         """
         if offset < 0 or length < 0 or offset + length > self.size:
-            raise ValueError(
-                f"range of {length} bytes at {offset} is not inside the image of {self.size} bytes"
-            )
+            raise ValueError(f"range of {length} bytes at {offset} is not inside the image of {self.size} bytes")
 
     def pieces(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """Cut a range into pieces that start, after the first, where the storage's blocks do."""
@@ -382,9 +374,7 @@ def _read_exactly(reader: Reader, view: memoryview, offset: int) -> None:
     while done < len(view):
         n = reader.readinto(view[done:])
         if not n:
-            raise PeerGone(
-                f"the source ended {len(view) - done} bytes before {offset + len(view)}"
-            )
+            raise PeerGone(f"the source ended {len(view) - done} bytes before {offset + len(view)}")
         done += n
 
 
