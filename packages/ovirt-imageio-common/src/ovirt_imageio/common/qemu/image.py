@@ -1,0 +1,64 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How an image file is named to qemu, so that its name is never taken for more.
+
+qemu reads `nbd:…`, `json:…` or `fat:rw:…` at the start of a file name as a protocol.
+Every image is therefore given with its drivers, as a JSON reference:
+
+    {"driver": "qcow2", "file": {"driver": "file", "filename": "/path"}}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from typing import Any
+
+
+def node(
+    filename: str,
+    fmt: str,
+    *,
+    offset: int | None = None,
+    size: int | None = None,
+    backing_chain: bool = True,
+) -> dict[str, Any]:
+    """Describe an image to qemu's block layer. See qemu(1), "-blockdev".
+
+    Args:
+        filename: Path of a regular file or a block device.
+        fmt: Format driver, such as `raw` or `qcow2`.
+        offset: Where the image begins in the file, for a member of a tar file.
+        size: Bytes of the image there.
+        backing_chain: Let the backing file show through; else what is not allocated
+            in the image itself reads as zeroes.
+    """
+    file: dict[str, Any] = {
+        "driver": protocol(filename),
+        "filename": os.path.abspath(filename),
+    }
+    if offset is not None or size is not None:
+        file = {"driver": "raw", "file": file, "offset": offset or 0}
+        if size is not None:
+            file["size"] = size
+    if fmt == "raw" and file["driver"] == "raw":
+        return file
+    result: dict[str, Any] = {"driver": fmt, "file": file}
+    if not backing_chain and fmt in ("qcow2", "qcow", "qed", "vmdk"):
+        result["backing"] = None
+    return result
+
+
+def protocol(filename: str) -> str:
+    """The protocol driver for a path: qemu tells files from host devices."""
+    try:
+        mode = os.stat(filename).st_mode
+    except FileNotFoundError:
+        return "file"
+    return "host_device" if stat.S_ISBLK(mode) else "file"
+
+
+def reference(*args: Any, **kwargs: Any) -> str:
+    """The node of an image as a `json:` file name, which all tools take."""
+    return "json:" + json.dumps(node(*args, **kwargs))

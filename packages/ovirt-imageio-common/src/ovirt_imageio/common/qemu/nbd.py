@@ -1,0 +1,211 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""qemu-nbd as a context manager. See qemu-nbd(8).
+
+The socket is made and listened on before qemu-nbd starts, and handed to it the way
+systemd does (sd_listen_fds(3)): nobody ever waits for a file to appear, and a
+connection is served as soon as qemu-nbd has opened the image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from types import TracebackType
+from typing import IO
+
+from ovirt_imageio.common import nbd
+from ovirt_imageio.common.errors import ImageioError
+from ovirt_imageio.common.qemu import image
+
+PROGRAM = "qemu-nbd"
+
+# The process that LISTEN_PID names must be qemu-nbd, whose id is known after fork only.
+_HAND_OVER = 'LISTEN_PID=$$; export LISTEN_PID; exec "$@"'
+
+_STOP_TIMEOUT = 30
+
+
+class QemuNbdError(ImageioError):
+    """qemu-nbd could not be started. The text is what it said."""
+
+
+class Server:
+    """An image served by qemu-nbd on a Unix socket.
+
+    Args:
+        filename: Path of the image.
+        fmt: Format, never guessed.
+        socket_path: Where to listen; None for a private folder.
+        read_only: Refuse writing.
+        shared: Connections at a time.
+        export_name: Name of the export.
+        cache: `none`, `writeback`, `unsafe`, …
+        aio: `threads`, `native` or `io_uring`; None for qemu's default.
+        discard: Let trimming reach the image.
+        detect_zeroes: `off`, `on` or `unmap`.
+        bitmap: Dirty bitmap to offer.
+        backing_chain: Let the backing chain show through.
+        offset: Where the image begins in the file, for a member of a tar file.
+        size: Bytes of the image there.
+
+    Attributes:
+        url: Of the export, for a ticket or for `backends.open`.
+        socket_path: Of the Unix socket.
+    """
+
+    def __init__(
+        self,
+        filename: str,
+        fmt: str,
+        *,
+        socket_path: str | None = None,
+        read_only: bool = False,
+        shared: int = 8,
+        export_name: str = "",
+        cache: str = "writeback",
+        aio: str | None = None,
+        discard: bool = True,
+        detect_zeroes: str = "off",
+        bitmap: str | None = None,
+        backing_chain: bool = True,
+        offset: int | None = None,
+        size: int | None = None,
+    ) -> None:
+        self._command = [
+            PROGRAM,
+            "--persistent",
+            f"--shared={shared}",
+            f"--export-name={export_name}",
+            f"--cache={cache}",
+            f"--discard={'unmap' if discard else 'ignore'}",
+            f"--detect-zeroes={detect_zeroes}",
+        ]
+        if fmt == "qcow2":
+            self._command.append("--allocation-depth")
+        if aio:
+            self._command.append(f"--aio={aio}")
+        if read_only:
+            self._command.append("--read-only")
+        if bitmap:
+            self._command.append(f"--bitmap={bitmap}")
+        self._command.append(image.reference(filename, fmt, offset=offset, size=size, backing_chain=backing_chain))
+        self._filename = filename
+        self._folder: str | None = None
+        self._export_name = export_name
+        self._stderr: IO[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self.socket_path = socket_path or ""
+
+    @property
+    def address(self) -> nbd.Address:
+        """Where the export is found."""
+        return nbd.unix(self.socket_path, self._export_name)
+
+    @property
+    def url(self) -> str:
+        """The address as tickets write it."""
+        name = f":exportname={self._export_name}" if self._export_name else ""
+        return f"nbd:unix:{self.socket_path}{name}"
+
+    @property
+    def pid(self) -> int:
+        """Process id of qemu-nbd while it runs."""
+        if self._process is None:
+            raise ValueError("qemu-nbd is not running")
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start qemu-nbd and wait until it serves the image.
+
+        Raises:
+            QemuNbdError: It is not installed, or cannot open the image.
+        """
+        if not self.socket_path:
+            # A short path: that of a socket may have 107 bytes only, see unix(7).
+            self._folder = tempfile.mkdtemp(prefix="imageio-")
+            self.socket_path = os.path.join(self._folder, "nbd.sock")
+        try:
+            self._launch()
+            self._greet()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _launch(self) -> None:
+        if not shutil.which(PROGRAM):
+            raise QemuNbdError("qemu-nbd is not installed (Debian: qemu-utils, Fedora and EL: qemu-img)")
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed in stop)
+        with socket.socket(socket.AF_UNIX) as listener:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.socket_path)
+            listener.bind(self.socket_path)
+            listener.listen(64)
+            self._process = self._spawn(listener.fileno())
+
+    def _spawn(self, fd: int) -> subprocess.Popen[bytes]:
+        """Start qemu-nbd with the listening socket as descriptor 3."""
+        script = f"exec 3<&{fd}; {'' if fd == 3 else f'exec {fd}<&-; '}{_HAND_OVER}"
+        return subprocess.Popen(
+            ["/bin/sh", "-c", script, "sh", *self._command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._stderr,
+            pass_fds=[fd],
+            env={**os.environ, "LISTEN_FDS": "1", "LISTEN_FDNAMES": "nbd"},
+            # A Control-C is ours to handle: transfers end before their storage does.
+            start_new_session=True,
+        )
+
+    def _greet(self) -> None:
+        """Talk to the server once: it answers when the image is open."""
+        try:
+            nbd.Client(self.address, greeting_timeout=30).close()
+        except (ImageioError, OSError) as e:
+            said = self._said()
+            raise QemuNbdError(f"qemu-nbd cannot serve {self._filename}: {said or e}") from e
+
+    def _said(self) -> str:
+        if self._process is None or self._stderr is None:
+            return ""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
+        self._stderr.seek(0)
+        text = self._stderr.read().decode("utf-8", "replace").strip()
+        return text.removeprefix("qemu-nbd: ")
+
+    def stop(self) -> None:
+        """End qemu-nbd; it writes out what it holds. Idempotent."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.terminate()
+            try:
+                process.wait(_STOP_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if self._stderr is not None:
+            self._stderr.close()
+            self._stderr = None
+        if self.socket_path:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.socket_path)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder, self.socket_path = None, ""
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
