@@ -38,6 +38,8 @@ ROUTES = [Route("/hello", {"GET": hello, "PUT": hello, "DELETE": hello})]
 def serving(service: Service) -> Iterator[Service]:
     """Serve in a loop of its own."""
     loop = Loop()
+    if isinstance(service, RemoteService):
+        service.load_tls()
     service.bind()
     service.start(loop, ROUTES, connections=Connections(loop, 10))
     thread = threading.Thread(target=loop.run)

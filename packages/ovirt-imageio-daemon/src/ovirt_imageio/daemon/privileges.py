@@ -59,8 +59,10 @@ def _prepare_run_dir(cfg: Config, uid: int, gid: int) -> None:
         # By descriptor, so that what was checked is what changes hands.
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
+            st = os.fstat(fd)
             # A folder that everybody may write to, like /tmp, is nobody's to give away.
-            if not os.fstat(fd).st_mode & stat.S_IWOTH:
+            # What systemd has given away already needs no privilege here (CAP_CHOWN).
+            if (st.st_uid, st.st_gid) != (uid, gid) and not st.st_mode & stat.S_IWOTH:
                 os.fchown(fd, uid, gid)
         finally:
             os.close(fd)

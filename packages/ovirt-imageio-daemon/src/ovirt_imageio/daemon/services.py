@@ -59,7 +59,7 @@ class Service(ABC):
         """Take the address and listen; clients wait in the kernel until `start`.
 
         Raises:
-            ConfigError: the address cannot be had, or TLS files cannot be used.
+            ConfigError: the address cannot be had.
         """
 
     def start(
@@ -139,10 +139,17 @@ class RemoteService(Service):
         self.contexts: TlsContexts | None = None
         self.port = 0
 
-    def bind(self) -> None:
-        """See `Service.bind`."""
+    def load_tls(self) -> None:
+        """Load keys and certificates, if TLS is enabled.
+
+        Raises:
+            ConfigError: they cannot be read or do not fit.
+        """
         if self.cfg.tls.enable:
             self.contexts = TlsContexts(self.cfg)
+
+    def bind(self) -> None:
+        """See `Service.bind`. Without `load_tls` before, it serves plain HTTP."""
         remote = self.cfg.remote
         try:
             self._socket = binding.bind_tcp(remote.host, remote.port)
