@@ -103,6 +103,4 @@ def is_zero(buf: Buffer) -> bool:
         start = address(view)
         if start is not None:
             return int(_memcmp(start, start + 1, size - 1)) == 0
-        return all(
-            view[o : o + _SHORT].tobytes() == _ZEROES[: min(_SHORT, size - o)] for o in range(0, size, _SHORT)
-        )
+        return all(view[o : o + _SHORT].tobytes() == _ZEROES[: min(_SHORT, size - o)] for o in range(0, size, _SHORT))

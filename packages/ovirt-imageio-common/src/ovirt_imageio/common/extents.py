@@ -90,9 +90,7 @@ def clip(extents: Iterable[E], offset: int, length: int) -> Iterator[E]:
             yield extent._replace(start=start, length=stop - start)
 
 
-def overlay_dirty(
-    dirty: Iterable[tuple[int, int, bool]], zero: Iterable[ZeroExtent]
-) -> Iterator[DirtyExtent]:
+def overlay_dirty(dirty: Iterable[tuple[int, int, bool]], zero: Iterable[ZeroExtent]) -> Iterator[DirtyExtent]:
     """Tell for each part of an image if it is dirty and if it reads as zeroes.
 
         dirty:  |  dirty        |  clean        |
@@ -109,9 +107,7 @@ def overlay_dirty(
     return merge(_overlay(iter(dirty), iter(zero)))
 
 
-def _overlay(
-    dirty: Iterator[tuple[int, int, bool]], zero: Iterator[ZeroExtent]
-) -> Iterator[DirtyExtent]:
+def _overlay(dirty: Iterator[tuple[int, int, bool]], zero: Iterator[ZeroExtent]) -> Iterator[DirtyExtent]:
     d = next(dirty, None)
     z = next(zero, None)
     position = d[0] if d else 0

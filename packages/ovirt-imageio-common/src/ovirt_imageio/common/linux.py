@@ -311,27 +311,41 @@ def is_local(fd: int) -> bool:
 _DIRECT_BLOCKS = (512, 4096)
 
 
-def direct_block_size(path: str) -> int | None:
-    """Find the smallest block that direct I/O on a file takes, by trying.
+def reopen_direct(fd: int, flags: int) -> tuple[int, int] | None:
+    """Open an open file again, with O_DIRECT.
+
+    Network file systems want to know at open(2) how a file will be used; fcntl(2) would
+    not tell them.
+
+    Args:
+        fd: The file. It stays open.
+        flags: To open it with, as for os.open.
 
     Returns:
-        512 or 4096; None where the file cannot be opened with O_DIRECT, as on tmpfs.
+        The new descriptor, and the smallest block that direct I/O on it takes, 512 or
+        4096, found by trying; None where storage knows no direct I/O.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        direct = os.open(f"/proc/self/fd/{fd}", flags | os.O_DIRECT | os.O_CLOEXEC)
     except OSError as e:
         if e.errno == errno.EINVAL:
             return None
         raise
     try:
-        if is_block_device(fd):
-            return sector_size(fd)
-        return _probe_blocks(fd)
-    finally:
-        os.close(fd)
+        block = sector_size(direct) if is_block_device(direct) else _probe_blocks(direct)
+    except BaseException:
+        os.close(direct)
+        raise
+    if block is None:
+        os.close(direct)
+        return None
+    return direct, block
 
 
 def _probe_blocks(fd: int) -> int | None:
+    if not os.fstat(fd).st_size:
+        # At the end of a file some file systems take any block.
+        return _DIRECT_BLOCKS[-1]
     with mmap.mmap(-1, _DIRECT_BLOCKS[-1]) as buf, memoryview(buf) as view:
         for block in _DIRECT_BLOCKS:
             try:
@@ -340,8 +354,7 @@ def _probe_blocks(fd: int) -> int | None:
                 if e.errno != errno.EINVAL:
                     raise
             else:
-                # An empty file takes any block: be careful.
-                return block if os.fstat(fd).st_size else _DIRECT_BLOCKS[-1]
+                return block
     return None
 
 

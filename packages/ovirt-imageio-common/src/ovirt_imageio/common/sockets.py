@@ -63,9 +63,7 @@ def connect_unix(address: str, timeout: float | None = None) -> socket.socket:
         set_timeouts(s, 0)
     except BlockingIOError as e:
         s.close()
-        raise ConnectionTimeout(
-            f"the server at {address!r} accepted no connection within {timeout} seconds"
-        ) from e
+        raise ConnectionTimeout(f"the server at {address!r} accepted no connection within {timeout} seconds") from e
     except BaseException:
         s.close()
         raise

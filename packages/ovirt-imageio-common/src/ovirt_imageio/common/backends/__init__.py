@@ -4,15 +4,17 @@
 
 from __future__ import annotations
 
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.base import Backend, Capabilities, NullOperation, Operation, Peer
 
 __all__ = ["Backend", "Capabilities", "NullOperation", "Operation", "Peer", "open"]
 
-_SCHEMES = "nbd:unix:/path/sock, nbd:HOST:PORT, nbd://HOST/NAME, nbd+unix:///NAME?socket=/path, "
-_SCHEMES += "file:///path, https://HOST:PORT/images/ID or http://…"
+_SUPPORTED = (
+    "nbd:unix:/path/sock, nbd:HOST:PORT, nbd://HOST/NAME, nbd+unix:///NAME?socket=/path/sock, "
+    "file:///path, https://HOST:PORT/images/ID or http://HOST:PORT/images/ID"
+)
 
 
 def open(
@@ -44,34 +46,41 @@ def open(
     """
     if mode not in ("r", "r+"):
         raise ValueError(f"unknown mode {mode!r}: expected 'r' or 'r+'")
-    parts = urlsplit(url)
+    scheme = _scheme(url)
     # Each of them is imported when it is used: a host that serves NBD needs no requests.
-    if parts.scheme in ("nbd", "nbd+unix"):
+    if scheme in ("nbd", "nbd+unix"):
         from ovirt_imageio.common.backends.nbd import NbdBackend
 
         return NbdBackend(url, mode=mode, sparse=sparse, dirty=dirty, connections=connections, timeout=timeout)
-    if parts.scheme == "file":
+    if scheme == "file":
         from ovirt_imageio.common.backends.file import FileBackend
 
         return FileBackend(file_path(url), mode=mode, sparse=sparse, connections=connections)
-    if parts.scheme in ("http", "https"):
+    if scheme in ("http", "https"):
         from ovirt_imageio.common.backends.http import HttpBackend
 
         return HttpBackend(url, cafile=cafile, secure=secure, timeout=timeout)
-    raise ValueError(f"unsupported storage URL {url!r}: expected {_SCHEMES}")
+    raise ValueError(f"unsupported storage URL {url!r}: expected {_SUPPORTED}")
+
+
+def _scheme(url: str) -> str:
+    try:
+        return urlsplit(url).scheme
+    except ValueError as e:
+        raise ValueError(f"invalid storage URL {url!r}: {e}") from e
 
 
 def file_path(url: str) -> str:
-    """The path of a file URL.
+    """Return the path of a file URL: all that follows `file://`, as it stands.
+
+    Nothing is decoded, for managers of 2.x put paths there without encoding them; a path
+    may hold `%`, `?` and `#`.
 
     Raises:
-        ValueError: It names another host, or no absolute path.
+        ValueError: It names a host other than localhost, or no absolute path.
     """
-    parts = urlsplit(url)
-    path = unquote(parts.path)
-    if parts.netloc not in ("", "localhost") or not path.startswith("/") or "\0" in path:
+    _, _, rest = url.partition("://")
+    path = rest[len("localhost") :] if rest.startswith("localhost/") else rest
+    if not path.startswith("/") or "\0" in path:
         raise ValueError(f"invalid file URL {url!r}: expected file:///absolute/path")
-    if parts.query or parts.fragment:
-        # 2.x takes the rest of the URL for the path as it stands; a path may hold ? and #.
-        path = unquote(url[len("file://") :].removeprefix("localhost"))
     return path

@@ -7,13 +7,12 @@ from __future__ import annotations
 import threading
 from typing import Iterator
 
+from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.base import Backend, Capabilities, pieces
 from ovirt_imageio.common.buffers import Buffer, is_zero
 from ovirt_imageio.common.errors import UnsupportedOperation
-from ovirt_imageio.common.extents import Extent, ZeroExtent, merge
-
-_GRANULE = 64 << 10
-"""What extents are told in, as a qcow2 image does."""
+from ovirt_imageio.common.extents import DirtyExtent, Extent, ZeroExtent, clip, merge
+from ovirt_imageio.common.units import KiB
 
 
 class Memory:
@@ -21,50 +20,116 @@ class Memory:
 
     Args:
         data: Its first bytes.
-        size: Bytes of the image; the rest reads as zeroes.
+        size: Bytes of the image; the rest reads as zeroes. None: those of data.
+        granularity: Bytes that extents are told in; 64 KiB as in a qcow2 image.
+
+    Attributes:
+        data: All bytes.
+        lock: Hold it to look at data while backends are in use.
+
+    Raises:
+        ValueError: size is less than the length of data, or granularity less than 1.
     """
 
-    def __init__(self, data: bytes = b"", *, size: int | None = None) -> None:
+    def __init__(self, data: Buffer = b"", *, size: int | None = None, granularity: int = 64 * KiB) -> None:
         self.data = bytearray(data)
-        self.data.extend(bytes((len(data) if size is None else size) - len(data)))
+        missing = 0 if size is None else size - len(self.data)
+        if missing < 0:
+            raise ValueError(f"size {size} is less than the {len(self.data)} bytes of data")
+        if granularity < 1:
+            raise ValueError(f"granularity {granularity}: expected 1 or more")
+        self.data.extend(bytes(missing))
+        self.granularity = granularity
         self.lock = threading.Lock()
+        self._changed: set[int] = set()
+
+    def checkpoint(self) -> None:
+        """Take everything for clean: dirty extents tell what is written from now on."""
+        with self.lock:
+            self._changed.clear()
+
+    def change(self, offset: int, buf: Buffer) -> None:
+        """Write buf at offset. The range is inside the image."""
+        with memoryview(buf) as view, view.cast("B") as raw, self.lock:
+            if not raw:
+                return
+            end = offset + len(raw)
+            self.data[offset:end] = raw
+            self._changed.update(range(offset // self.granularity, -(-end // self.granularity)))
+
+    def granules(self, offset: int, length: int) -> Iterator[tuple[int, int, bool, bool]]:
+        """Tell start, length, zero and dirty of each granule that a range touches."""
+        first = offset // self.granularity * self.granularity
+        end = min(-(-(offset + length) // self.granularity) * self.granularity, len(self.data))
+        for start, count in pieces(first, end - first, self.granularity):
+            with self.lock, memoryview(self.data) as whole, whole[start : start + count] as view:
+                zero, dirty = is_zero(view), start // self.granularity in self._changed
+            yield start, count, zero, dirty
 
 
 class MemoryBackend(Backend):
-    """Storage in memory. One instance, one thread; instances of one Memory share it."""
+    """Storage in memory. One instance, one thread; instances of one Memory share it.
 
-    def __init__(self, memory: Memory, *, mode: str = "r+", connections: int = 8) -> None:
+    Args:
+        memory: The image.
+        mode: `r` to read, `r+` to read and write.
+        dirty: Tell dirty extents: what was written since the last `Memory.checkpoint`.
+        connections: How many instances may work side by side.
+
+    Raises:
+        ValueError: Unknown mode.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        *,
+        mode: str = "r+",
+        dirty: bool = False,
+        connections: int = defaults.MAX_CONNECTIONS,
+    ) -> None:
+        if mode not in ("r", "r+"):
+            raise ValueError(f"unknown mode {mode!r}: expected 'r' or 'r+'")
         self._memory = memory
         self.size = len(memory.data)
         self.capabilities = Capabilities(
             max_readers=connections,
             max_writers=connections,
             can_extents=True,
+            can_dirty=dirty,
             multi_conn=True,
             read_only=mode == "r",
         )
 
+    def clone(self) -> MemoryBackend:
+        """Open the same image once more, for another thread."""
+        can = self.capabilities
+        return MemoryBackend(
+            self._memory,
+            mode="r" if can.read_only else "r+",
+            dirty=can.can_dirty,
+            connections=can.max_readers,
+        )
+
     def read_into(self, offset: int, buf: Buffer) -> None:
         """See Backend."""
-        with memoryview(buf) as view:
+        with memoryview(buf) as raw, raw.cast("B") as view:
             self.check_range(offset, len(view))
-            with self._memory.lock:
-                view[:] = self._memory.data[offset : offset + len(view)]
+            with self._memory.lock, memoryview(self._memory.data) as data:
+                view[:] = data[offset : offset + len(view)]
 
     def write(self, offset: int, buf: Buffer) -> None:
         """See Backend."""
         with memoryview(buf) as view:
-            self._check_write(offset, len(view))
-            with self._memory.lock:
-                self._memory.data[offset : offset + len(view)] = view
-        self.unflushed = True
+            self._check_write(offset, view.nbytes)
+            self._memory.change(offset, view)
+            self.unflushed = self.unflushed or view.nbytes > 0
 
     def zero(self, offset: int, length: int) -> None:
         """See Backend."""
         self._check_write(offset, length)
-        with self._memory.lock:
-            self._memory.data[offset : offset + length] = bytes(length)
-        self.unflushed = True
+        for start, count in pieces(offset, length):
+            self.write(start, bytes(count))
 
     def flush(self) -> None:
         """See Backend. There is nothing more stable to bring it to."""
@@ -72,17 +137,16 @@ class MemoryBackend(Backend):
 
     def extents(self, context: str = "zero", *, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
         """See Backend. Zero extents are looked for in the data."""
-        if context != "zero":
-            raise UnsupportedOperation(f"memory has no {context!r} extents")
         length = self.size - offset if length is None else length
-        self.check_range(offset, length)
-        return merge(self._granules(offset, length))
-
-    def _granules(self, offset: int, length: int) -> Iterator[ZeroExtent]:
-        for start, count in pieces(offset, length, _GRANULE):
-            with self._memory.lock:
-                zero = is_zero(bytes(self._memory.data[start : start + count]))
-            yield ZeroExtent(start, count, zero=zero, hole=False)
+        if context == "zero":
+            self.check_range(offset, length)
+            zero = (ZeroExtent(start, n, z, hole=False) for start, n, z, _ in self._memory.granules(offset, length))
+            return merge(clip(zero, offset, length))
+        if context == "dirty" and self.capabilities.can_dirty:
+            self.check_range(offset, length)
+            dirty = (DirtyExtent(start, n, d, z) for start, n, z, d in self._memory.granules(offset, length))
+            return merge(clip(dirty, offset, length))
+        raise UnsupportedOperation(f"this memory has no {context!r} extents")
 
     def close(self) -> None:
         """See Backend. The memory stays as long as somebody holds it."""

@@ -1,0 +1,162 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Direct I/O, see open(2), O_DIRECT, at any offset and length.
+
+The kernel takes whole blocks at aligned addresses. A range with other edges is written
+by read-modify-write of its first and last block, under a lock that all instances of
+one file share:
+
+    block     0         1         2         3
+              |---------|---------|---------|---------|
+    range          |==========================|
+    how            | rmw|     direct     | rmw|
+
+Where a file's size is not a multiple of the block, O_DIRECT would write past the end:
+its last bytes go through the page cache and leave it at once. While they do, nobody
+may write directly to the page that holds them, so that takes the lock as well:
+
+    block     |---------|---------|----       |
+    page      |===================|===========|
+    how       | direct            |d.,locked| cached
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import threading
+from typing import ContextManager, Iterator
+
+from ovirt_imageio.common import defaults
+from ovirt_imageio.common.backends.base import pieces
+from ovirt_imageio.common.buffers import address, borrow
+
+
+def shrunk(offset: int, size: int) -> OSError:
+    """The error for a file that ends at offset, before the size that it was opened with."""
+    return OSError(errno.EIO, f"the file ended at {offset}, it had {size} bytes when it was opened")
+
+
+class DirectFile:
+    """Whole blocks for whoever wants any range. One instance, one thread.
+
+    Args:
+        fd: Descriptor with O_DIRECT, not owned.
+        size: Bytes of the file.
+        block: What the kernel takes: 512 or 4096.
+        lock: Shared by all instances of the file.
+    """
+
+    def __init__(self, fd: int, *, size: int, block: int, lock: threading.Lock) -> None:
+        self._fd = fd
+        self._size = size
+        self._block = block
+        self._lock = lock
+        # From here on the page cache may hold the end of the file for a moment.
+        self._mixed = size // mmap.PAGESIZE * mmap.PAGESIZE if size % block else size
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill view. The range is inside the file.
+
+        Raises:
+            OSError: As preadv(2), and `EIO` if the file became shorter.
+        """
+        if self._fits(offset, view):
+            self._read(offset, view, len(view))
+            return
+        block, end = self._block, offset + len(view)
+        start = offset // block * block
+        with borrow(min(defaults.PIECE, -(-end // block) * block - start)) as bounce:
+            for first, count in pieces(start, end - start, len(bounce)):
+                self._read(first, bounce[: -(-count // block) * block], count)
+                skip = max(offset - first, 0)
+                view[first + skip - offset : first + count - offset] = bounce[skip:count]
+
+    def write(self, offset: int, view: memoryview) -> None:
+        """Write all of view. The range is inside the file.
+
+        Raises:
+            OSError: As pwrite(2).
+        """
+        block, end = self._block, offset + len(view)
+        first = min(-(-offset // block) * block, end)
+        last = max(end // block * block, first)
+        if offset < first:
+            self._write_edge(offset, view[: first - offset])
+        if first < last:
+            with self._guard(last):
+                self._write_blocks(first, view[first - offset : last - offset])
+        if last < end:
+            self._write_edge(last, view[last - offset :])
+
+    def _fits(self, offset: int, view: memoryview) -> bool:
+        """Tell if the kernel takes this as it is."""
+        if offset % self._block or len(view) % self._block:
+            return False
+        start = address(view)
+        return start is not None and start % self._block == 0
+
+    def _read(self, offset: int, view: memoryview, want: int) -> None:
+        """Read blocks until want bytes are there; the end of the file may cut the last block."""
+        done = 0
+        while done < want:
+            n = os.preadv(self._fd, [view[done:]], offset + done)
+            done += n
+            if done < want and (not n or n % self._block):
+                raise shrunk(offset + done, self._size)
+
+    def _write_blocks(self, offset: int, view: memoryview) -> None:
+        if self._fits(offset, view):
+            write_all(self._fd, offset, view)
+            return
+        with borrow(min(defaults.PIECE, len(view))) as bounce:
+            for start, count in pieces(offset, len(view), len(bounce)):
+                bounce[:count] = view[start - offset : start - offset + count]
+                write_all(self._fd, start, bounce[:count])
+
+    def _write_edge(self, offset: int, view: memoryview) -> None:
+        """Write a part of one block."""
+        start = offset // self._block * self._block
+        with self._lock:
+            if start + self._block > self._size:
+                self._write_end(offset, view)
+                return
+            with borrow(self._block) as bounce:
+                self._read(start, bounce, self._block)
+                bounce[offset - start : offset - start + len(view)] = view
+                write_all(self._fd, start, bounce)
+
+    def _write_end(self, offset: int, view: memoryview) -> None:
+        with self._without_direct():
+            write_all(self._fd, offset, view)
+            os.fdatasync(self._fd)
+            os.posix_fadvise(self._fd, offset, 0, os.POSIX_FADV_DONTNEED)
+
+    @contextlib.contextmanager
+    def _without_direct(self) -> Iterator[None]:
+        flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
+        fcntl.fcntl(self._fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+        try:
+            yield
+        finally:
+            fcntl.fcntl(self._fd, fcntl.F_SETFL, flags)
+
+    def _guard(self, end: int) -> ContextManager[object]:
+        return self._lock if end > self._mixed else contextlib.nullcontext()
+
+
+def write_all(fd: int, offset: int, view: memoryview) -> None:
+    """Write all of view at offset, however little the kernel takes at a time.
+
+    Raises:
+        OSError: As pwrite(2).
+    """
+    done = os.pwrite(fd, view, offset)
+    while done < len(view):
+        n = os.pwrite(fd, view[done:], offset + done)
+        if not n:
+            raise OSError(errno.EIO, f"storage took only {done} of {len(view)} bytes at {offset}")
+        done += n
