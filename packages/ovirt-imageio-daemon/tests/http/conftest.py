@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from imageio_testing.pki import Pki, make_pki
-from ovirt_imageio.daemon.http.connection import Connection, Timeouts
+from ovirt_imageio.daemon.http.connection import DEFAULT_TIMEOUTS, Connection, Timeouts
 from ovirt_imageio.daemon.http.listeners import Listener
 from ovirt_imageio.daemon.http.loop import Loop
 from ovirt_imageio.daemon.http.registry import Connections
@@ -91,7 +91,7 @@ class Server:
         sock: socket.socket,
         *,
         context: ssl.SSLContext | None = None,
-        timeouts: Timeouts = Timeouts(),
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
         limit: int = 100,
         max_workers: int = 4,
     ) -> None:

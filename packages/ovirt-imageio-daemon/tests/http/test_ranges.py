@@ -10,7 +10,7 @@ from ovirt_imageio.daemon.http.ranges import parse_content_range, parse_range
 
 
 @pytest.mark.parametrize(
-    "text, expected",
+    ("text", "expected"),
     [
         ("bytes=0-0", (0, 1)),
         ("bytes=0-99", (0, 100)),
@@ -74,7 +74,7 @@ def test_empty_image_has_no_ranges(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text, length, expected",
+    ("text", "length", "expected"),
     [
         ("bytes 0-9/*", 10, (0, 10)),
         ("bytes 5-9/100", 5, (5, 5)),
@@ -90,7 +90,7 @@ def test_content_range(text: str, length: int | None, expected: tuple[int, int |
 
 
 @pytest.mark.parametrize(
-    "text, length",
+    ("text", "length"),
     [
         ("bytes 0-9/*", 9),
         ("bytes 0-9/*", 11),

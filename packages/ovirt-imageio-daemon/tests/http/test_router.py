@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import socket
@@ -240,11 +241,7 @@ def test_body_is_read_and_the_connection_kept(client: Client) -> None:
 
 
 def test_pipelined_requests_are_answered_in_order(client: Client) -> None:
-    client.send(
-        request("PUT", "/echo", body=b"1")
-        + request("GET", "/fail/http")
-        + request("PUT", "/echo", body=b"2")
-    )
+    client.send(request("PUT", "/echo", body=b"1") + request("GET", "/fail/http") + request("PUT", "/echo", body=b"2"))
     assert [client.answer().body for _ in range(3)] == [b"1", b"no such range\n", b"2"]
 
 
@@ -320,7 +317,7 @@ def test_http_1_0_gets_no_chunks(client: Client) -> None:
     assert "transfer-encoding" not in answer.headers
 
 
-@pytest.mark.parametrize("path, field", [("/echo?close=y", "X: y"), ("/echo", "Connection: close")])
+@pytest.mark.parametrize(("path", "field"), [("/echo?close=y", "X: y"), ("/echo", "Connection: close")])
 def test_close_on_demand(client: Client, path: str, field: str) -> None:
     assert client.get(path, field).headers["connection"] == "close"
     assert client.is_closed()
@@ -380,9 +377,7 @@ def test_error_is_a_sentence_with_its_own_fields(client: Client) -> None:
     assert client.get("/echo").status == 200
 
 
-def test_unexpected_error_tells_the_log_not_the_client(
-    client: Client, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unexpected_error_tells_the_log_not_the_client(client: Client, caplog: pytest.LogCaptureFixture) -> None:
     answer = client.get("/fail/other")
     assert answer.status == 500
     assert b"secret" not in answer.body
@@ -404,9 +399,7 @@ def test_overload(client: Client) -> None:
 
 
 @pytest.mark.parametrize("how", ["fails-first", "fails-first-chunk", "forgets"])
-def test_error_before_the_first_byte_carries_nothing_of_the_success(
-    client: Client, how: str
-) -> None:
+def test_error_before_the_first_byte_carries_nothing_of_the_success(client: Client, how: str) -> None:
     answer = client.get(f"/stream/{how}")
     assert answer.status == 500
     assert not {"content-disposition", "transfer-encoding"} & answer.headers.keys()
@@ -437,7 +430,7 @@ def test_field_values_cannot_add_fields(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "data, status",
+    ("data", "status"),
     [
         (b"nonsense\r\n\r\n", 400),
         (b"GET / HTTP/2.0\r\n\r\n", 505),
@@ -451,9 +444,7 @@ def test_field_values_cannot_add_fields(client: Client) -> None:
         (b"PUT /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nExpect: tea\r\n\r\n", 417),
     ],
 )
-def test_malformed_request_is_answered_and_the_connection_closed(
-    client: Client, data: bytes, status: int
-) -> None:
+def test_malformed_request_is_answered_and_the_connection_closed(client: Client, data: bytes, status: int) -> None:
     client.send(data)
     answer = client.answer()
     assert (answer.status, answer.headers["connection"]) == (status, "close")
@@ -491,18 +482,16 @@ def test_long_unread_body_is_answered_while_it_is_sent(client: Client) -> None:
     assert client.is_closed()
 
 
-def test_rest_of_an_unread_body_is_bounded(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rest_of_an_unread_body_is_bounded(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ovirt_imageio.daemon.http.connection._LINGER_BYTES", 1 << 20)
     client.send(request("PUT", "/unread", f"Content-Length: {1 << 40}"))
     sent = 0
-    with pytest.raises(OSError):
-        while sent < 1 << 30:
+    with contextlib.suppress(OSError):
+        while sent < 64 << 20:
             client.send(bytes(1 << 20))
             sent += 1 << 20
     assert client.answer().body == b"done"
-    assert sent < 16 << 20
+    assert sent < 16 << 20, "the server reads on and on"
 
 
 def test_unread_chunks_close_the_connection(client: Client) -> None:
@@ -511,9 +500,7 @@ def test_unread_chunks_close_the_connection(client: Client) -> None:
 
 
 def test_unread_chunks_that_are_all_there_are_dropped(client: Client) -> None:
-    client.send(
-        request("PUT", "/unread", "Transfer-Encoding: chunked") + b"1\r\nx\r\n0\r\n\r\n"
-    )
+    client.send(request("PUT", "/unread", "Transfer-Encoding: chunked") + b"1\r\nx\r\n0\r\n\r\n")
     assert "connection" not in client.answer().headers
     assert client.get("/echo").status == 200
 
@@ -525,9 +512,7 @@ def test_body_over_the_handlers_limit(client: Client) -> None:
 
 
 def test_chunked_body_over_the_handlers_limit(client: Client) -> None:
-    client.send(
-        request("PUT", "/echo", "Transfer-Encoding: chunked") + b"3e9\r\n" + bytes(1001)
-    )
+    client.send(request("PUT", "/echo", "Transfer-Encoding: chunked") + b"3e9\r\n" + bytes(1001))
     answer = client.answer()
     assert (answer.status, answer.headers["connection"]) == (413, "close")
 
@@ -678,9 +663,7 @@ PREFLIGHT = (
 
 
 @pytest.mark.parametrize("path", ["/echo", "/fail/forbidden"])
-def test_preflight_is_answered_even_where_the_request_will_be_refused(
-    client: Client, path: str
-) -> None:
+def test_preflight_is_answered_even_where_the_request_will_be_refused(client: Client, path: str) -> None:
     answer = client.get(path, *PREFLIGHT, method="OPTIONS")
     assert answer.status == 200
     assert answer.headers["access-control-allow-headers"] == "*"
@@ -700,7 +683,7 @@ def test_service_without_cors(start: Any, app: App) -> None:
 
 
 @pytest.mark.parametrize(
-    "host, fields, status",
+    ("host", "fields", "status"),
     [
         ("localhost", (), 200),
         ("LOCALHOST:54324", (), 200),

@@ -18,12 +18,8 @@ _LINE_LIMIT = 4096  # bytes of a line with its extensions
 _TRAILERS_LIMIT = 16 * 1024
 _MAX_DIGITS = 15  # 2**60 - 1 bytes: more than any disk, less than what overflows
 
-_size_line = re.compile(
-    rb"([0-9A-Fa-f]+)[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?\Z"
-).match
-_trailer_line = re.compile(
-    rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*\Z"
-).match
+_size_line = re.compile(rb"([0-9A-Fa-f]+)[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?\Z").match
+_trailer_line = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*\Z").match
 
 
 def _bad(text: str) -> HttpError:

@@ -263,7 +263,7 @@ class Connection:
         peer = self._make_peer(head, body)
         self._to_worker()
         try:
-            result = await self.loop.worker(_use_peer, peer, call, args)
+            result: T = await self.loop.worker(_use_peer, peer, call, args)
         except Overloaded:
             raise
         except BaseException:

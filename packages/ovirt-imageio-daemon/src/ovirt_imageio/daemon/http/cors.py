@@ -44,9 +44,7 @@ def cors_fields(method: str, headers: dict[str, str]) -> Fields:
 
 def is_preflight(method: str, headers: dict[str, str]) -> bool:
     """Tell whether a browser asks if it may send a page's request."""
-    return method == "OPTIONS" and "origin" in headers and (
-        "access-control-request-method" in headers
-    )
+    return method == "OPTIONS" and "origin" in headers and ("access-control-request-method" in headers)
 
 
 def local_only(request: Request) -> None:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from email.utils import formatdate
-from http.client import responses
+from http import HTTPStatus
+
+# Not http.client and email.utils: they take as long to import as all the rest of the server.
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 
 _REASONS = {
-    **responses,
+    **{status.value: status.phrase for status in HTTPStatus},
     413: "Content Too Large",  # RFC 9110's names, the same on every Python
     416: "Range Not Satisfiable",
     417: "Expectation Failed",
@@ -54,6 +57,14 @@ class HeadWriter:
         start = self._starts[status] = (
             f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n"
             f"Server: {self._server}\r\n"
-            f"Date: {formatdate(self._second, usegmt=True)}"
+            f"Date: {http_date(self._second)}"
         )
         return start
+
+
+def http_date(seconds: int) -> str:
+    """Write seconds since the epoch as RFC 9110 §5.6.7 wants dates, in any locale."""
+    t = time.gmtime(seconds)
+    day, month = _DAYS[t.tm_wday], _MONTHS[t.tm_mon - 1]
+    clock = f"{t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02}"
+    return f"{day}, {t.tm_mday:02} {month} {t.tm_year:04} {clock} GMT"

@@ -74,11 +74,11 @@ class Listener:
     async def _accept_all(self) -> None:
         fd = self._socket.fileno()
         while True:
-            await self._loop.readable(fd)
+            await self._loop.readable(fd)  # so somebody waits for whom room is made
+            if self.connections.full and not await self.connections.room(_PAUSE):
+                continue
             for _ in range(_BATCH):
-                if self.connections.full and not await self.connections.room(_PAUSE):
-                    break
-                if not await self._accept():
+                if not await self._accept() or self.connections.full:
                     break
 
     async def _accept(self) -> bool:

@@ -194,11 +194,13 @@ class Loop:
         Raises:
             DeadlineExpired: Nothing came in time.
         """
-        return self._wait_fd(self._readers, fd, READ, timeout)
+        wait: Any = self._wait_fd(self._readers, fd, READ, timeout)
+        return wait  # type: ignore[no-any-return]
 
     def writable(self, fd: int, timeout: float = math.inf) -> Awaitable[None]:
         """Wait until fd may be written; as `readable`."""
-        return self._wait_fd(self._writers, fd, WRITE, timeout)
+        wait: Any = self._wait_fd(self._writers, fd, WRITE, timeout)
+        return wait  # type: ignore[no-any-return]
 
     def token(self) -> Token:
         """Return a new token for one `suspend`."""
@@ -259,9 +261,7 @@ class Loop:
 
     # What anybody in the loop calls.
 
-    def resume(
-        self, token: Token, value: Any = None, error: BaseException | None = None
-    ) -> None:
+    def resume(self, token: Token, value: Any = None, error: BaseException | None = None) -> None:
         """Let the task that waits for the token go on, with a value or an error.
 
         Ignored if the token is dead: resumed before, expired or cancelled.
@@ -452,9 +452,7 @@ class Loop:
         self._masks[fd] = mask
 
     @types.coroutine
-    def _wait_fd(
-        self, table: dict[int, Task], fd: int, kind: int, timeout: float
-    ) -> Generator[Any, Any, None]:
+    def _wait_fd(self, table: dict[int, Task], fd: int, kind: int, timeout: float) -> Generator[Any, Any, None]:
         if fd in table:
             raise RuntimeError(f"two tasks wait for the same event of descriptor {fd}")
         task = self._running()

@@ -33,9 +33,7 @@ class RequestBody:
 
     __slots__ = ("_connection", "decoder", "expected", "left", "length")
 
-    def __init__(
-        self, connection: Connection, length: int | None, *, expected: bool = False
-    ) -> None:
+    def __init__(self, connection: Connection, length: int | None, *, expected: bool = False) -> None:
         self._connection = connection
         self.length = length
         self.left = length

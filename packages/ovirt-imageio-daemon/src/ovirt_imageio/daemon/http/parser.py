@@ -32,9 +32,11 @@ _METHODS = frozenset(
     ["GET", "HEAD", "PUT", "PATCH", "OPTIONS", "POST", "DELETE", "TRACE"]
 )  # RFC 9110 §9.3 without CONNECT, RFC 5789
 _LARGEST = 2**63 - 1  # the largest offset of a file, see lseek(2)
-_TOKEN_BYTES = frozenset(b"!#$%&'*+.^_`|~-0123456789") | frozenset(
-    range(ord("A"), ord("Z") + 1)
-) | frozenset(range(ord("a"), ord("z") + 1))
+_TOKEN_BYTES = (
+    frozenset(b"!#$%&'*+.^_`|~-0123456789")
+    | frozenset(range(ord("A"), ord("Z") + 1))
+    | frozenset(range(ord("a"), ord("z") + 1))
+)
 _ONCE = ("host", "content-length", "transfer-encoding", "content-type")
 
 
@@ -173,9 +175,7 @@ def _parse_fields(text: str, start: int, limit: int) -> dict[str, str]:
     return headers
 
 
-def _parse_target(
-    method: str, target: str, headers: dict[str, str]
-) -> tuple[str, dict[str, str]]:
+def _parse_target(method: str, target: str, headers: dict[str, str]) -> tuple[str, dict[str, str]]:
     """RFC 9112 §3.2: origin form, absolute form, and the asterisk of OPTIONS."""
     if target[0] != "/":
         if target == "*" and method == "OPTIONS":

@@ -18,9 +18,7 @@ from ..errors import HttpError
 _DIGITS = r"([0-9]{1,19})"
 _byte_range = re.compile(rf"{_DIGITS}-{_DIGITS}?\Z").match
 _suffix_range = re.compile(rf"-{_DIGITS}\Z").match
-_content_range = re.compile(
-    rf"[Bb][Yy][Tt][Ee][Ss] {_DIGITS}-(?:{_DIGITS}|\*)/(?:[0-9]{{1,19}}|\*)\Z"
-).match
+_content_range = re.compile(rf"[Bb][Yy][Tt][Ee][Ss] {_DIGITS}-(?:{_DIGITS}|\*)/(?:[0-9]{{1,19}}|\*)\Z").match
 
 
 class ByteRange(NamedTuple):
@@ -93,9 +91,7 @@ def parse_content_range(text: str, content_length: int | None = None) -> UploadR
     """
     match = _content_range(text)
     if not match:
-        raise HttpError(
-            400, f"Content-Range is {text[:100]!r}, expected 'bytes FIRST-LAST/TOTAL'"
-        )
+        raise HttpError(400, f"Content-Range is {text[:100]!r}, expected 'bytes FIRST-LAST/TOTAL'")
     first = int(match[1])
     if match[2] is None:
         return UploadRange(first, content_length)

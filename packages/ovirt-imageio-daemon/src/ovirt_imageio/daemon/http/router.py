@@ -136,6 +136,7 @@ class Router:
                 return await self._answer(request, head, response)
             except Exception as e:
                 if connection.head_sent:
+                    connection.broken = True
                     self._log_broken(request, e)
                     return False
                 response = self._error_response(request, e)
@@ -242,16 +243,12 @@ class Router:
     def _error_response(self, request: Request, error: Exception) -> Response:
         answer = self._http_error(request, error)
         level = logging.WARNING if answer.status >= 500 else logging.INFO
-        log.log(
-            level, "%s: %s %.200r: %s", self.name, request.method, request.path, answer
-        )
+        log.log(level, "%s: %s %.200r: %s", self.name, request.method, request.path, answer)
         if answer.status == 403 and is_preflight(request.method, request.headers):
             # A refused preflight would hide the reason from the page: its request gets it.
             return Response(200)
         text = f"{answer.text}\n".encode()
-        return Response(
-            answer.status, [*_ERROR_FIELDS, *answer.headers], text, close=answer.close
-        )
+        return Response(answer.status, [*_ERROR_FIELDS, *answer.headers], text, close=answer.close)
 
     def _http_error(self, request: Request, error: Exception) -> HttpError:
         """Return what the client is told; the details of a 500 go to the log."""

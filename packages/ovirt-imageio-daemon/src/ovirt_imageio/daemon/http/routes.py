@@ -33,9 +33,7 @@ class Route:
         if "GET" in self.handlers:
             self.handlers.setdefault("HEAD", self.handlers["GET"])
         self._parts = pattern[1:].split("/")
-        self.params = [
-            (i, part[1:-1]) for i, part in enumerate(self._parts) if part[:1] == "{"
-        ]
+        self.params = [(i, part[1:-1]) for i, part in enumerate(self._parts) if part[:1] == "{"]
         self.fixed = [(i, part) for i, part in enumerate(self._parts) if part[:1] != "{"]
         self.length = len(self._parts)
         self.allow = _allow(self.handlers)

@@ -51,9 +51,7 @@ class TlsConnection(Connection):
         **options: As for `Connection`.
     """
 
-    def __init__(
-        self, loop: Loop, sock: socket.socket, context: ssl.SSLContext, **options: Any
-    ) -> None:
+    def __init__(self, loop: Loop, sock: socket.socket, context: ssl.SSLContext, **options: Any) -> None:
         super().__init__(loop, sock, **options)
         self.can_splice = False
         self.raw = b""  # received, not yet given to OpenSSL
@@ -65,61 +63,56 @@ class TlsConnection(Connection):
     async def start(self) -> None:
         """Do the handshake; see `Connection.start`."""
         deadline = self.loop.now + self.timeouts.handshake
-        await self._receive_raw(deadline)
-        if self.raw and self.raw[0] != _HANDSHAKE:
-            raise HttpError(400, "this port speaks HTTPS, the request came as plain HTTP", close=True)
+        if await self._receive_raw(deadline) and self.raw[0] != _HANDSHAKE:
+            raise HttpError(400, "this port speaks HTTPS, not plain HTTP", close=True)
         while True:
             try:
                 self._feed()
                 self.tls.do_handshake()
             except ssl.SSLWantReadError:
-                await self._flush(deadline)
-                if not self.raw:
-                    await self._receive_raw(deadline)
+                await self._flush()
+                if not self.raw and not await self._receive_raw(deadline):
+                    raise PeerGone(f"{self.peer} left within the TLS handshake") from None
             except ssl.SSLError as e:
                 with contextlib.suppress(PeerGone, DeadlineExpired):
-                    await self._flush(deadline)  # the alert that says why
+                    await self._flush()  # the alert that says why
                 raise PeerGone(f"{self.peer}: TLS handshake failed: {_reason(e)}") from e
             else:
                 break
         self._established = True
-        await self._flush(deadline)
+        await self._flush()
 
     async def fill(self, timeout: float | None = None) -> bool:
         """Append more decrypted bytes to the buffer; see `Connection.fill`."""
         deadline = self.loop.now + (self.inactivity_timeout if timeout is None else timeout)
         while True:
-            if self.incoming.pending or self.tls.pending() or self.raw or self.incoming.eof:
+            if self.incoming.pending or self.tls.pending():
                 try:
                     data = self.tls.read(_RECEIVE)
                 except ssl.SSLWantReadError:
                     data = None
-                except ssl.SSLEOFError:
-                    return False  # without close_notify: framing tells what is complete
                 except ssl.SSLError as e:
-                    await self._flush(deadline)
+                    await self._flush()
                     raise PeerGone(f"{self.peer}: {_reason(e)}") from e
                 if self.outgoing.pending:
-                    await self._flush(deadline)  # the answer to a key update
+                    await self._flush()  # the answer to a key update
                 if data is not None:
                     self.buffer = self.buffer + data if self.buffer else data
                     return bool(data)
-            if self.raw:
-                self._feed()
-            else:
-                await self._receive_raw(deadline)
-                self._feed()
+            if not self.raw and not await self._receive_raw(deadline):
+                return False  # without close_notify; framing tells what is complete
+            self._feed()
 
     async def end(self) -> None:
         """Send close_notify, then close our side of the socket."""
         self._close_notify()
         if self.outgoing.pending:
-            await self._flush(self.loop.now + self.timeouts.handshake)
+            await self._flush()
         await super().end()
 
     def close(self) -> None:
         """Close the connection, with close_notify if that can be sent at once."""
-        if not self.closed:
+        if not self.closed and not self.broken:
             self._close_notify()
             with contextlib.suppress(OSError):
                 self.socket.send(self.outgoing.read())
@@ -149,8 +142,11 @@ class TlsConnection(Connection):
             with contextlib.suppress(ssl.SSLError):
                 self.tls.unwrap()  # wants the client's close_notify, which is not waited for
 
-    async def _receive_raw(self, deadline: float) -> None:
-        """Wait for encrypted bytes; tell OpenSSL if the stream ends."""
+    async def _receive_raw(self, deadline: float) -> bool:
+        """Wait for encrypted bytes; False at the end of the stream.
+
+        OpenSSL is not told: it could not encrypt an answer any more.
+        """
         while True:
             await self.loop.readable(self.fd, deadline - self.loop.now)
             try:
@@ -159,16 +155,14 @@ class TlsConnection(Connection):
                 continue
             except OSError as e:
                 raise PeerGone(f"{self.peer}: {e}") from e
-            if not self.raw:
-                self.incoming.write_eof()
-            return
+            return bool(self.raw)
 
     def _feed(self) -> None:
         if self.raw:
             self.incoming.write(self.raw[:_SLICE])
             self.raw = self.raw[_SLICE:]
 
-    async def _flush(self, deadline: float) -> None:
+    async def _flush(self) -> None:
         if self.outgoing.pending:
             await self._send_raw(self.outgoing.read())
 
@@ -207,7 +201,8 @@ class TlsPeer(WorkerPeer):
         connection = self._tls
         while have < len(view):
             try:
-                count = connection.tls.read(len(view) - have, view[have:])
+                buffer: Any = view[have:]  # typed as bytearray, any writable buffer will do
+                count = connection.tls.read(len(view) - have, buffer)
             except ssl.SSLWantReadError:
                 if not self._feed(wait=not have):
                     break
@@ -216,7 +211,7 @@ class TlsPeer(WorkerPeer):
             else:
                 if not count:
                     break
-                have += count
+                have += int(count)  # with a buffer given, it is a count
         if connection.outgoing.pending:
             self._send_raw(connection.outgoing.read())
         if not have:
@@ -224,7 +219,11 @@ class TlsPeer(WorkerPeer):
         return have
 
     def _feed(self, *, wait: bool) -> bool:
-        """Give OpenSSL some encrypted bytes; False if there are none and wait is not set."""
+        """Give OpenSSL some encrypted bytes; False if there are none.
+
+        Raises:
+            PeerGone: They were waited for, and the stream has ended.
+        """
         connection = self._tls
         if connection.raw:
             self._raw, connection.raw = memoryview(connection.raw), b""
@@ -233,8 +232,7 @@ class TlsPeer(WorkerPeer):
                 return False
             self._raw = self._receive_raw()
             if not self._raw:
-                connection.incoming.write_eof()
-                return True
+                raise PeerGone(f"{connection.peer} ended the connection within the body")
         connection.incoming.write(self._raw[:_SLICE])
         self._raw = self._raw[_SLICE:]
         return True

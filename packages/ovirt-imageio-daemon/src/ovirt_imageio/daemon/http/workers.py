@@ -134,9 +134,7 @@ class Workers:
 
     def _start_thread(self) -> None:
         self._started += 1
-        thread = threading.Thread(
-            target=self._work, name=f"worker/{self._started}", daemon=True
-        )
+        thread = threading.Thread(target=self._work, name=f"worker/{self._started}", daemon=True)
         try:
             thread.start()
         except RuntimeError as e:  # the system's limit of threads
