@@ -16,7 +16,7 @@ Reads and writes must not be in flight together on one connection: while we bloc
 in sending a payload the server may block in sending one to us.
 
 Every system call ends after the timeout of the connection. What breaks the stream
-(ProtocolError, ConnectionTimeout, a lost connection) closes the connection and is
+(ProtocolError with its kinds ServerGone and ServerTimeout) closes the connection and is
 kept in `broken`; a RequestError is the server's answer to one request and leaves the
 connection alive.
 """
@@ -35,6 +35,7 @@ from ovirt_imageio.common.extents import DirtyExtent, E, Extent, ZeroExtent, mer
 from ovirt_imageio.common.nbd import extents as status
 from ovirt_imageio.common.nbd import handshake, wire
 from ovirt_imageio.common.nbd.connecting import GREETING_TIMEOUT, connect
+from ovirt_imageio.common.nbd.errors import ServerGone, ServerTimeout
 from ovirt_imageio.common.nbd.replies import Event, Replies, Request
 from ovirt_imageio.common.nbd.uri import Address, parse
 
@@ -67,7 +68,8 @@ class Client:
 
     Raises:
         ServerFull: connected, but the server did not greet in time.
-        ConnectionTimeout: the server stayed silent during the negotiation.
+        ServerTimeout: the server stayed silent during the negotiation.
+        ServerGone: the server closed the connection.
         ProtocolError: the server broke the rules.
         RequestError: the server refused, e.g. ENOENT for an unknown export.
         OSError: cannot connect.
@@ -132,7 +134,7 @@ class Client:
 
         Raises:
             RequestError: the server failed the read; the content of buf is undefined.
-            ProtocolError, ConnectionTimeout, PeerGone: the connection is broken.
+            ProtocolError: the connection is broken.
         """
         view = memoryview(buf).cast("B")
         self._pipelined(self._pieces(offset, view), self.start_read, self.finish)
@@ -146,7 +148,7 @@ class Client:
 
         Raises:
             RequestError: the server failed a write; what of buf was written is unknown.
-            ProtocolError, ConnectionTimeout, PeerGone: the connection is broken.
+            ProtocolError: the connection is broken.
         """
         view = memoryview(buf).cast("B")
         self._pipelined(self._pieces(offset, view), self.start_write, self.finish)
@@ -161,7 +163,7 @@ class Client:
 
         Raises:
             RequestError: the server failed; what was zeroed is unknown.
-            ProtocolError, ConnectionTimeout, PeerGone: the connection is broken.
+            ProtocolError: the connection is broken.
         """
         flags = 0 if punch_hole else wire.CMD_FLAG_NO_HOLE
         end = offset + length
@@ -179,7 +181,7 @@ class Client:
 
         Raises:
             RequestError: the server failed.
-            ProtocolError, ConnectionTimeout, PeerGone: the connection is broken.
+            ProtocolError: the connection is broken.
         """
         if self.export.can_flush:
             self.finish(self.send(wire.CMD_FLUSH, 0, 0))
@@ -198,7 +200,7 @@ class Client:
         Raises:
             UnsupportedOperation: no dirty bitmap was negotiated.
             RequestError: the server failed.
-            ProtocolError, ConnectionTimeout, PeerGone: the connection is broken.
+            ProtocolError: the connection is broken.
         """
         end = self.size if length is None else offset + length
         if not 0 <= offset <= end <= self.size:
@@ -235,7 +237,7 @@ class Client:
                 caller sends to ``sock`` by itself, or calls `fail`.
 
         Raises:
-            ConnectionTimeout, PeerGone: the connection is broken.
+            ProtocolError: the connection is broken.
         """
         self._usable()
         request = self._replies.expect(command, offset, length)
@@ -246,7 +248,7 @@ class Client:
             else:
                 self.sock.sendall(head)
         except BaseException as e:
-            self._give_up(e)
+            self.give_up(e)
         return request
 
     def receive(self) -> Event:
@@ -255,7 +257,7 @@ class Client:
         If it announces payload the caller must take that from ``sock``.
 
         Raises:
-            ProtocolError, ConnectionTimeout, PeerGone: the connection is broken.
+            ProtocolError: the connection is broken.
         """
         self._usable()
         replies = self._replies
@@ -268,7 +270,7 @@ class Client:
                 if event is not None:
                     return event
         except BaseException as e:
-            self._give_up(e)
+            self.give_up(e)
 
     def start_read(self, offset: int, view: memoryview | None = None, *, length: int = 0) -> Request:
         """Send a read.
@@ -287,7 +289,7 @@ class Client:
 
         Raises:
             RequestError: the server failed this read.
-            ProtocolError, ConnectionTimeout, PeerGone: the connection is broken.
+            ProtocolError: the connection is broken.
         """
         early = request.data if view is not None else None
         if early is None and view is not None:
@@ -305,7 +307,7 @@ class Client:
 
         Raises:
             RequestError: the server failed this request.
-            ProtocolError, ConnectionTimeout, PeerGone: the connection is broken.
+            ProtocolError: the connection is broken.
         """
         while not request.done:
             self.serve()
@@ -316,7 +318,7 @@ class Client:
         """Take the next event and put its payload where it belongs.
 
         Raises:
-            ProtocolError, ConnectionTimeout, PeerGone: the connection is broken.
+            ProtocolError: the connection is broken.
         """
         event = self.receive()
         if event.length:
@@ -327,7 +329,7 @@ class Client:
         """Put the content that an event announces into the buffer of its read.
 
         Raises:
-            ProtocolError, ConnectionTimeout, PeerGone: the connection is broken.
+            ProtocolError: the connection is broken.
         """
         request = event.request
         if request.data is None:
@@ -341,7 +343,7 @@ class Client:
         try:
             sockets.recv_exactly(self.sock, target)
         except BaseException as e:
-            self._give_up(e)
+            self.give_up(e)
 
     def fail(self, error: BaseException) -> BaseException:
         """Close the connection because of an error, and return what to raise.
@@ -349,17 +351,18 @@ class Client:
         Whoever moves payload by itself calls this when that did not go to its end.
         """
         reason = error
-        if isinstance(error, BlockingIOError):
-            reason = ConnectionTimeout(f"NBD server {self.address} did not respond in {self.timeout} seconds")
-        elif isinstance(error, OSError):
-            reason = PeerGone(f"lost connection to NBD server {self.address}: {error}")
+        if isinstance(error, (BlockingIOError, ConnectionTimeout)) and not isinstance(error, ServerTimeout):
+            reason = ServerTimeout(f"NBD server {self.address} did not respond in {self.timeout} seconds")
+        elif isinstance(error, (OSError, PeerGone)):
+            reason = ServerGone(f"lost connection to NBD server {self.address}: {error}")
         if self.broken is None:
-            self.broken = reason if isinstance(reason, Exception) else PeerGone(f"interrupted by {reason!r}")
+            self.broken = reason if isinstance(reason, Exception) else ServerGone(f"interrupted by {reason!r}")
         self._replies.abandon()
         self.sock.close()
         return reason
 
-    def _give_up(self, error: BaseException) -> NoReturn:
+    def give_up(self, error: BaseException) -> NoReturn:
+        """As `fail`, and raise the result."""
         reason = self.fail(error)
         if reason is error:
             raise error
@@ -439,7 +442,7 @@ class Client:
         try:
             yield from status.walk(offset, end, size=self.size, block=self.export.minimum_block, ask=ask)
         except ProtocolError as e:
-            self._give_up(e)
+            self.give_up(e)
 
     def _ask_zero(self, offset: int, length: int) -> Iterator[ZeroExtent]:
         found = self._block_status(offset, length)

@@ -11,6 +11,7 @@ from typing import TypeVar
 from ovirt_imageio.common import defaults, sockets
 from ovirt_imageio.common.errors import ConnectionTimeout, PeerGone
 from ovirt_imageio.common.nbd import handshake
+from ovirt_imageio.common.nbd.errors import ServerFull, ServerGone, ServerTimeout
 from ovirt_imageio.common.nbd.uri import Address, parse
 
 # How long a server that took the connection may stay silent. qemu-nbd greets in less than a
@@ -18,10 +19,6 @@ from ovirt_imageio.common.nbd.uri import Address, parse
 GREETING_TIMEOUT = 1.0
 
 _T = TypeVar("_T")
-
-
-class ServerFull(ConnectionTimeout):
-    """The server takes no more connections: it accepts, but does not greet."""
 
 
 def list_exports(
@@ -39,7 +36,7 @@ def list_exports(
 
     Raises:
         RequestError: the server does not tell; errno EOPNOTSUPP if it cannot.
-        ServerFull, ConnectionTimeout, ProtocolError, OSError, ValueError: as `Client`.
+        ServerFull, ServerTimeout, ServerGone, ProtocolError, OSError, ValueError: as `Client`.
     """
     place = parse(address) if isinstance(address, str) else address
     sock, names = connect(place, handshake.list_exports(), connect_timeout, greeting_timeout)
@@ -95,18 +92,20 @@ def _negotiate(
             greeted = True
             left = deadline - time.monotonic()
             if left <= 0:
-                raise ConnectionTimeout(f"NBD server {address} did not finish the negotiation in time")
+                raise ServerTimeout(f"NBD server {address} did not finish the negotiation in time")
             sockets.set_timeouts(sock, left)
     except StopIteration as e:
         result: _T = e.value
         return result
+    except ServerTimeout:
+        raise
     except (ConnectionTimeout, BlockingIOError) as e:
         if not greeted:
             raise ServerFull(f"NBD server {address} did not greet in {greeting_timeout} seconds: it is full") from e
-        raise ConnectionTimeout(f"NBD server {address} stayed silent during the negotiation") from e
+        raise ServerTimeout(f"NBD server {address} stayed silent during the negotiation") from e
     except (PeerGone, ConnectionError) as e:
         what = f"negotiation of export {address.export!r}" if greeted else "greeting"
-        raise PeerGone(f"NBD server {address} closed the connection during the {what}") from e
+        raise ServerGone(f"NBD server {address} closed the connection during the {what}") from e
 
 
 def _recv(sock: socket.socket, size: int) -> bytes:

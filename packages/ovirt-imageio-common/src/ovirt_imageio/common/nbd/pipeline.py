@@ -22,9 +22,10 @@ from itertools import islice
 from typing import Any, Callable, NamedTuple, Union
 
 from ovirt_imageio.common import defaults
-from ovirt_imageio.common.errors import PeerGone, ProtocolError, RequestError
+from ovirt_imageio.common.errors import ProtocolError, RequestError
 from ovirt_imageio.common.nbd import wire
 from ovirt_imageio.common.nbd.client import Client
+from ovirt_imageio.common.nbd.errors import ServerGone
 from ovirt_imageio.common.nbd.replies import Event, Request
 
 Callback = Callable[[Union[bytearray, None], Union[Exception, None]], None]
@@ -209,7 +210,7 @@ class Pipeline:
         if self.broken is None:
             if not self.in_flight and not self._out:
                 self._say_goodbye()
-            self._fail(error or PeerGone(f"connection to NBD server {self.address} was closed"))
+            self._fail(error or ServerGone(f"connection to NBD server {self.address} was closed"))
         self._sock.close()
 
     # Details.
@@ -274,7 +275,7 @@ class Pipeline:
 
     def _require(self, count: int) -> None:
         if not count:
-            raise PeerGone(f"NBD server {self.address} closed the connection")
+            raise ServerGone(f"NBD server {self.address} closed the connection")
 
     def _handle_input(self) -> None:
         """Handle what the input buffer holds; an incomplete part moves to its start."""
@@ -343,7 +344,7 @@ class Pipeline:
             return
         if isinstance(error, OSError):
             cause = error
-            error = PeerGone(f"lost connection to NBD server {self.address}: {cause}")
+            error = ServerGone(f"lost connection to NBD server {self.address}: {cause}")
             error.__cause__ = cause
         self.broken = error
         self.in_flight_bytes = 0

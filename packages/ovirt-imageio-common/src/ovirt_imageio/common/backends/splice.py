@@ -1,0 +1,216 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Streams between an NBD server and a plain socket that never enter our memory.
+
+    send      NBD socket ──► pipe ──► peer     replies come one after another; each
+                                               chunk of payload is moved as it comes
+    receive   peer ──► pipe ──► NBD socket     a write request is sent when its payload
+                                               is in the pipe: a peer that vanishes
+                                               never leaves a half-sent request
+
+A pipe is full when its slots are: many small packets fill 256 of them long before
+1 MiB. So the room is checked before each splice, and the length of a write is what the pipe
+holds. See splice(2), pipe(7).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Sequence
+
+from ovirt_imageio.common import defaults
+from ovirt_imageio.common.backends.base import Operation, Peer
+from ovirt_imageio.common.backends.inflight import Reads, Writes, piece_size
+from ovirt_imageio.common.errors import ConnectionTimeout, ImageioError, PeerGone, RequestError
+from ovirt_imageio.common.linux import Pipe, splice
+from ovirt_imageio.common.nbd import Client, wire
+from ovirt_imageio.common.nbd.replies import Event, Request
+
+_ZEROS = memoryview(bytes(defaults.PIECE))
+
+
+def send(clients: Sequence[Client], pipe: Pipe, peer: Peer, offset: int, length: int, op: Operation) -> None:
+    """Send a range to a peer that has a `splice_fd`.
+
+    Args:
+        clients: connections to the same export.
+        pipe: empty, and left empty unless this raises.
+        peer: where to send.
+        offset: start of the range in bytes, a multiple of the minimum block.
+        length: in bytes, a multiple of the minimum block.
+        op: told of each piece sent.
+
+    Raises:
+        OperationCancelled, PeerGone, ConnectionTimeout, RequestError, ProtocolError.
+    """
+    alone = len(clients) == 1
+    with Reads(clients, offset, length, op) as reads:
+        while reads:
+            op.check()
+            client, request = reads.pop()
+            try:
+                _deliver(client, request, pipe, peer, reads if alone else None)
+            except RequestError:
+                raise
+            except BaseException as e:
+                client.fail(ImageioError(f"a read was abandoned: {e}"))
+                raise
+            op.advance(request.length)
+            if not alone:
+                reads.submit(client)
+
+
+def receive(clients: Sequence[Client], pipe: Pipe, peer: Peer, offset: int, length: int, op: Operation) -> None:
+    """Receive a range from a peer that has a `splice_fd`; return when all of it is acknowledged.
+
+    Args:
+        clients: connections to the same export.
+        pipe: empty, and left empty unless this raises.
+        peer: where to receive from.
+        offset: start of the range in bytes, a multiple of the minimum block.
+        length: in bytes, a multiple of the minimum block.
+        op: told of each piece acknowledged.
+
+    Raises:
+        OperationCancelled, PeerGone, ConnectionTimeout, RequestError, ProtocolError.
+    """
+    block = clients[0].export.minimum_block
+    size = piece_size(clients[0])
+    end = offset + length
+    # What is at hand: bytes that were read from the socket before, then the content of the pipe.
+    first, held = b"", 0
+    with Writes(clients, op) as writes:
+        while offset < end:
+            want = min(size, end - offset)
+            first = first or peer.take(want)
+            held = fill(pipe, peer, held, want - len(first))
+            count = (len(first) + held) // block * block
+            if not count:
+                first, held = _gather(pipe, peer, first, held, block), 0
+                continue
+            client = writes.next_client()
+            head, first = first[:count], first[count:]
+            writes.add(client, client.send(wire.CMD_WRITE, offset, count, payload=head))
+            _pour(pipe, client, count - len(head))
+            held -= count - len(head)
+            offset += count
+            op.check()
+
+
+def fill(pipe: Pipe, peer: Peer, held: int, want: int) -> int:
+    """Splice from a peer until the pipe holds that much or takes no more.
+
+    Args:
+        pipe: holds ``held`` bytes.
+        peer: where to receive from; it has a `splice_fd`.
+        held: bytes in the pipe.
+        want: bytes that it should hold.
+
+    Returns:
+        Bytes in the pipe, at least one if any were wanted.
+
+    Raises:
+        PeerGone: the stream ended before.
+        ConnectionTimeout: the peer sent nothing for too long.
+    """
+    source = peer.splice_fd
+    assert source is not None
+    while held < want and (not held or pipe.has_room()):
+        try:
+            count = splice(source, pipe.write_fd, want - held)
+        except OSError as e:
+            raise _peer_error(e, "sent") from e
+        if not count:
+            raise PeerGone(f"the client closed the connection {want - held} bytes before the end of a piece")
+        held += count
+    return held
+
+
+def _deliver(client: Client, request: Request, pipe: Pipe, peer: Peer, reads: Reads | None) -> None:
+    """Move the content of one read to the peer, in the order of the image."""
+    position = request.offset
+    done = False
+    while not done:
+        event = client.receive()
+        done = event.done
+        if done and request.error is not None:
+            raise request.error
+        if done and reads is not None:
+            # The server works on the next one while we move this.
+            reads.submit(client)
+        if not event.length:
+            continue
+        if event.offset != position:
+            _deliver_sorted(client, event, position, peer)
+            return
+        peer.begin()
+        if event.payload:
+            _splice_payload(client, event.length, pipe, peer)
+        else:
+            _send_zeros(peer, event.length)
+        position += event.length
+
+
+def _deliver_sorted(client: Client, event: Event, position: int, peer: Peer) -> None:
+    """The server sends chunks out of order, as it may: collect the rest."""
+    request = event.request
+    client.take(event)
+    client.finish(request)
+    peer.begin()
+    peer.send_all(request.data[position - request.offset :])
+
+
+def _splice_payload(client: Client, length: int, pipe: Pipe, peer: Peer) -> None:
+    source, target = client.sock.fileno(), peer.splice_fd
+    assert target is not None
+    while length:
+        try:
+            held = splice(source, pipe.write_fd, length)
+        except OSError as e:
+            client.give_up(e)
+        if not held:
+            client.give_up(PeerGone(f"{length} bytes before the end of a reply"))
+        length -= held
+        try:
+            while held:
+                held -= splice(pipe.read_fd, target, held)
+        except OSError as e:
+            raise _peer_error(e, "took") from e
+
+
+def _send_zeros(peer: Peer, length: int) -> None:
+    while length:
+        count = min(length, len(_ZEROS))
+        peer.send_all(_ZEROS[:count])
+        length -= count
+
+
+def _pour(pipe: Pipe, client: Client, count: int) -> None:
+    """Move payload from the pipe to the server."""
+    target = client.sock.fileno()
+    try:
+        while count:
+            count -= splice(pipe.read_fd, target, count)
+    except BaseException as e:
+        client.give_up(e)
+
+
+def _gather(pipe: Pipe, peer: Peer, first: bytes, held: int, block: int) -> bytes:
+    """The slots of the pipe are full of less than a block: complete it in memory."""
+    data = bytearray(first)
+    while held:
+        part = os.read(pipe.read_fd, held)
+        data += part
+        held -= len(part)
+    done = len(data)
+    data += bytes(block - done)
+    with memoryview(data) as view:
+        while done < block:
+            done += peer.recv_into(view[done:])
+    return bytes(data)
+
+
+def _peer_error(error: OSError, did: str) -> ImageioError:
+    if isinstance(error, BlockingIOError):
+        return ConnectionTimeout(f"the client {did} nothing for too long")
+    return PeerGone(f"lost the connection of the client: {error}")
