@@ -60,5 +60,9 @@ class PeerGone(ImageioError):
     """The other end of a stream went away before its end."""
 
 
+class ServerGone(PeerGone):
+    """A server of storage went away: not the client whom its data are for."""
+
+
 class ConnectionTimeout(ImageioError):
     """The other end was silent for longer than allowed."""
