@@ -1,0 +1,162 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+import errno
+import os
+import socket
+
+import pytest
+
+from ovirt_imageio.common import linux
+
+
+@pytest.fixture
+def small_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 10000)
+    fd = os.open(path, os.O_RDWR)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture(params=["os", "ctypes"])
+def splice(request, monkeypatch):
+    """Both ways to the system call; Python 3.9 has only one."""
+    if request.param == "ctypes":
+        monkeypatch.setattr(linux, "_splice_of_os", None)
+    elif not hasattr(os, "splice"):
+        pytest.skip("os.splice is there from Python 3.10 on")
+    return linux.splice
+
+
+def test_splice_from_socket_to_file(splice, small_file):
+    a, b = socket.socketpair()
+    with a, b, linux.Pipe(65536) as pipe:
+        b.sendall(b"hello")
+        assert splice(a.fileno(), pipe.write_fd, 100) == 5
+        assert splice(pipe.read_fd, small_file, 5, offset_out=9000) == 5
+        assert os.pread(small_file, 7, 8999) == b"xhellox"
+
+
+def test_splice_of_a_closed_stream_returns_nothing(splice):
+    a, b = socket.socketpair()
+    with a, linux.Pipe(65536) as pipe:
+        b.close()
+        assert splice(a.fileno(), pipe.write_fd, 100) == 0
+
+
+def test_splice_raises_the_error_of_the_system(splice, small_file):
+    with pytest.raises(OSError, match="splice|Invalid|Bad") as e:
+        splice(small_file, small_file, 1)
+    assert e.value.errno == errno.EINVAL
+
+
+def test_splice_without_blocking(splice):
+    a, b = socket.socketpair()
+    with a, b, linux.Pipe(65536) as pipe:
+        a.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            splice(a.fileno(), pipe.write_fd, 1, flags=linux.SPLICE_F_NONBLOCK)
+
+
+def test_pipe_tells_when_it_is_full():
+    with linux.Pipe(65536) as pipe:
+        assert pipe.has_room()
+        os.write(pipe.write_fd, bytes(pipe.size))
+        assert not pipe.has_room()
+
+
+def test_pipe_pool_lends_a_used_pipe_again():
+    pool = linux.PipePool(1)
+    with pool.borrow() as first:
+        fd = first.read_fd
+    with pool.borrow() as second:
+        assert second.read_fd == fd
+    pool.close()
+
+
+def test_pipe_pool_lends_no_more_than_its_limit():
+    pool = linux.PipePool(1)
+    with pool.borrow() as first, pool.borrow() as second:
+        assert first is not None
+        assert second is None
+    pool.close()
+
+
+def test_pipe_pool_closes_a_pipe_that_may_hold_bytes():
+    pool = linux.PipePool(1)
+    with pytest.raises(ZeroDivisionError), pool.borrow() as pipe:
+        os.write(pipe.write_fd, b"left over")
+        raise ZeroDivisionError
+    assert pipe.read_fd == -1
+    with pool.borrow() as fresh:
+        assert fresh is not pipe
+    pool.close()
+
+
+def test_pipe_pool_lends_none_where_pipes_are_small(monkeypatch):
+    def refuse(fd, request, *args):
+        if request == linux.F_SETPIPE_SZ:
+            raise PermissionError(errno.EPERM, "past pipe-user-pages-soft")
+        return 8192
+
+    monkeypatch.setattr(linux.fcntl, "fcntl", refuse)
+    pool = linux.PipePool(1)
+    with pool.borrow() as pipe:
+        assert pipe is None
+    with pool.borrow() as pipe:
+        assert pipe is None
+
+
+def test_fallocate_punches_a_hole(small_file):
+    linux.fallocate(small_file, linux.FALLOC_FL_PUNCH_HOLE | linux.FALLOC_FL_KEEP_SIZE, 0, 8192)
+    assert os.pread(small_file, 8193, 0) == bytes(8192) + b"x"
+
+
+def test_fallocate_raises_the_error_of_the_system(small_file):
+    with pytest.raises(OSError, match="fallocate") as e:
+        linux.fallocate(small_file, 0, 0, -1)
+    assert e.value.errno == errno.EINVAL
+
+
+def test_file_size_of_a_regular_file(small_file):
+    assert linux.file_size(small_file) == 10000
+
+
+def test_file_size_refuses_a_pipe():
+    r, w = os.pipe()
+    with pytest.raises(OSError, match="neither a regular file nor a block device"):
+        linux.file_size(r)
+    os.close(r)
+    os.close(w)
+
+
+def test_seek_data_and_hole(tmp_path):
+    path = tmp_path / "sparse"
+    with open(path, "wb") as f:
+        f.truncate(1 << 20)
+        f.seek(1 << 19)
+        f.write(b"x" * 4096)
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        assert linux.seek_data(fd, 0) == 1 << 19
+        assert linux.seek_hole(fd, 1 << 19) == (1 << 19) + 4096
+        assert linux.seek_data(fd, 1 << 20) is None
+    finally:
+        os.close(fd)
+
+
+def test_tmpfs_is_told_from_disks():
+    fd = os.memfd_create("test")
+    try:
+        assert linux.is_tmpfs(fd)
+        assert linux.is_local(fd)
+    finally:
+        os.close(fd)
+
+
+def test_proc_is_not_a_local_disk():
+    fd = os.open("/proc/self/status", os.O_RDONLY)
+    try:
+        assert not linux.is_local(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,101 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+import socket
+
+import pytest
+
+from ovirt_imageio.common import sockets
+from ovirt_imageio.common.errors import ConnectionTimeout, PeerGone
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("/run/sock", "/run/sock"),
+        ("\0/org/name", b"\0/org/name"),
+        ("\\u0000/org/name", b"\0/org/name"),
+        ("/" + "x" * 106, "/" + "x" * 106),
+    ],
+)
+def test_unix_address_takes_paths_and_abstract_names(text, address):
+    assert sockets.unix_address(text) == address
+
+
+@pytest.mark.parametrize("text", ["", "\0", "\\u0000", "/" + "x" * 107, "/run/\0x"])
+def test_unix_address_refuses_what_the_kernel_would_not_take(text):
+    with pytest.raises(ValueError, match="Unix socket"):
+        sockets.unix_address(text)
+
+
+@pytest.fixture
+def pair():
+    a, b = socket.socketpair()
+    with a, b:
+        yield a, b
+
+
+def test_recv_exactly_fills_over_many_packets(pair):
+    a, b = pair
+    for part in (b"ab", b"c", b"def"):
+        b.sendall(part)
+    buf = bytearray(6)
+    sockets.recv_exactly(a, memoryview(buf))
+    assert buf == b"abcdef"
+
+
+def test_recv_exactly_tells_how_much_came_before_the_end(pair):
+    a, b = pair
+    b.sendall(b"abc")
+    b.close()
+    with pytest.raises(PeerGone, match="3 of 6 bytes"):
+        sockets.recv_exactly(a, memoryview(bytearray(6)))
+
+
+def test_a_silent_peer_ends_in_a_timeout(pair):
+    a, _ = pair
+    sockets.set_timeouts(a, 0.01)
+    with pytest.raises(ConnectionTimeout, match="0 of 1 bytes"):
+        sockets.recv_exactly(a, memoryview(bytearray(1)))
+
+
+def test_connect_unix_to_an_abstract_name():
+    name = "\0imageio-test-" + str(id(object()))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(name.encode())
+        listener.listen()
+        with sockets.connect_unix(name, timeout=5) as a, listener.accept()[0] as b:
+            b.sendall(b"x")
+            assert a.recv(1) == b"x"
+            assert a.gettimeout() is None
+
+
+def test_connect_unix_names_nobody_behind(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        sockets.connect_unix(str(tmp_path / "none"), timeout=5)
+
+
+def test_connect_unix_times_out_on_a_full_backlog(tmp_path):
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(0)
+        with sockets.connect_unix(path), pytest.raises(ConnectionTimeout, match="accepted no connection"):
+            sockets.connect_unix(path, timeout=0.01)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_connect_tcp_by_both_families(host):
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listener:
+        port = listener.getsockname()[1]
+        with sockets.connect_tcp(host, port, timeout=5) as a, listener.accept()[0]:
+            assert a.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert a.gettimeout() is None
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("192.0.2.1", False), ("host.invalid", False)],
+)
+def test_is_local_host(host, local):
+    assert sockets.is_local_host(host) is local
