@@ -16,7 +16,7 @@ import socket
 import subprocess
 import tempfile
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 from ovirt_imageio.common import nbd
 from ovirt_imageio.common.errors import ImageioError
@@ -25,7 +25,8 @@ from ovirt_imageio.common.qemu import image
 PROGRAM = "qemu-nbd"
 
 # The process that LISTEN_PID names must be qemu-nbd, whose id is known after fork only.
-_HAND_OVER = 'LISTEN_PID=$$; export LISTEN_PID; exec "$@"'
+# The socket comes as standard input: dash knows no descriptor numbers of two digits.
+_HAND_OVER = 'exec 3<&0 </dev/null; LISTEN_PID=$$; export LISTEN_PID; exec "$@"'
 
 _STOP_TIMEOUT = 30
 
@@ -52,6 +53,7 @@ class Server:
         backing_chain: Let the backing chain show through.
         offset: Where the image begins in the file, for a member of a tar file.
         size: Bytes of the image there.
+        backing: Node of the backing file, see `qemu.image`; None takes what the image names.
 
     Attributes:
         url: Of the export, for a ticket or for `backends.open`.
@@ -75,6 +77,7 @@ class Server:
         backing_chain: bool = True,
         offset: int | None = None,
         size: int | None = None,
+        backing: dict[str, Any] | None = None,
     ) -> None:
         self._command = [
             PROGRAM,
@@ -93,7 +96,9 @@ class Server:
             self._command.append("--read-only")
         if bitmap:
             self._command.append(f"--bitmap={bitmap}")
-        self._command.append(image.reference(filename, fmt, offset=offset, size=size, backing_chain=backing_chain))
+        self._command.append(
+            image.reference(filename, fmt, offset=offset, size=size, backing_chain=backing_chain, backing=backing)
+        )
         self._filename = filename
         self._folder: str | None = None
         self._export_name = export_name
@@ -148,14 +153,12 @@ class Server:
             self._process = self._spawn(listener.fileno())
 
     def _spawn(self, fd: int) -> subprocess.Popen[bytes]:
-        """Start qemu-nbd with the listening socket as descriptor 3."""
-        script = f"exec 3<&{fd}; {'' if fd == 3 else f'exec {fd}<&-; '}{_HAND_OVER}"
+        """Start qemu-nbd with the listening socket `fd` as descriptor 3."""
         return subprocess.Popen(
-            ["/bin/sh", "-c", script, "sh", *self._command],
-            stdin=subprocess.DEVNULL,
+            ["/bin/sh", "-c", _HAND_OVER, "sh", *self._command],
+            stdin=fd,
             stdout=subprocess.DEVNULL,
             stderr=self._stderr,
-            pass_fds=[fd],
             env={**os.environ, "LISTEN_FDS": "1", "LISTEN_FDNAMES": "nbd"},
             # A Control-C is ours to handle: transfers end before their storage does.
             start_new_session=True,
