@@ -13,14 +13,16 @@ without reading it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache, lru_cache
 from queue import SimpleQueue
 from typing import Any, Iterable, Iterator, NamedTuple, Protocol, Sequence
 
-from ovirt_imageio.common.buffers import Buffer, aligned, is_zero
+from ovirt_imageio.common import defaults
+from ovirt_imageio.common.buffers import Buffer, borrow, is_zero
 from ovirt_imageio.common.extents import ZeroExtent
 from ovirt_imageio.common.units import KiB, MiB
 
@@ -30,27 +32,34 @@ MIN_BLOCK_SIZE = 1 * MiB
 MAX_BLOCK_SIZE = 16 * MiB
 BLOCK_ALIGNMENT = 4 * KiB
 
-_BLAKE2_DIGEST_SIZE = 32
+_DIGEST_SIZES = {"blake2b": 32, "blake2s": 32}
+"""Digests shorter than the algorithm's own, as the contract says."""
+
+_ZEROES = bytes(1 * MiB)
 
 
 class Source(Protocol):
     """What blocks are read from, such as a backend. One thread uses it at a time."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the image."""
 
     def read_into(self, offset: int, buf: Buffer) -> None:
         """Fill buf from offset on."""
 
 
 class Watch(Protocol):
-    """An operation that may be cancelled."""
+    """An operation that may be cancelled; `check` is called by several threads."""
 
     def check(self) -> None:
-        """Raise if it was."""
+        """Raise if it was cancelled."""
 
     def advance(self, n: int) -> None:
-        """Count n more bytes, read or known to be zero."""
+        """Count n more bytes, in order, hashed or known to be zero."""
 
 
-class Checksum(NamedTuple):
+class ChecksumResult(NamedTuple):
     """The block hash of a range.
 
     Attributes:
@@ -63,30 +72,21 @@ class Checksum(NamedTuple):
     algorithm: str
     block_size: int
     checksum: str
-    blocks: tuple[str, ...] | None
+    blocks: tuple[str, ...] | None = None
 
 
-@cache
+@functools.cache
 def algorithms() -> tuple[str, ...]:
-    """The names of the algorithms of fixed digest length that work on this machine."""
-    return tuple(sorted(name for name in hashlib.algorithms_guaranteed if _works(name)))
+    """Return the algorithms of fixed digest length that work on this machine, sorted."""
+    return tuple(sorted(name for name in hashlib.algorithms_available if _works(name)))
 
 
 def _works(name: str) -> bool:
-    if name.startswith("shake"):
-        return False  # of any length
     try:
-        hashlib.new(name)
-    except ValueError:  # the system's policy forbids it
+        return hashlib.new(name, usedforsecurity=False).digest_size > 0
+    except ValueError:
+        # The system's policy forbids it, or its library no longer has it.
         return False
-    return True
-
-
-def new_digest(algorithm: str, data: Buffer = b"") -> Any:
-    """A hashlib object, of 32 bytes for blake2b and blake2s."""
-    if algorithm in ("blake2b", "blake2s"):
-        return getattr(hashlib, algorithm)(data, digest_size=_BLAKE2_DIGEST_SIZE)
-    return hashlib.new(algorithm, data)
 
 
 def check_arguments(algorithm: str, block_size: int) -> None:
@@ -96,7 +96,7 @@ def check_arguments(algorithm: str, block_size: int) -> None:
         ValueError: It names the argument, its value, and what is expected.
     """
     if algorithm not in algorithms():
-        raise ValueError(f"unsupported checksum algorithm {algorithm!r}: expected one of {', '.join(algorithms())}")
+        raise ValueError(f"unsupported algorithm {algorithm!r}: expected one of {', '.join(algorithms())}")
     if not MIN_BLOCK_SIZE <= block_size <= MAX_BLOCK_SIZE or block_size % BLOCK_ALIGNMENT:
         raise ValueError(
             f"invalid block_size {block_size}: expected a multiple of {BLOCK_ALIGNMENT} "
@@ -104,78 +104,199 @@ def check_arguments(algorithm: str, block_size: int) -> None:
         )
 
 
+def check_range(offset: int, length: int, *, size: int, block_size: int) -> None:
+    """Refuse a range that does not consist of blocks of the image.
+
+    Args:
+        offset: Start of the range, where a block starts.
+        length: Bytes; the range ends where a block ends, or with the image.
+        size: Bytes of the image.
+        block_size: Bytes of a block.
+
+    Raises:
+        ValueError: It names the argument, its value, and what is expected.
+    """
+    if offset < 0 or offset % block_size:
+        raise ValueError(f"invalid offset {offset}: expected a multiple of the block size {block_size}")
+    if length < 0 or offset + length > size:
+        raise ValueError(f"invalid length {length} at {offset}: the image has {size} bytes")
+    if length % block_size and offset + length != size:
+        raise ValueError(f"invalid length {length}: expected a multiple of the block size {block_size}")
+
+
+def new_digest(algorithm: str) -> Any:
+    """Return an empty hashlib object, of 32 bytes for blake2b and blake2s.
+
+    A policy such as FIPS forbids algorithms for security; here they tell images apart.
+    """
+    if algorithm in _DIGEST_SIZES:
+        return getattr(hashlib, algorithm)(digest_size=_DIGEST_SIZES[algorithm])
+    return hashlib.new(algorithm, usedforsecurity=False)
+
+
+@functools.lru_cache(maxsize=64)
+def zero_digest(algorithm: str, length: int) -> bytes:
+    """Return the digest of so many zero bytes."""
+    digest = new_digest(algorithm)
+    _update_with_zeroes(digest, length)
+    return bytes(digest.digest())
+
+
+def _update_with_zeroes(digest: Any, length: int) -> None:
+    whole, rest = divmod(length, len(_ZEROES))
+    for _ in range(whole):
+        digest.update(_ZEROES)
+    digest.update(memoryview(_ZEROES)[:rest])
+
+
+class _Block:
+    """The digest of one block that comes in pieces; zero pieces are only counted."""
+
+    def __init__(self, algorithm: str) -> None:
+        self._algorithm = algorithm
+        self._digest: Any = None
+        self._zeroes = 0
+
+    def update(self, data: Buffer) -> None:
+        with memoryview(data) as view:
+            if is_zero(view):
+                self._zeroes += view.nbytes
+                return
+            if self._digest is None:
+                self._digest = new_digest(self._algorithm)
+            _update_with_zeroes(self._digest, self._zeroes)
+            self._zeroes = 0
+            self._digest.update(view)
+
+    def digest(self) -> bytes:
+        if self._digest is None:
+            return zero_digest(self._algorithm, self._zeroes)
+        _update_with_zeroes(self._digest, self._zeroes)
+        self._zeroes = 0
+        return bytes(self._digest.digest())
+
+
+def block_digest(algorithm: str, data: Buffer) -> bytes:
+    """Return the digest of one block. Thread-safe; hashing releases the GIL."""
+    block = _Block(algorithm)
+    block.update(data)
+    return block.digest()
+
+
 class BlockHash:
-    """Combines the digests of blocks, in order. One thread.
+    """The block hash of an image whose blocks come in any order. Thread-safe.
+
+    Threads hash side by side. Digests wait only for those of the blocks before them, so
+    memory is bounded by how far blocks overtake each other.
 
     Args:
         algorithm: One of `algorithms()`.
         block_size: Bytes of a block.
         keep: Keep the digests of the blocks for the result.
+
+    Raises:
+        ValueError: An argument is not valid.
     """
 
     def __init__(
-        self,
-        algorithm: str = DEFAULT_ALGORITHM,
-        block_size: int = DEFAULT_BLOCK_SIZE,
-        *,
-        keep: bool = False,
+        self, algorithm: str = DEFAULT_ALGORITHM, block_size: int = DEFAULT_BLOCK_SIZE, *, keep: bool = False
     ) -> None:
         check_arguments(algorithm, block_size)
         self.algorithm = algorithm
         self.block_size = block_size
-        self._all = new_digest(algorithm)
+        self._lock = threading.Lock()
+        self._total = new_digest(algorithm)
+        self._next = 0
+        self._waiting: dict[int, tuple[bytes, int]] = {}
         self._blocks: list[str] | None = [] if keep else None
 
-    def block_digest(self, data: Buffer) -> bytes:
-        """The digest of one block. Any thread may call this."""
-        if is_zero(data):
-            with memoryview(data) as view:
-                return zero_digest(self.algorithm, view.nbytes)
-        return bytes(new_digest(self.algorithm, data).digest())
+    def update_block(self, index: int, data: Buffer) -> None:
+        """Hash the content of a block.
 
-    def add(self, digest: bytes, count: int = 1) -> None:
-        """Append the digest of one block, or of some equal ones."""
-        self._all.update(digest * count)
-        if self._blocks is not None:
-            self._blocks.extend([digest.hex()] * count)
+        Args:
+            index: Of the block, from 0.
+            data: All of the block; only the last one of an image is short.
 
-    def result(self) -> Checksum:
-        """The block hash of what was added."""
+        Raises:
+            ValueError: data is empty or too long, or the block was given before.
+        """
+        with memoryview(data) as view:
+            self._check_length(view.nbytes)
+            self.add(index, block_digest(self.algorithm, view))
+
+    def zero_block(self, index: int, length: int) -> None:
+        """Add a block that reads as zeroes.
+
+        Raises:
+            ValueError: length is not that of a block, or the block was given before.
+        """
+        self._check_length(length)
+        self.add(index, zero_digest(self.algorithm, length))
+
+    def add(self, index: int, digest: bytes, count: int = 1) -> None:
+        """Add the digest of a block, or of several equal ones from index on.
+
+        Raises:
+            ValueError: A block was given before.
+        """
+        with self._lock:
+            if index < self._next or index in self._waiting:
+                raise ValueError(f"block {index} was hashed before")
+            self._waiting[index] = digest, count
+            while self._next in self._waiting:
+                first, repeat = self._waiting.pop(self._next)
+                self._next += repeat
+                self._total.update(first * repeat)
+                if self._blocks is not None:
+                    self._blocks.extend([first.hex()] * repeat)
+
+    def digest(self) -> bytes:
+        """Return the digest of the digests of all blocks.
+
+        Raises:
+            ValueError: A block is missing.
+        """
+        with self._lock:
+            if self._waiting:
+                raise ValueError(f"block {self._next} is missing, block {min(self._waiting)} was hashed")
+            return bytes(self._total.digest())
+
+    def result(self) -> ChecksumResult:
+        """Return the block hash of the image.
+
+        Raises:
+            ValueError: A block is missing.
+        """
+        checksum = self.digest().hex()
         blocks = None if self._blocks is None else tuple(self._blocks)
-        return Checksum(self.algorithm, self.block_size, self._all.hexdigest(), blocks)
+        return ChecksumResult(self.algorithm, self.block_size, checksum, blocks)
 
-
-@lru_cache(maxsize=32)
-def zero_digest(algorithm: str, length: int) -> bytes:
-    """The digest of so many zero bytes."""
-    digest = new_digest(algorithm)
-    step = bytes(min(length, MIN_BLOCK_SIZE)) if length else b""
-    for _ in range(length // len(step) if step else 0):
-        digest.update(step)
-    if step:
-        digest.update(step[: length % len(step)])
-    return bytes(digest.digest())
+    def _check_length(self, length: int) -> None:
+        if not 0 < length <= self.block_size:
+            raise ValueError(f"block of {length} bytes: expected 1 to {self.block_size}")
 
 
 def checksum(
     sources: Sequence[Source],
-    length: int,
-    extents: Iterable[ZeroExtent],
-    op: Watch,
+    length: int | None = None,
     *,
+    extents: Iterable[ZeroExtent] | None = None,
+    op: Watch | None = None,
     offset: int = 0,
     algorithm: str = DEFAULT_ALGORITHM,
     block_size: int = DEFAULT_BLOCK_SIZE,
     blocks: bool = False,
-) -> Checksum:
-    """Compute the block hash of a range of an image.
+) -> ChecksumResult:
+    """Compute the block hash of an image or of some of its blocks.
 
     Args:
-        sources: Open instances of the image; each is used by a thread of its own.
-        length: Bytes of the range.
-        extents: That cover the range; zero ones are not read. They may be lazy and
-            come from the first source: it is not read from meanwhile.
-        op: Asked between blocks if to go on.
+        sources: Open instances of the image, at least one; each hashes in a thread of
+            its own. Memory is 1 MiB for each.
+        length: Bytes of the range; None means to the end of the image.
+        extents: Of the range or of more, in order: zero blocks are not read. They may be
+            lazy and come from one of the sources, which is not read from before they
+            end. None: everything is read.
+        op: Asked between pieces if to go on, and told of every block, in order.
         offset: Start of the range, a multiple of block_size.
         algorithm: One of `algorithms()`.
         block_size: Bytes of a block.
@@ -183,32 +304,137 @@ def checksum(
 
     Raises:
         ValueError: An argument is not valid.
-        What the sources and op raise.
+        Exception: What the sources, extents and op raise.
     """
-    if offset % block_size:
-        raise ValueError(f"invalid offset {offset}: expected a multiple of {block_size}")
     total = BlockHash(algorithm, block_size, keep=blocks)
-    runs = _block_runs(extents, offset, offset + length, block_size)
-    if len(sources) == 1:
-        _serial(sources[0], runs, total, op)
-    else:
-        _parallel(sources, runs, total, op)
+    length = sources[0].size - offset if length is None else length
+    check_range(offset, length, size=sources[0].size, block_size=block_size)
+    watch = op or _Unwatched()
+    runs = list(_block_runs(_watched(extents or (), watch), offset, offset + length, block_size))
+    data_blocks = sum(-(-(stop - start) // block_size) for start, stop, zero in runs if not zero)
+    _Hashing(sources[: max(data_blocks, 1)], total, watch).run(runs)
     return total.result()
+
+
+class _Unwatched:
+    def check(self) -> None: ...
+
+    def advance(self, n: int) -> None: ...
+
+
+class _Hashing:
+    """Blocks on their way from several sources to one hash."""
+
+    def __init__(self, sources: Sequence[Source], total: BlockHash, op: Watch) -> None:
+        self._sources = sources
+        self._total = total
+        self._op = op
+        self._index = 0
+        self._ended = False
+        self._idle: SimpleQueue[Source] = SimpleQueue()
+        # What was asked for, in order: digest or its promise, bytes of a block, blocks.
+        self._flying: deque[tuple[Future[bytes] | bytes, int, int]] = deque()
+
+    def run(self, runs: Iterable[tuple[int, int, bool]]) -> None:
+        if len(self._sources) == 1:
+            # Nothing to gain from a thread.
+            for start, stop, zero in runs:
+                self._add_zeroes(start, stop) if zero else self._hash_here(start, stop)
+            self._land(0)
+            return
+        for source in self._sources:
+            self._idle.put(source)
+        with ThreadPoolExecutor(len(self._sources), "checksum") as threads:
+            try:
+                for start, stop, zero in runs:
+                    self._add_zeroes(start, stop) if zero else self._hash_beside(threads, start, stop)
+                self._land(0)
+            except BaseException:
+                self._ended = True
+                for promise, _, _ in self._flying:
+                    if isinstance(promise, Future):
+                        promise.cancel()
+                raise
+
+    def _hash_here(self, start: int, stop: int) -> None:
+        for at in range(start, stop, self._total.block_size):
+            count = min(self._total.block_size, stop - at)
+            self._flying.append((self._hash(self._sources[0], at, count), count, 1))
+            self._land(0)
+
+    def _hash_beside(self, threads: ThreadPoolExecutor, start: int, stop: int) -> None:
+        for at in range(start, stop, self._total.block_size):
+            count = min(self._total.block_size, stop - at)
+            # One more for each source, so that none waits for us.
+            self._land(2 * len(self._sources) - 1)
+            self._flying.append((threads.submit(self._hash_any, at, count), count, 1))
+
+    def _hash_any(self, offset: int, length: int) -> bytes:
+        source = self._idle.get()
+        try:
+            return self._hash(source, offset, length)
+        finally:
+            self._idle.put(source)
+
+    def _hash(self, source: Source, offset: int, length: int) -> bytes:
+        block = _Block(self._total.algorithm)
+        end = offset + length
+        with borrow(min(length, defaults.PIECE)) as view:
+            while offset < end and not self._ended:
+                self._op.check()
+                piece = view[: min(len(view), end - offset)]
+                source.read_into(offset, piece)
+                block.update(piece)
+                offset += len(piece)
+        return block.digest()
+
+    def _add_zeroes(self, start: int, stop: int) -> None:
+        """Add blocks that are known to be zero."""
+        whole, rest = divmod(stop - start, self._total.block_size)
+        for length, count in ((self._total.block_size, whole), (rest, 1)):
+            if length and count:
+                self._op.check()
+                self._flying.append((zero_digest(self._total.algorithm, length), length, count))
+        self._land(2 * len(self._sources) - 1)
+
+    def _land(self, limit: int) -> None:
+        """Add digests in order until no more than limit are under way."""
+        while len(self._flying) > limit:
+            promise, length, count = self._flying[0]
+            digest = promise.result() if isinstance(promise, Future) else promise
+            self._flying.popleft()
+            self._total.add(self._index, digest, count)
+            self._index += count
+            self._op.advance(length * count)
+
+
+def _watched(extents: Iterable[ZeroExtent], op: Watch) -> Iterator[ZeroExtent]:
+    """Ask now and then if to go on: an image may have a million extents."""
+    for number, extent in enumerate(extents):
+        if number % 1024 == 0:
+            op.check()
+        yield extent
 
 
 def _block_runs(
     extents: Iterable[ZeroExtent], offset: int, end: int, block_size: int
 ) -> Iterator[tuple[int, int, bool]]:
-    """Cut a range where whole zero blocks begin and end: start, stop, zero."""
+    """Cut a range where whole zero blocks begin and end: start, stop, zero.
+
+    zero extents   |      ===========================|
+    blocks         |-------|-------|-------|-------|-|
+    runs           | data  | zero                    |
+    """
     position = offset
     for start, stop in _zero_runs(extents):
         first = max(-(-start // block_size) * block_size, position)
         last = end if stop >= end else stop // block_size * block_size
-        if first < last:
-            if position < first:
-                yield position, first, False
-            yield first, last, True
-            position = last
+        if first >= last:
+            continue
+        if position < first:
+            yield position, first, False
+        yield first, last, True
+        position = last
     if position < end:
         yield position, end, False
 
@@ -226,71 +452,3 @@ def _zero_runs(extents: Iterable[ZeroExtent]) -> Iterator[tuple[int, int]]:
         stop = extent.start + extent.length
     if stop > start:
         yield start, stop
-
-
-def _add_zero_run(total: BlockHash, start: int, stop: int, op: Watch) -> None:
-    whole, rest = divmod(stop - start, total.block_size)
-    if whole:
-        total.add(zero_digest(total.algorithm, total.block_size), whole)
-    if rest:
-        total.add(zero_digest(total.algorithm, rest))
-    op.advance(stop - start)
-
-
-def _serial(source: Source, runs: Iterable[tuple[int, int, bool]], total: BlockHash, op: Watch) -> None:
-    view = memoryview(aligned(total.block_size))
-    # The extents may come from the same source, so they are all taken before it is read.
-    for start, stop, zero in list(runs):
-        op.check()
-        if zero:
-            _add_zero_run(total, start, stop, op)
-            continue
-        for at in range(start, stop, total.block_size):
-            op.check()
-            count = min(total.block_size, stop - at)
-            source.read_into(at, view[:count])
-            total.add(total.block_digest(view[:count]))
-            op.advance(count)
-
-
-def _parallel(sources: Sequence[Source], runs: Iterable[tuple[int, int, bool]], total: BlockHash, op: Watch) -> None:
-    """Hash in threads and combine in order, a bounded number of blocks ahead."""
-    idle: SimpleQueue[tuple[Source, memoryview]] = SimpleQueue()
-    for source in sources:
-        idle.put((source, memoryview(aligned(total.block_size))))
-
-    def work(at: int, count: int) -> bytes:
-        source, view = idle.get()
-        try:
-            source.read_into(at, view[:count])
-            return total.block_digest(view[:count])
-        finally:
-            idle.put((source, view))
-
-    flying: deque[tuple[Future[bytes], int]] = deque()
-    with ThreadPoolExecutor(len(sources), "checksum") as threads:
-        try:
-            for start, stop, zero in list(runs):
-                if zero:
-                    _land(flying, total, op, 0)
-                    op.check()
-                    _add_zero_run(total, start, stop, op)
-                    continue
-                for at in range(start, stop, total.block_size):
-                    count = min(total.block_size, stop - at)
-                    flying.append((threads.submit(work, at, count), count))
-                    _land(flying, total, op, 2 * len(sources))
-            _land(flying, total, op, 0)
-        except BaseException:
-            for future, _ in flying:
-                future.cancel()
-            raise
-
-
-def _land(flying: deque[tuple[Future[bytes], int]], total: BlockHash, op: Watch, limit: int) -> None:
-    """Add digests in order until no more than limit blocks are under way."""
-    while len(flying) > limit:
-        op.check()
-        future, count = flying.popleft()
-        total.add(future.result())
-        op.advance(count)
