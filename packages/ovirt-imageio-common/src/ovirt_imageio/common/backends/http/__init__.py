@@ -1,0 +1,13 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Images of other daemons. The only room that knows requests.
+
+backend ─► origin ─► channel ─► adapters ─► connections ─► streams
+   │                                              ▲
+   └─► peers, listing                      requests, urllib3
+"""
+
+from .backend import HttpBackend
+from .errors import Forbidden, NotSupported, Refused, Unreachable, Untrusted
+
+__all__ = ["Forbidden", "HttpBackend", "NotSupported", "Refused", "Unreachable", "Untrusted"]

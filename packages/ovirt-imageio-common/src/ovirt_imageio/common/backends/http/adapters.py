@@ -1,0 +1,177 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Adapters of requests: one pool a server, connections of our own.
+
+They are used without a `requests.Session`: an adapter reads no environment, no netrc
+and no cookies, and follows no redirect, which is what contract and speed ask for.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import Any
+from urllib.parse import quote
+
+import requests.adapters
+import requests_unixsocket.adapters
+
+from ovirt_imageio.common.errors import ConnectionTimeout
+from ovirt_imageio.common.sockets import connect_tcp, connect_unix
+
+from .connections import Line, TcpPool, UnixPool
+from .errors import Unreachable
+from .streams import Stream, TlsStream
+
+_IDLE, _INTERVAL, _PROBES = 30, 10, 3  # seconds, seconds, count: a dead host shows in a minute
+
+
+class Adapter(requests.adapters.HTTPAdapter):
+    """What the adapters have in common: a single pool.
+
+    Attributes:
+        line: Tells which connection served the last request.
+        base_url: Scheme and host, to make URLs for requests with.
+        name: The server, for messages.
+    """
+
+    pool: Any
+
+    def __init__(self, *, base_url: str, name: str) -> None:
+        super().__init__()
+        self.line = Line()
+        self.base_url = base_url
+        self.name = name
+
+    def get_connection(self, url: Any, proxies: Any = None) -> Any:
+        """Return the pool. Called by requests before 2.32."""
+        return self.pool
+
+    def get_connection_with_tls_context(self, request: Any, verify: Any, proxies: Any = None, cert: Any = None) -> Any:
+        """Return the pool. Called by requests from 2.32 on."""
+        return self.pool
+
+    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
+        """Do nothing: the stream verifies, with the context it was given."""
+
+    def request_url(self, request: Any, proxies: Any) -> str:
+        """Return the path: there is no forwarding proxy."""
+        return str(request.path_url)
+
+    def close(self) -> None:
+        """Close idle connections. The adapter may still be used."""
+        pool, self.pool = self.pool, self._make_pool()
+        pool.close()
+        self.line.connection = None
+
+    def _make_pool(self) -> Any:
+        raise NotImplementedError
+
+
+class TcpAdapter(Adapter):
+    """Connects to a TCP port.
+
+    Args:
+        host: Name or address.
+        port: TCP port.
+        context: For TLS; None for plain HTTP.
+        timeout: Seconds of silence before a connection counts as dead.
+        connect_timeout: Seconds to connect to each address of the host.
+        maxsize: Idle connections kept.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        context: ssl.SSLContext | None,
+        timeout: float | None,
+        connect_timeout: float | None,
+        maxsize: int = 1,
+    ) -> None:
+        scheme = "https" if context else "http"
+        netloc = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        super().__init__(base_url=f"{scheme}://{netloc}", name=netloc)
+        self._host = host
+        self._port = port
+        self._context = context
+        self._timeout = timeout
+        self._connect_timeout = connect_timeout
+        self._maxsize = maxsize
+        self.pool = self._make_pool()
+
+    def _make_pool(self) -> TcpPool:
+        return TcpPool(
+            self._host,
+            self._port,
+            maxsize=self._maxsize,
+            block=False,
+            open_stream=self._connect,
+            line=self.line,
+        )
+
+    def _connect(self) -> Stream:
+        try:
+            sock = connect_tcp(self._host, self._port, self._connect_timeout)
+        except (OSError, ConnectionTimeout) as e:
+            raise Unreachable(f"cannot connect to {self.name}: {e}") from e
+        try:
+            _keep_alive(sock)
+            if self._context is None:
+                return Stream(sock, self.name, self._timeout)
+            return TlsStream(
+                sock,
+                self.name,
+                self._timeout,
+                context=self._context,
+                server_hostname=self._host,
+            )
+        except BaseException:
+            sock.close()
+            raise
+
+
+class UnixAdapter(Adapter, requests_unixsocket.adapters.UnixAdapter):  # type: ignore[misc]
+    """Connects to a Unix socket.
+
+    Args:
+        address: Path, or abstract name that starts with NUL.
+        timeout: Seconds of silence before a connection counts as dead.
+        connect_timeout: Seconds to wait for the server to accept.
+        maxsize: Idle connections kept.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float | None,
+        connect_timeout: float | None,
+        maxsize: int = 1,
+    ) -> None:
+        shown = "@" + address[1:] if address.startswith("\0") else address
+        super().__init__(base_url=f"http+unix://{quote(address, safe='')}", name=shown)
+        self._address = address
+        self._timeout = timeout
+        self._connect_timeout = connect_timeout
+        self._maxsize = maxsize
+        self.pool = self._make_pool()
+
+    def _make_pool(self) -> UnixPool:
+        return UnixPool(self.base_url, open_stream=self._connect, line=self.line, maxsize=self._maxsize)
+
+    def _connect(self) -> Stream:
+        try:
+            sock = connect_unix(self._address, self._connect_timeout)
+        except (OSError, ValueError, ConnectionTimeout) as e:
+            raise Unreachable(f"cannot connect to {self.name}: {e}") from e
+        return Stream(sock, self.name, self._timeout)
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    """Find out that the server's host died while a long checksum is waited for; tcp(7)."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _IDLE)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _INTERVAL)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)

@@ -1,0 +1,572 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An image that another daemon serves, by the HTTP API.
+
+Used by the client, and by a daemon in proxy role. Short ranges are read into memory of
+the caller by one request each. Long ones are one streamed request, whose payload goes
+straight from a local backend to the socket and back, by splice(2) where both are plain.
+
+Source: the images API, `docs/images.md`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any, Iterator, Sequence
+
+from ovirt_imageio.common import defaults, imagesapi
+from ovirt_imageio.common.backends.base import (
+    Backend,
+    Capabilities,
+    NullOperation,
+    Operation,
+    Peer,
+    Reader,
+    Writer,
+    fill_from,
+    pieces,
+)
+from ovirt_imageio.common.buffers import Buffer, borrow
+from ovirt_imageio.common.checksum import ChecksumResult
+from ovirt_imageio.common.errors import PeerGone, ProtocolError, UnsupportedOperation
+from ovirt_imageio.common.extents import Extent, clip
+
+from .channel import Reply
+from .connections import StreamedBody
+from .errors import NotSupported, Unreachable
+from .listing import read_listing
+from .origin import Origin
+from .peers import DownloadPeer, UploadPeer, Watched
+from .streams import Stream
+
+_PATIENCE = 10  # times the timeout, for answers that storage has to work for
+_PROBE = "bytes=0-0"
+
+
+class HttpBackend(Backend):
+    """An open image of an image server. One instance, one thread, one connection.
+
+    Args:
+        url: `https://HOST:PORT/images/ID`, or http.
+        cafile: Certificates to verify the server with; None means the system's.
+        secure: Verify the server. False accepts any certificate.
+        proxy_url: The same image at another server, used when no connection to url can
+            be made.
+        timeout: Seconds that the server may be silent; it may take ten times as long to
+            answer what makes storage work, and any time for a checksum. None: for ever.
+        connect_timeout: Seconds to connect to each address of the server.
+        use_unix_socket: Use the Unix socket of a server on this host.
+
+    Attributes:
+        features: What the server offers, see `imagesapi`.
+        capabilities: From the server's answer to OPTIONS.
+        unflushed: Something was written since the last flush.
+
+    Raises:
+        ValueError: A URL is not one of an image.
+        Unreachable: Neither URL can be connected.
+        Untrusted: The server's certificate was not accepted.
+        Forbidden: The ticket is missing or expired.
+        OSError: cafile cannot be read.
+        ImageioError: The server does not answer as it should.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        cafile: str | None = None,
+        secure: bool = True,
+        proxy_url: str | None = None,
+        timeout: float | None = defaults.HTTP_TIMEOUT,
+        connect_timeout: float | None = defaults.CONNECT_TIMEOUT,
+        use_unix_socket: bool = True,
+    ) -> None:
+        self.url = url
+        self._timeout = timeout
+        self._patience = None if timeout is None else timeout * _PATIENCE
+        origin = Origin(url, proxy_url, cafile, secure, timeout, connect_timeout, use_unix_socket)
+        self._remote, self._unix, self._offer = origin.connect()
+        if self._unix is not None:
+            self._remote.close()  # kept for the day when the Unix socket fails
+        self._size: int | None = None
+        self.features = self._offer.features
+        self.capabilities = Capabilities(
+            max_readers=self._offer.max_readers,
+            max_writers=self._offer.max_writers,
+            can_zero=imagesapi.FEATURE_ZERO in self.features,
+            can_extents=imagesapi.FEATURE_EXTENTS in self.features,
+            can_dirty=imagesapi.FEATURE_EXTENTS in self.features,
+            can_flush=imagesapi.FEATURE_FLUSH in self.features,
+            multi_conn=self._offer.flushes_all,
+            read_only=not self._offer.writable,
+        )
+
+    @property
+    def unix_socket_used(self) -> bool:
+        """Requests go by the Unix socket of a server on this host."""
+        return self._unix is not None
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """Bytes of the image; the first time it is asked from the server.
+
+        Raises:
+            As read_into.
+        """
+        if self._size is None:
+            self._size = self._ask_size()
+        return self._size
+
+    def clone(self) -> HttpBackend:
+        """Return an instance for another thread, with a connection of its own."""
+        other = copy.copy(self)
+        other._remote = self._remote.clone()
+        other._unix = self._unix.clone() if self._unix else None
+        other.unflushed = False
+        return other
+
+    def close(self) -> None:
+        """Close the connection. Idempotent."""
+        self._remote.close()
+        if self._unix is not None:
+            self._unix.close()
+
+    def read_into(self, offset: int, buf: Buffer) -> None:
+        """Fill buf by one GET.
+
+        Raises:
+            ValueError: The range is not inside the image.
+            Refused: The server said no, and why.
+            ServerGone, ConnectionTimeout, Unreachable: The connection failed.
+            ProtocolError: The answer is not what was asked for.
+        """
+        with memoryview(buf) as given, given.cast("B") as view:
+            self.check_range(offset, len(view))
+            if view:
+                with self._get(offset, len(view)) as reply:
+                    _fill(reply, view)
+
+    def write(self, offset: int, buf: Buffer) -> None:
+        """Write buf by one PUT, without a flush.
+
+        Raises:
+            UnsupportedOperation: The ticket allows no writing.
+            As read_into.
+        """
+        with memoryview(buf) as given, given.cast("B") as view:
+            self._check_write(offset, len(view))
+            if view:
+                self._put(offset, len(view), view)
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make a range read as zeroes, by PATCH or by writing zeroes.
+
+        Raises:
+            As write.
+        """
+        self._check_write(offset, length)
+        if not self.capabilities.can_zero:
+            self._write_zeroes(offset, length)
+            return
+        for start, count in pieces(offset, length, defaults.ZERO_LIMIT):
+            self._patch({"op": imagesapi.OP_ZERO, "offset": start, "size": count, "flush": False})
+            self.unflushed = True
+
+    def flush(self) -> None:
+        """Bring what was written to stable storage.
+
+        Does nothing for servers that cannot flush: those do it after each write.
+
+        Raises:
+            As write.
+        """
+        if self.capabilities.can_flush:
+            self._patch({"op": imagesapi.OP_FLUSH})
+        self.unflushed = False
+
+    def extents(
+        self, context: str = imagesapi.CONTEXT_ZERO, *, offset: int = 0, length: int | None = None
+    ) -> Iterator[Extent]:
+        """List the extents; the server's whole answer is read before this returns.
+
+        Raises:
+            ValueError: The context or the range makes no sense.
+            UnsupportedOperation: The image has no dirty extents.
+            As read_into.
+        """
+        if context not in imagesapi.CONTEXTS:
+            raise ValueError(f"unknown context {context!r}: expected one of {', '.join(imagesapi.CONTEXTS)}")
+        length = self.size - offset if length is None else length
+        self.check_range(offset, length)
+        if not self.capabilities.can_extents:
+            return super().extents(context, offset=offset, length=length)
+        suffix = f"/{imagesapi.EXTENTS}?context={context}"
+        with self._request("GET", suffix, timeout=self._patience) as reply:
+            if reply.status == 404 and context == imagesapi.CONTEXT_DIRTY:
+                raise NotSupported(f"the server has no dirty extents: {reply.error()}", status=404, text="")
+            reply.require(200)
+            listing: Any = read_listing(reply.body.receive, context, self.size)
+        return iter(clip(listing, offset, length))
+
+    def checksum(
+        self,
+        *,
+        algorithm: str | None = None,
+        block_size: int | None = None,
+        offset: int = 0,
+        length: int | None = None,
+        blocks: bool = False,
+    ) -> ChecksumResult:
+        """Let the server compute a block hash; it may take any time.
+
+        Args:
+            algorithm: None leaves it to the server: blake2b.
+            block_size: Bytes; None leaves it to the server: 4 MiB.
+            offset: Start of the range, a multiple of block_size.
+            length: Bytes of the range; None means to the end of the image.
+            blocks: Digests of all blocks are wanted.
+
+        Raises:
+            UnsupportedOperation: The server has no checksums, or none of ranges.
+            As read_into.
+        """
+        query = {"algorithm": algorithm, "block_size": block_size}
+        feature = imagesapi.FEATURE_CHECKSUM
+        if offset or length is not None or blocks:
+            feature = imagesapi.FEATURE_CHECKSUM_RANGE
+            query.update(offset=offset, length=length, blocks="y" if blocks else None)
+        if feature not in self.features:
+            raise UnsupportedOperation(f"the server does not offer {feature!r}: {sorted(self.features)}")
+        given = "&".join(f"{key}={value}" for key, value in query.items() if value is not None)
+        suffix = f"/{imagesapi.CHECKSUM}" + (f"?{given}" if given else "")
+        with self._request("GET", suffix, timeout=None) as reply:
+            return _read_checksum(reply.require(200).document())
+
+    def stream_read(
+        self, dst: Backend, offset: int, length: int, op: Operation, *, dst_offset: int | None = None
+    ) -> None:
+        """Download a range into a local backend by one GET.
+
+        Args:
+            dst: Where to write; told by `receive_from`.
+            offset: Start of the range in this image.
+            length: Bytes of the range.
+            op: Told of each piece that dst has acknowledged, and asked if to go on.
+            dst_offset: Start of the range in dst; None means offset.
+
+        Raises:
+            OperationCancelled: op said so. The connection is closed and made again.
+            As read_into, and what dst raises.
+        """
+        self.check_range(offset, length)
+        if not length:
+            return
+        with self._get(offset, length) as reply:
+            peer = DownloadPeer(reply.body)
+            dst.receive_from(peer, offset if dst_offset is None else dst_offset, length, op)
+            if reply.body.left:
+                reply.body.took(reply.body.left)  # what was spliced
+
+    def stream_write(
+        self,
+        src: Backend,
+        offset: int,
+        length: int,
+        op: Operation,
+        *,
+        src_offset: int | None = None,
+        flush: bool = False,
+    ) -> None:
+        """Upload a range of a local backend by one PUT; return when it is acknowledged.
+
+        Args:
+            src: What to read; told by `send_to`.
+            offset: Start of the range in this image.
+            length: Bytes of the range.
+            op: Told of each piece that was sent, which is not acknowledged before this
+                returns; and asked if to go on.
+            src_offset: Start of the range in src; None means offset.
+            flush: The range is on stable storage when this returns.
+
+        Raises:
+            OperationCancelled: op said so. The connection is closed and made again.
+            As write, and what src raises.
+        """
+        self._check_write(offset, length)
+        if not length:
+            return
+        start = offset if src_offset is None else src_offset
+
+        def send(stream: Stream) -> None:
+            src.send_to(UploadPeer(stream), start, length, Watched(op, stream))
+
+        self._put(offset, length, StreamedBody(length, send), flush=flush)
+
+    def send_to(
+        self,
+        peer: Peer,
+        offset: int,
+        length: int,
+        op: Operation,
+        *,
+        others: Sequence[Backend] = (),
+    ) -> None:
+        """Pass a range on to a peer by one GET. See Backend."""
+        self.check_range(offset, length)
+        if not length:
+            peer.begin()
+            return
+        with self._get(offset, length) as reply, borrow(min(length, defaults.PIECE)) as view:
+            peer.begin()
+            while reply.body.left:
+                op.check()
+                count = reply.body.receive(view)
+                peer.send_all(view[:count])
+                op.advance(count)
+
+    def receive_from(
+        self,
+        peer: Peer,
+        offset: int,
+        length: int,
+        op: Operation,
+        *,
+        others: Sequence[Backend] = (),
+    ) -> None:
+        """Pass on what a peer sends, by PUTs of at most 128 MiB. See Backend.
+
+        A peer whose attribute `chunked` is false sends all of length: it is streamed.
+        """
+        self._check_write(offset, length)
+        if getattr(peer, "chunked", True):
+            self._receive_gathered(peer, offset, length, op)
+            return
+
+        def send(stream: Stream) -> None:
+            _relay(peer, stream, count, op)
+
+        for start, count in pieces(offset, length, defaults.EXTENT_LIMIT):
+            self._put(start, count, StreamedBody(count, send))
+            op.advance(count)
+
+    def read_from(self, reader: Reader, offset: int, length: int, op: Operation | None = None) -> None:
+        """Upload what a reader gives, by PUTs of at most 128 MiB. See Backend."""
+        self.receive_from(_ReaderPeer(reader), offset, length, op or NullOperation())
+
+    def write_to(self, writer: Writer, offset: int, length: int, op: Operation | None = None) -> None:
+        """Download a range into a writer by one GET. See Backend."""
+        self.send_to(_WriterPeer(writer), offset, length, op or NullOperation())
+
+    def _check_write(self, offset: int, length: int) -> None:
+        if self.capabilities.read_only:
+            raise UnsupportedOperation("the ticket does not allow writing")
+        self.check_range(offset, length)
+
+    def _request(self, method: str, suffix: str = "", **arguments: Any) -> Reply:
+        """Send a request by the Unix socket, or by TCP once that cannot be connected."""
+        if self._unix is not None:
+            try:
+                return self._unix.request(method, suffix, **arguments)
+            except Unreachable:
+                self._unix.close()
+                self._unix = None
+        return self._remote.request(method, suffix, **arguments)
+
+    def _get(self, offset: int, length: int) -> Reply:
+        """Ask for a range, and make sure that it is what comes."""
+        reply = self._request("GET", headers={"Range": imagesapi.byte_range(offset, length)})
+        try:
+            reply.require(200, 206)
+            _check_range_reply(reply, offset, length)
+        except BaseException:
+            reply.close()
+            raise
+        return reply
+
+    def _put(self, offset: int, length: int, body: Any, *, flush: bool = False) -> None:
+        can_flush = self.capabilities.can_flush
+        reply = self._request(
+            "PUT",
+            ("?flush=y" if flush else "?flush=n") if can_flush else "",
+            headers={"Content-Range": imagesapi.content_range(offset, length)},
+            body=body,
+            length=length,
+            timeout=self._timeout if can_flush and not flush else self._patience,
+            replay=not isinstance(body, StreamedBody),
+        )
+        with reply:
+            reply.require(200, 204)
+        self.unflushed = self.unflushed or (can_flush and not flush)
+
+    def _patch(self, document: dict[str, Any]) -> None:
+        body = json.dumps(document).encode()
+        reply = self._request(
+            "PATCH",
+            headers={"Content-Type": imagesapi.JSON},
+            body=body,
+            length=len(body),
+            timeout=self._patience,
+        )
+        with reply:
+            reply.require(200, 204)
+
+    def _write_zeroes(self, offset: int, length: int) -> None:
+        zeroes = memoryview(bytes(min(length, defaults.PIECE)))
+
+        def send(stream: Stream) -> None:
+            for _, size in pieces(0, count, len(zeroes)):
+                stream.sendall(zeroes[:size])
+
+        for start, count in pieces(offset, length, defaults.EXTENT_LIMIT):
+            self._put(start, count, StreamedBody(count, send))
+
+    def _receive_gathered(self, peer: Peer, offset: int, length: int, op: Operation) -> None:
+        """Receive a body of unknown length: the origin is only told of what is at hand."""
+        with borrow(min(length, defaults.BUFFER_SIZE)) as view:
+            for start, count in pieces(offset, length, len(view)):
+                got = fill_from(peer, view[:count])
+                op.check()
+                if got:
+                    self._put(start, got, view[:got])
+                    op.advance(got)
+                if got < count:
+                    return
+
+    def _ask_size(self) -> int:
+        with self._request("GET", headers={"Range": _PROBE}) as reply:
+            size = _size_of(reply)
+            if reply.status == 200:
+                reply.close()
+        if size is not None:
+            return size
+        with self._request("GET") as reply:
+            size = reply.require(200).body.left
+            reply.close()
+        if size is None:
+            raise ProtocolError(f"{reply.name} does not tell the size of the image")
+        return size
+
+
+class _ReaderPeer:
+    """A reader as a peer that sends."""
+
+    splice_fd = None
+    chunked = False
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def begin(self) -> None:
+        """Do nothing."""
+
+    def send_all(self, data: Buffer) -> None:
+        """Refuse: a reader takes nothing."""
+        raise PeerGone("a reader cannot be written to")
+
+    def take(self, limit: int) -> bytes:
+        """Return nothing."""
+        return b""
+
+    def recv_into(self, view: memoryview) -> int:
+        """Read into view."""
+        count = self._reader.readinto(view)
+        if not count:
+            raise PeerGone("the source ended too early")
+        return count
+
+
+class _WriterPeer:
+    """A writer as a peer that receives."""
+
+    splice_fd = None
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+
+    def begin(self) -> None:
+        """Do nothing."""
+
+    def send_all(self, data: Buffer) -> None:
+        """Write all of data."""
+        view = memoryview(data)
+        while view:
+            count = self._writer.write(view)
+            view = view[len(view) if count is None else count :]
+
+    def take(self, limit: int) -> bytes:
+        """Return nothing."""
+        return b""
+
+    def recv_into(self, view: memoryview) -> int:
+        """Return nothing."""
+        return 0
+
+
+def _relay(peer: Peer, stream: Stream, length: int, op: Operation) -> None:
+    """Send length bytes of a peer's to the server."""
+    watched = Watched(op, stream)
+    with borrow(min(length, defaults.PIECE)) as view:
+        while length:
+            watched.check()
+            piece = view[: min(length, len(view))]
+            first = peer.take(len(piece))
+            piece[: len(first)] = first
+            count = len(first) or peer.recv_into(piece)
+            if not count:
+                raise PeerGone(f"the body ended {length} bytes before its end")
+            stream.sendall(piece[:count])
+            length -= count
+
+
+def _check_range_reply(reply: Reply, offset: int, length: int) -> None:
+    """Raise ProtocolError unless the reply brings exactly this range."""
+    what = f"{length} bytes at {offset}"
+    if reply.headers.get("Content-Encoding", "identity") != "identity":
+        raise ProtocolError(f"{reply.name} encoded {what} as {reply.headers['Content-Encoding']!r}")
+    if reply.body.left != length:
+        raise ProtocolError(f"{reply.name} answered {reply.body.left} bytes instead of {what}")
+    if reply.status == 200:
+        if offset:
+            raise ProtocolError(f"{reply.name} answered the whole image instead of {what}")
+        return
+    text = reply.headers.get("Content-Range", "")
+    try:
+        found = imagesapi.parse_content_range(text)
+    except ValueError as e:
+        raise ProtocolError(f"{reply.name} answered {what} with {e}") from e
+    if (found.first, found.last) != (offset, offset + length - 1):
+        raise ProtocolError(f"{reply.name} answered {text!r} instead of {what}")
+
+
+def _size_of(reply: Reply) -> int | None:
+    """The size of the image that an answer to the first byte tells, None if it does not."""
+    if reply.status == 200:
+        return reply.body.left
+    if reply.status not in (206, 416):
+        raise reply.error()
+    try:
+        return imagesapi.parse_content_range(reply.headers.get("Content-Range", "")).size
+    except ValueError:
+        return None
+
+
+def _fill(reply: Reply, view: memoryview) -> None:
+    done = 0
+    while done < len(view):
+        done += reply.body.receive(view[done:])
+
+
+def _read_checksum(data: bytes) -> ChecksumResult:
+    try:
+        document = json.loads(data)
+        blocks = document.get("blocks")
+        return ChecksumResult(
+            document["algorithm"],
+            document["block_size"],
+            document["checksum"],
+            None if blocks is None else tuple(blocks),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ProtocolError(f"the server sent no checksum: {data[:80]!r}") from e

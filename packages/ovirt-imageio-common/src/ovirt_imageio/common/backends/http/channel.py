@@ -1,0 +1,267 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Requests for one image over one adapter, and their responses.
+
+A prepared request is kept for each kind that repeats, and only its headers change:
+preparing costs as much as sending (545 µs a 4 KiB GET, 334 this way).
+"""
+
+from __future__ import annotations
+
+import http.client
+from types import TracebackType
+from typing import Any, Callable, Mapping
+
+import requests
+import urllib3.exceptions
+
+from ovirt_imageio.common import imagesapi
+from ovirt_imageio.common.errors import ImageioError, ProtocolError, ServerGone
+from ovirt_imageio.common.units import KiB, MiB
+from ovirt_imageio.common.version import __version__
+
+from .adapters import Adapter
+from .connections import BodyFailed, BodyResponse, Connection
+from .errors import refusal
+
+_TEXT_LIMIT = 4 * KiB  # of an error's text
+_DOCUMENT_LIMIT = 64 * MiB  # of JSON that is read as a whole
+_BLOCK = 64 * KiB
+
+_HEADERS = {
+    "Accept-Encoding": "identity",
+    "User-Agent": f"imageio-client/{__version__}",
+}
+
+
+class Reply:
+    """A response whose body was not read yet. It must be finished or closed.
+
+    Attributes:
+        status: Status code.
+        headers: Names in any case.
+        body: To receive the payload from.
+        name: The server, for messages.
+        what: The request, for messages.
+    """
+
+    def __init__(self, response: requests.Response, connection: Connection, *, name: str, what: str) -> None:
+        assert connection.response is not None
+        self.status = response.status_code
+        self.reason = response.reason or ""
+        self.headers = response.headers
+        self.body: BodyResponse = connection.response
+        self.name = name
+        self.what = what
+        self.cut_short = connection.cut_short
+        self._raw = response.raw
+        self._connection = connection
+
+    @property
+    def is_local(self) -> bool:
+        """The server is on this very host, reached by TCP."""
+        return self.body.stream.is_local
+
+    def require(self, *statuses: int) -> Reply:
+        """Return the reply if it has one of the statuses.
+
+        Raises:
+            Refused: The server said no.
+            ProtocolError: It said something that is no answer to this request.
+        """
+        if self.status in statuses:
+            if self.cut_short is not None:
+                self.close()
+                raise ProtocolError(
+                    f"{self.what}: {self.name} answered {self.status} before it had the body"
+                ) from self.cut_short
+            return self
+        raise self.error() from self.cut_short
+
+    def error(self) -> ImageioError:
+        """Read the body and return what the response means as an error."""
+        if self.status < 400:
+            self.close()
+            return ProtocolError(f"{self.what}: {self.name} answered {self.status} {self.reason}")
+        text = self._text()
+        return refusal(f"{self.what} at {self.name}", self.status, self.reason, text)
+
+    def document(self) -> bytes:
+        """Read the body as a whole.
+
+        Raises:
+            ProtocolError: It is too large.
+        """
+        data = self._read(_DOCUMENT_LIMIT)
+        self.finish()
+        return data
+
+    def finish(self) -> None:
+        """Give the connection back; what is left of the body must be little."""
+        if self.cut_short is None and not self.body.isclosed():
+            self._read(_TEXT_LIMIT)
+        if self.cut_short is not None or not self.body.isclosed():
+            self.close()
+        else:
+            self._raw.release_conn()
+
+    def close(self) -> None:
+        """Close the connection. Idempotent."""
+        self._raw.close()
+        self._connection.close()
+        self._raw.release_conn()
+
+    def _text(self) -> str:
+        """Read the text of an error; a broken connection must not hide the status."""
+        try:
+            data = self._read(_TEXT_LIMIT, strict=False)
+            self.finish()
+        except (ImageioError, http.client.HTTPException):
+            self.close()
+            return ""
+        return data.decode("utf-8", "replace")
+
+    def _read(self, limit: int, *, strict: bool = True) -> bytes:
+        parts = []
+        left = limit
+        block = memoryview(bytearray(_BLOCK))
+        while left:
+            count = self.body.receive(block[:left])
+            if not count:
+                break
+            parts.append(bytes(block[:count]))
+            left -= count
+        if not left and strict and not self.body.isclosed():
+            self.close()
+            raise ProtocolError(f"{self.what}: {self.name} sent more than {limit} bytes")
+        return b"".join(parts)
+
+    def __enter__(self) -> Reply:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.finish()
+        else:
+            self.close()
+
+
+class Channel:
+    """One way to an image: requests over one adapter. One thread.
+
+    Args:
+        make_adapter: Returns what connects.
+        path: Of the image, such as `/images/` and the ticket's id.
+        timeout: Seconds that the server may be silent.
+    """
+
+    def __init__(self, make_adapter: Callable[[], Adapter], path: str, *, timeout: float | None) -> None:
+        self.adapter = make_adapter()
+        self._make_adapter = make_adapter
+        self._path = path
+        self._timeout = timeout
+        self._prepared: dict[tuple[str, str], requests.PreparedRequest] = {}
+
+    @property
+    def name(self) -> str:
+        """The server, for messages."""
+        return self.adapter.name
+
+    def request(
+        self,
+        method: str,
+        suffix: str = "",
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: Any = None,
+        length: int | None = None,
+        timeout: float | None = -1,
+        replay: bool = True,
+    ) -> Reply:
+        """Send a request and receive the head of its response.
+
+        Args:
+            method: HTTP method.
+            suffix: Appended to the image's path: a sub-resource, a query.
+            headers: Of this request, beside those of every one.
+            body: A buffer of bytes, or a StreamedBody.
+            length: Bytes of body.
+            timeout: Seconds that the server may be silent; None means for ever, and by
+                default it is the channel's.
+            replay: The request may be sent a second time if a pooled connection turns
+                out to have been closed by the server meanwhile.
+
+        Raises:
+            Unreachable: No connection; nothing was sent.
+            ServerGone: The connection broke.
+            ConnectionTimeout: The server is silent.
+            ProtocolError: The response is not HTTP.
+            Exception: What the sender of a StreamedBody raised.
+        """
+        prepared = self._prepare(method, suffix)
+        prepared.headers = requests.structures.CaseInsensitiveDict(_HEADERS)
+        prepared.headers.update(headers or {})
+        if length is not None:
+            prepared.headers["Content-Length"] = str(length)
+        prepared.body = body if length else None
+        seconds = self._timeout if timeout == -1 else timeout
+        try:
+            response = self._send(prepared, seconds, replay)
+        finally:
+            prepared.body = None
+        connection = self.adapter.line.connection
+        assert connection is not None
+        return Reply(response, connection, name=self.name, what=_describe(method, suffix))
+
+    def clone(self) -> Channel:
+        """Return another channel to the same image, for another thread."""
+        return Channel(self._make_adapter, self._path, timeout=self._timeout)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.adapter.close()
+
+    def _prepare(self, method: str, suffix: str) -> requests.PreparedRequest:
+        key = (method, suffix)
+        prepared = self._prepared.get(key)
+        if prepared is None:
+            url = self.adapter.base_url + self._path + suffix
+            prepared = requests.Request(method, url).prepare()
+            if suffix in _KEPT:
+                self._prepared[key] = prepared
+        return prepared
+
+    def _send(self, prepared: requests.PreparedRequest, timeout: float | None, replay: bool) -> requests.Response:
+        try:
+            return self._send_once(prepared, timeout)
+        except ServerGone:
+            connection = self.adapter.line.connection
+            if not replay or connection is None or connection.uses < 2:
+                raise
+            self.adapter.close()
+            return self._send_once(prepared, timeout)
+
+    def _send_once(self, prepared: requests.PreparedRequest, timeout: float | None) -> requests.Response:
+        try:
+            return self.adapter.send(prepared, stream=True, timeout=timeout)
+        except BodyFailed as e:
+            raise e.error from e.error.__cause__
+        except (
+            requests.RequestException,
+            urllib3.exceptions.HTTPError,
+            http.client.HTTPException,
+        ) as e:
+            raise ProtocolError(f"{prepared.method} at {self.name}: {e}") from e
+
+
+_KEPT = {"", "?flush=n", "?flush=y"}
+
+
+def _describe(method: str, suffix: str) -> str:
+    """Name a request without the ticket's id, which is a secret."""
+    return f"{method} {imagesapi.IMAGES + '/'}…{suffix}"

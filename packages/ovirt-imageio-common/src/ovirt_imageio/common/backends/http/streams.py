@@ -1,0 +1,364 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Byte streams to a server: what stands in the place of a socket under urllib3.
+
+A stream is a blocking socket with time limits of the kernel, so that splice(2) can be
+used on it and needs no poll(2) before each call. `TlsStream` encrypts with two memory
+BIOs and moves up to 1 MiB by one system call, where `ssl.SSLSocket` makes two for
+each record of 16 KiB.
+
+http.client closes a connection while its response is still being read, and trusts
+the socket to live as long as the file made from it. `Stream` counts as a socket does.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+from typing import Any
+
+from ovirt_imageio.common.buffers import Buffer
+from ovirt_imageio.common.errors import ConnectionTimeout, ProtocolError, ServerGone
+from ovirt_imageio.common.sockets import set_timeouts
+from ovirt_imageio.common.units import KiB
+
+from .errors import Unreachable, Untrusted
+
+_HEAD = 16 * KiB  # received at a time while a head is expected: a small body comes along
+_RAW = 256 * KiB  # of TLS, received and sent at a time
+_RECORD = 16 * KiB  # largest TLS record, RFC 8446 §5.1
+
+
+class Stream:
+    """A plain connection. One thread uses it at a time.
+
+    Args:
+        sock: Connected and blocking; owned from now on.
+        name: The server, for error messages.
+        timeout: Seconds that one system call may wait; 0 or None means for ever.
+    """
+
+    def __init__(self, sock: socket.socket, name: str, timeout: float | None) -> None:
+        self._sock = sock
+        self._name = name
+        self._timeout: float | None = None
+        self._readers = 0
+        self._closing = False
+        self.settimeout(timeout)
+
+    @property
+    def splice_fd(self) -> int | None:
+        """Descriptor for splice(2), None where the payload is encrypted."""
+        return self._sock.fileno()
+
+    @property
+    def is_local(self) -> bool:
+        """The other end of a TCP connection is on this very host."""
+        if self._sock.family not in (socket.AF_INET, socket.AF_INET6):
+            return False
+        try:
+            return bool(self._sock.getpeername()[0] == self._sock.getsockname()[0])
+        except OSError:  # it was closed meanwhile
+            return False
+
+    def settimeout(self, seconds: float | None) -> None:
+        """Set how long one system call may wait; None means for ever."""
+        if seconds != self._timeout:
+            set_timeouts(self._sock, seconds or 0)
+            self._timeout = seconds
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor."""
+        return self._sock.fileno()
+
+    def sendall(self, data: Buffer) -> None:
+        """Send all of data.
+
+        Raises:
+            ServerGone: The connection broke.
+            ConnectionTimeout: The server takes nothing.
+        """
+        try:
+            self._sock.sendall(data)
+        except OSError as e:
+            raise self._failure(e, "took") from e
+
+    def recv_into(self, view: memoryview) -> int:
+        """Receive at least one byte into view; 0 at the end of the stream.
+
+        Raises:
+            ServerGone: The connection broke.
+            ConnectionTimeout: The server sends nothing.
+        """
+        try:
+            return self._sock.recv_into(view)
+        except OSError as e:
+            raise self._failure(e, "sent") from e
+
+    def answered(self) -> bool:
+        """Tell without waiting if there is something to receive, or an end."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def makefile(self, mode: str = "rb", buffering: int = -1) -> Reader:
+        """Return a reader that keeps the socket open until it is closed itself."""
+        self._readers += 1
+        return Reader(self, self._name)
+
+    def reader_closed(self) -> None:
+        """Called by a reader, once."""
+        self._readers -= 1
+        if self._closing and not self._readers:
+            self._close()
+
+    def shutdown(self, how: int) -> None:
+        """End one direction or both at once, see shutdown(2)."""
+        self._sock.shutdown(how)
+
+    def close(self) -> None:
+        """Close the socket, or leave that to the reader that still uses it."""
+        self._closing = True
+        if not self._readers:
+            self._close()
+
+    def _close(self) -> None:
+        self._sock.close()
+
+    def _failure(self, error: OSError, verb: str) -> ServerGone | ConnectionTimeout:
+        if isinstance(error, BlockingIOError):  # the answer of SO_RCVTIMEO and SO_SNDTIMEO
+            return ConnectionTimeout(f"{self._name} {verb} nothing for {self._timeout} seconds")
+        return ServerGone(f"connection to {self._name} lost: {error.strerror or error}")
+
+
+class TlsStream(Stream):
+    """An encrypted connection.
+
+    Args:
+        sock: As for Stream.
+        name: As for Stream.
+        timeout: As for Stream.
+        context: How to verify the server.
+        server_hostname: Name or address that the certificate must be for.
+
+    Raises:
+        Untrusted: The server's certificate was not accepted.
+        Unreachable: The handshake failed.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        name: str,
+        timeout: float | None,
+        *,
+        context: ssl.SSLContext,
+        server_hostname: str,
+    ) -> None:
+        super().__init__(sock, name, timeout)
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_hostname)
+        self._raw = memoryview(bytearray(_RAW))
+        self._early = b""  # decrypted by `answered`
+        self._handshake()
+
+    @property
+    def splice_fd(self) -> int | None:
+        """None: payload is encrypted in memory."""
+        return None
+
+    def sendall(self, data: Buffer) -> None:
+        """Send all of data; see Stream."""
+        with memoryview(data) as whole, whole.cast("B") as view:
+            for start in range(0, len(view), _RAW):
+                self._encrypt(view[start : start + _RAW])
+
+    def recv_into(self, view: memoryview) -> int:
+        """Receive what is there, see Stream."""
+        if self._early:
+            count = min(len(view), len(self._early))
+            view[:count] = self._early[:count]
+            self._early = self._early[count:]
+            return count
+        while True:
+            count, ended = self._decrypt(view)
+            if count or ended:
+                return count
+            self._send_pending()
+            self._receive()
+
+    def answered(self) -> bool:
+        """Tell without waiting if there is payload or an end; tickets do not count."""
+        while not self._early:
+            record = bytearray(_RECORD)
+            count, ended = self._decrypt(memoryview(record))
+            self._early = bytes(record[:count])
+            if ended:
+                return True
+            if not count:
+                if not super().answered():
+                    return False
+                try:
+                    self._receive()
+                except ServerGone:
+                    return True
+        return True
+
+    def _handshake(self) -> None:
+        try:
+            self._shake_hands()
+        except ssl.SSLCertVerificationError as e:
+            raise Untrusted(f"the certificate of {self._name} was not accepted: {e.verify_message}") from e
+        except ssl.SSLError as e:
+            reason = e.reason or e
+            raise Unreachable(f"no TLS connection to {self._name}: {reason}") from e
+        except ServerGone as e:
+            raise Unreachable(f"no TLS connection to {self._name}: {e}") from e
+
+    def _shake_hands(self) -> None:
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self._send_pending()
+                self._receive()
+            except ssl.SSLError:
+                self._send_pending()  # the alert that tells the server why
+                raise
+            else:
+                self._send_pending()
+                return
+
+    def _encrypt(self, piece: memoryview) -> None:
+        while True:
+            try:
+                self._tls.write(piece)
+            except ssl.SSLWantReadError:  # TLS 1.2 renegotiates
+                self._send_pending()
+                self._receive()
+            except ssl.SSLError as e:
+                raise ServerGone(f"connection to {self._name} lost: {e.reason or e}") from e
+            else:
+                self._send_pending()
+                return
+
+    def _decrypt(self, view: memoryview) -> tuple[int, bool]:
+        """Fill view with what was received already: bytes, and if the stream ended."""
+        done = 0
+        try:
+            while done < len(view):
+                target: Any = view[done:]  # typeshed knows bytearrays only
+                count: Any = self._tls.read(len(target), target)
+                if not count:
+                    return done, True
+                done += count
+        except ssl.SSLWantReadError:
+            return done, False
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            # Lengths are checked above TLS: a missing close_notify can hide nothing.
+            return done, True
+        except ssl.SSLError as e:
+            raise ProtocolError(f"{self._name} broke TLS: {e.reason or e}") from e
+        return done, False
+
+    def _receive(self) -> None:
+        count = super().recv_into(self._raw)
+        if count:
+            self._incoming.write(self._raw[:count])
+        else:
+            self._incoming.write_eof()
+
+    def _send_pending(self) -> None:
+        if self._outgoing.pending:
+            super().sendall(self._outgoing.read())
+
+    def _close(self) -> None:
+        try:
+            self._tls.unwrap()
+        except (ssl.SSLError, OSError, ValueError):
+            pass  # the server's own close_notify is not waited for
+        try:
+            if self._outgoing.pending:
+                self._sock.send(self._outgoing.read(), socket.MSG_DONTWAIT)
+        except OSError:
+            pass  # it was a courtesy
+        super()._close()
+
+
+class Reader:
+    """What http.client reads heads and bodies from.
+
+    Unlike io.BufferedReader it tells how much it holds, so that the rest of a body can
+    be taken from the socket by somebody else, and an end within a head is an error.
+    """
+
+    def __init__(self, stream: Stream, name: str) -> None:
+        self._stream = stream
+        self._name = name
+        self._buffer = b""
+        self.closed = False
+
+    def take(self, limit: int) -> bytes:
+        """Return what was received already, at most limit bytes, maybe none."""
+        data, self._buffer = self._buffer[:limit], self._buffer[limit:]
+        return data
+
+    def receive(self, view: memoryview) -> int:
+        """Receive at least one byte into view; 0 at the end of the stream."""
+        if self._buffer:
+            data = self.take(len(view))
+            view[: len(data)] = data
+            return len(data)
+        return self._stream.recv_into(view)
+
+    def readline(self, limit: int = -1) -> bytes:
+        """Read a line with its end; without one only if limit bytes came before it.
+
+        Raises:
+            ServerGone: The stream ended.
+        """
+        while True:
+            end = self._buffer.find(b"\n") + 1
+            if end and (limit < 0 or end <= limit):
+                return self.take(end)
+            if 0 <= limit <= len(self._buffer):
+                return self.take(limit)
+            self._fill()
+
+    def read(self, size: int = -1) -> bytes:
+        """Read size bytes, less only at the end of the stream; -1 reads to the end."""
+        parts = [self.take(size if size >= 0 else len(self._buffer))]
+        left = size - len(parts[0])
+        while size < 0 or left:
+            block = memoryview(bytearray(_HEAD if size < 0 else min(left, _RAW)))
+            count = self._stream.recv_into(block)
+            if not count:
+                break
+            parts.append(bytes(block[:count]))
+            left -= count
+        return b"".join(parts)
+
+    def readinto(self, view: memoryview) -> int:
+        """Fill view; less only at the end of the stream."""
+        done = 0
+        while done < len(view):
+            count = self.receive(view[done:])
+            if not count:
+                break
+            done += count
+        return done
+
+    def close(self) -> None:
+        """Let the stream go. Idempotent."""
+        if not self.closed:
+            self.closed = True
+            self._stream.reader_closed()
+
+    def _fill(self) -> None:
+        block = memoryview(bytearray(_HEAD))
+        count = self._stream.recv_into(block)
+        if not count:
+            raise ServerGone(f"{self._name} closed the connection without an answer")
+        self._buffer += bytes(block[:count])
