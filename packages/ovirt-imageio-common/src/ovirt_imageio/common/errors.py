@@ -66,3 +66,7 @@ class ServerGone(PeerGone):
 
 class ConnectionTimeout(ImageioError):
     """The other end was silent for longer than allowed."""
+
+
+class PeerTimeout(ConnectionTimeout):
+    """The other end of a stream was silent: the client, not storage."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ovirt_imageio.common.errors import ConnectionTimeout, ImageioError
+from ovirt_imageio.common.errors import ImageioError, PeerTimeout
 
 
 class HttpError(ImageioError):
@@ -55,5 +55,5 @@ class DeadlineExpired(ImageioError):
     """What was awaited did not happen before its deadline."""
 
 
-class ClientTimeout(ConnectionTimeout):
+class ClientTimeout(PeerTimeout):
     """The client, not storage, stayed silent past its timeout."""

@@ -24,7 +24,7 @@ from ovirt_imageio.common.backends.base import Backend, Capabilities, Operation,
 from ovirt_imageio.common.backends.direct import DirectFile, shrunk, write_all
 from ovirt_imageio.common.backends.zeroing import Zeroing
 from ovirt_imageio.common.buffers import Buffer, borrow
-from ovirt_imageio.common.errors import ConnectionTimeout, PeerGone, UnsupportedOperation
+from ovirt_imageio.common.errors import PeerGone, PeerTimeout, UnsupportedOperation
 from ovirt_imageio.common.extents import Extent, ZeroExtent, merge
 
 _PAGE = 4096
@@ -350,7 +350,7 @@ def _splice_in(peer: Peer, pipe: linux.Pipe, want: int) -> int:
     try:
         n = linux.splice(peer.splice_fd, pipe.write_fd, want)
     except BlockingIOError as e:
-        raise ConnectionTimeout(f"the peer sent nothing for too long, {want} bytes or more are missing") from e
+        raise PeerTimeout(f"the peer sent nothing for too long, {want} bytes or more are missing") from e
     except ConnectionError as e:
         raise PeerGone(f"the connection to the peer broke: {e}") from e
     if not n:

@@ -15,19 +15,15 @@ import threading
 import weakref
 from typing import Any, Iterator, NamedTuple, Sequence
 
-from ovirt_imageio.common import defaults, nbd
+from ovirt_imageio.common import defaults, linux, nbd
 from ovirt_imageio.common.backends import pipelined, splice
 from ovirt_imageio.common.backends.base import Backend, Capabilities, Operation, Peer, fill_from
-from ovirt_imageio.common.buffers import Buffer, aligned
+from ovirt_imageio.common.backends.inflight import piece_size
+from ovirt_imageio.common.buffers import Buffer, borrow
 from ovirt_imageio.common.errors import UnsupportedOperation
 from ovirt_imageio.common.extents import Extent
-from ovirt_imageio.common.linux import PipePool
 from ovirt_imageio.common.nbd.connecting import GREETING_TIMEOUT
 
-# All threads share the pipes: a user gets few large ones.
-_pipes = PipePool()
-# Each thread has one buffer for streams that splice cannot serve.
-_mine = threading.local()
 # A lock for each export in use: its edges are changed by one thread at a time.
 _edge_locks: weakref.WeakValueDictionary[nbd.Address, threading.Lock] = weakref.WeakValueDictionary()
 _edge_locks_guard = threading.Lock()
@@ -215,6 +211,10 @@ class NbdBackend(Backend):
             if received < part.length:
                 return
 
+    def interrupt(self) -> None:
+        """Wake a thread that waits for the server; its call fails and the backend is broken. Any thread may call."""
+        self._client.interrupt()
+
     def close(self) -> None:
         """Close the connection; see `Backend.close`."""
         self._client.close()
@@ -261,19 +261,21 @@ class NbdBackend(Backend):
 
     def _send_whole(self, clients: Sequence[nbd.Client], peer: Peer, part: _Part, op: Operation) -> None:
         if self._splice and peer.splice_fd is not None:
-            with _pipes.borrow() as pipe:
+            with linux.pipes.borrow() as pipe:
                 if pipe is not None:
                     splice.send(clients, pipe, peer, part.offset, part.length, op)
                     return
-        pipelined.send(clients, _buffer(), peer, part.offset, part.length, op)
+        with borrow(piece_size(self._client)) as view:
+            pipelined.send(clients, view, peer, part.offset, part.length, op)
 
     def _receive_whole(self, clients: Sequence[nbd.Client], peer: Peer, part: _Part, op: Operation) -> int:
         if self._splice and peer.splice_fd is not None:
-            with _pipes.borrow() as pipe:
+            with linux.pipes.borrow() as pipe:
                 if pipe is not None:
                     splice.receive(clients, pipe, peer, part.offset, part.length, op)
                     return part.length
-        return pipelined.receive(clients, _buffer(), peer, part.offset, part.length, op, write_odd=self.write)
+        with borrow(piece_size(self._client)) as view:
+            return pipelined.receive(clients, view, peer, part.offset, part.length, op, write_odd=self.write)
 
     def _receive_edge(self, peer: Peer, part: _Part, op: Operation) -> int:
         data = memoryview(bytearray(part.length))
@@ -305,10 +307,3 @@ def _edge_lock(address: nbd.Address) -> threading.Lock:
         if lock is None:
             lock = _edge_locks[address] = threading.Lock()
         return lock
-
-
-def _buffer() -> memoryview:
-    if not hasattr(_mine, "buffer"):
-        _mine.buffer = memoryview(aligned(defaults.PIECE))
-    view: memoryview = _mine.buffer
-    return view

@@ -21,7 +21,7 @@ from typing import Sequence
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.base import Operation, Peer
 from ovirt_imageio.common.backends.inflight import Reads, Writes, piece_size
-from ovirt_imageio.common.errors import ConnectionTimeout, ImageioError, PeerGone, RequestError
+from ovirt_imageio.common.errors import ImageioError, PeerGone, PeerTimeout, RequestError
 from ovirt_imageio.common.linux import Pipe, splice
 from ovirt_imageio.common.nbd import Client, wire
 from ovirt_imageio.common.nbd.replies import Event, Request
@@ -41,7 +41,7 @@ def send(clients: Sequence[Client], pipe: Pipe, peer: Peer, offset: int, length:
         op: told of each piece sent.
 
     Raises:
-        OperationCancelled, PeerGone, ConnectionTimeout, RequestError, ProtocolError.
+        OperationCancelled, PeerGone, PeerTimeout, RequestError, ProtocolError.
     """
     alone = len(clients) == 1
     with Reads(clients, offset, length, op) as reads:
@@ -72,7 +72,7 @@ def receive(clients: Sequence[Client], pipe: Pipe, peer: Peer, offset: int, leng
         op: told of each piece acknowledged.
 
     Raises:
-        OperationCancelled, PeerGone, ConnectionTimeout, RequestError, ProtocolError.
+        OperationCancelled, PeerGone, PeerTimeout, RequestError, ProtocolError.
     """
     block = clients[0].export.minimum_block
     size = piece_size(clients[0])
@@ -111,7 +111,7 @@ def fill(pipe: Pipe, peer: Peer, held: int, want: int) -> int:
 
     Raises:
         PeerGone: the stream ended before.
-        ConnectionTimeout: the peer sent nothing for too long.
+        PeerTimeout: the peer sent nothing for too long.
     """
     source = peer.splice_fd
     assert source is not None
@@ -212,5 +212,5 @@ def _gather(pipe: Pipe, peer: Peer, first: bytes, held: int, block: int) -> byte
 
 def _peer_error(error: OSError, did: str) -> ImageioError:
     if isinstance(error, BlockingIOError):
-        return ConnectionTimeout(f"the client {did} nothing for too long")
+        return PeerTimeout(f"the client {did} nothing for too long")
     return PeerGone(f"lost the connection of the client: {error}")

@@ -223,6 +223,14 @@ class Client:
                 pass
         self.sock.close()
 
+    def interrupt(self) -> None:
+        """Wake the thread that uses the connection, which breaks. Any thread may call this."""
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            # Not connected any more, or closed by its thread.
+            pass
+
     # Pipelining.
 
     def send(self, command: int, offset: int, length: int, *, flags: int = 0, payload: Any = b"") -> Request:

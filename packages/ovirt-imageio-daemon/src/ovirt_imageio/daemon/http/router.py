@@ -26,9 +26,9 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from ovirt_imageio.common.errors import OperationCancelled, PeerGone
+from ovirt_imageio.common.errors import OperationCancelled, PeerGone, PeerTimeout
 
-from ..errors import ClientTimeout, DeadlineExpired, HttpError
+from ..errors import DeadlineExpired, HttpError
 from .cors import cors_fields, is_preflight
 from .head import HeadWriter
 from .message import Request, RequestBody, Response, StreamedBody
@@ -102,7 +102,7 @@ class Router:
                     break
         except HttpError as e:
             await self._refuse(connection, e)
-        except (PeerGone, ClientTimeout, DeadlineExpired) as e:
+        except (PeerGone, PeerTimeout, DeadlineExpired) as e:
             log.debug("%s: connection ended: %s", self.name, e or type(e).__name__)
         except Exception:
             log.exception("%s: connection %s failed", self.name, connection.peer)
@@ -258,7 +258,7 @@ class Router:
             return HttpError(403, "the ticket was cancelled", close=True)
         if isinstance(error, PeerGone):
             return HttpError(400, "the connection ended before the body", close=True)
-        if isinstance(error, ClientTimeout):
+        if isinstance(error, PeerTimeout):
             return HttpError(408, "the body did not come in time", close=True)
         log.error(
             "%s: %s %.200r failed",
@@ -271,7 +271,7 @@ class Router:
 
     def _log_broken(self, request: Request, error: Exception) -> None:
         """Log an error that came after the head: the client sees a connection that ends."""
-        expected = (PeerGone, ClientTimeout, OperationCancelled, DeadlineExpired)
+        expected = (PeerGone, PeerTimeout, OperationCancelled, DeadlineExpired)
         log.log(
             logging.INFO if isinstance(error, expected) else logging.ERROR,
             "%s: %s %.200r broke off: %s",
