@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovirt_imageio.common import checksum
-from ovirt_imageio.common.backends.base import NullOperation
 from ovirt_imageio.common.errors import OperationCancelled
 from ovirt_imageio.common.extents import ZeroExtent
 from ovirt_imageio.common.units import MiB
@@ -21,6 +20,7 @@ class Source:
 
     def __init__(self, data):
         self.data = data
+        self.size = len(data)
         self.reads = []
         self.threads = set()
 
@@ -30,12 +30,16 @@ class Source:
         buf[:] = self.data[offset : offset + len(buf)]
 
 
+def digest(algorithm, data):
+    size = {"digest_size": 32} if algorithm.startswith("blake2") else {}
+    new = getattr(hashlib, algorithm) if size else lambda data: hashlib.new(algorithm, data)
+    return new(data, **size).digest()
+
+
 def by_hand(data, block_size, algorithm="blake2b"):
     """The definition: the digest of the digests of the blocks."""
-    digests = [
-        checksum.new_digest(algorithm, data[i : i + block_size]).digest() for i in range(0, len(data), block_size)
-    ]
-    return checksum.new_digest(algorithm, b"".join(digests)).hexdigest(), tuple(d.hex() for d in digests)
+    digests = [digest(algorithm, data[i : i + block_size]) for i in range(0, len(data), block_size)]
+    return digest(algorithm, b"".join(digests)).hex(), tuple(d.hex() for d in digests)
 
 
 def extents_of(data):
@@ -50,7 +54,7 @@ def extents_of(data):
 def test_checksum_is_the_digest_of_digests(size, sources):
     data = (b"0123456789abcdef" * (size // 16 + 1))[:size]
     result = checksum.checksum(
-        [Source(data) for _ in range(sources)], size, extents_of(data), NullOperation(), block_size=BLOCK, blocks=True
+        [Source(data) for _ in range(sources)], size, extents=extents_of(data), block_size=BLOCK, blocks=True
     )
     assert (result.checksum, result.blocks) == by_hand(data, BLOCK)
 
@@ -60,7 +64,7 @@ def test_checksum_is_the_digest_of_digests(size, sources):
 def test_checksum_does_not_depend_on_how_extents_lie(parts, count):
     data = b"".join((b"\0" if zero else b"x") * (4096 * n) for n, zero in parts)
     result = checksum.checksum(
-        [Source(data) for _ in range(count)], len(data), extents_of(data), NullOperation(), block_size=BLOCK
+        [Source(data) for _ in range(count)], len(data), extents=extents_of(data), block_size=BLOCK
     )
     assert result.checksum == by_hand(data, BLOCK)[0]
 
@@ -68,7 +72,7 @@ def test_checksum_does_not_depend_on_how_extents_lie(parts, count):
 def test_zero_extents_are_not_read():
     data = bytes(4 * BLOCK) + b"x" * BLOCK + bytes(3 * BLOCK + 5)
     source = Source(data)
-    result = checksum.checksum([source], len(data), extents_of(data), NullOperation(), block_size=BLOCK)
+    result = checksum.checksum([source], len(data), extents=extents_of(data), block_size=BLOCK)
     assert source.reads == [(4 * BLOCK, BLOCK)]
     assert result.checksum == by_hand(data, BLOCK)[0]
 
@@ -76,26 +80,26 @@ def test_zero_extents_are_not_read():
 def test_neighbouring_zero_extents_of_two_kinds_are_not_read():
     extents = [ZeroExtent(0, BLOCK // 2, True, False), ZeroExtent(BLOCK // 2, BLOCK // 2, True, True)]
     source = Source(bytes(BLOCK))
-    checksum.checksum([source], BLOCK, extents, NullOperation(), block_size=BLOCK)
+    checksum.checksum([source], BLOCK, extents=extents, block_size=BLOCK)
     assert source.reads == []
 
 
 def test_checksum_of_a_range():
     data = bytes(BLOCK) + b"x" * BLOCK + b"y" * BLOCK
     extents = [ZeroExtent(BLOCK, 2 * BLOCK, False, False)]
-    result = checksum.checksum([Source(data)], 2 * BLOCK, extents, NullOperation(), offset=BLOCK, block_size=BLOCK)
+    result = checksum.checksum([Source(data)], 2 * BLOCK, extents=extents, offset=BLOCK, block_size=BLOCK)
     assert result.checksum == by_hand(data[BLOCK:], BLOCK)[0]
 
 
 def test_blocks_are_not_kept_unless_asked_for():
-    assert checksum.checksum([Source(b"")], 0, [], NullOperation()).blocks is None
+    assert checksum.checksum([Source(b"")], 0, extents=[]).blocks is None
 
 
 @pytest.mark.parametrize("algorithm", checksum.algorithms())
 def test_every_listed_algorithm_works(algorithm):
     data = b"x" * BLOCK + bytes(BLOCK)
     result = checksum.checksum(
-        [Source(data)], len(data), extents_of(data), NullOperation(), block_size=BLOCK, algorithm=algorithm
+        [Source(data)], len(data), extents=extents_of(data), block_size=BLOCK, algorithm=algorithm
     )
     assert result.checksum == by_hand(data, BLOCK, algorithm)[0]
 
@@ -128,7 +132,7 @@ def test_unknown_algorithm_is_named_with_what_works():
 
 def test_offset_inside_a_block_is_refused():
     with pytest.raises(ValueError, match="offset 4096"):
-        checksum.checksum([Source(b"")], 0, [], NullOperation(), offset=4096, block_size=BLOCK)
+        checksum.checksum([Source(bytes(8192))], 4096, extents=[], offset=4096, block_size=BLOCK)
 
 
 class CancelAfter:
@@ -150,7 +154,9 @@ def test_cancelling_ends_between_blocks(sources):
     data = b"x" * (20 * BLOCK)
     op = CancelAfter(3)
     with pytest.raises(OperationCancelled):
-        checksum.checksum([Source(data) for _ in range(sources)], len(data), extents_of(data), op, block_size=BLOCK)
+        checksum.checksum(
+            [Source(data) for _ in range(sources)], len(data), extents=extents_of(data), op=op, block_size=BLOCK
+        )
     assert op.done <= 3 * BLOCK
 
 
@@ -158,7 +164,9 @@ def test_cancelling_ends_between_blocks(sources):
 def test_all_bytes_are_counted_once(sources):
     data = b"x" * BLOCK + bytes(3 * BLOCK) + b"y" * 100
     op = CancelAfter(10**6)
-    checksum.checksum([Source(data) for _ in range(sources)], len(data), extents_of(data), op, block_size=BLOCK)
+    checksum.checksum(
+        [Source(data) for _ in range(sources)], len(data), extents=extents_of(data), op=op, block_size=BLOCK
+    )
     assert op.done == len(data)
 
 
@@ -172,6 +180,83 @@ def test_a_failing_source_fails_the_checksum(sources):
 
     data = b"x" * (4 * BLOCK)
     with pytest.raises(OSError, match="no such sector"):
-        checksum.checksum(
-            [Broken(data) for _ in range(sources)], len(data), extents_of(data), NullOperation(), block_size=BLOCK
-        )
+        checksum.checksum([Broken(data) for _ in range(sources)], len(data), extents=extents_of(data), block_size=BLOCK)
+
+
+def test_everything_is_read_without_extents():
+    source = Source(bytes(2 * BLOCK))
+    result = checksum.checksum([source], block_size=BLOCK)
+    assert source.reads == [(0, BLOCK), (BLOCK, BLOCK)]
+    assert result.checksum == by_hand(source.data, BLOCK)[0]
+
+
+def test_large_blocks_are_read_in_pieces():
+    data = bytes(BLOCK) + b"x" * BLOCK + bytes(2 * BLOCK)
+    source = Source(data)
+    result = checksum.checksum([source], block_size=4 * BLOCK)
+    assert max(length for _, length in source.reads) == MiB
+    assert result.checksum == by_hand(data, 4 * BLOCK)[0]
+
+
+def test_extents_are_taken_before_their_source_is_read():
+    source = Source(b"x" * (4 * BLOCK))
+
+    def lazy():
+        for extent in extents_of(source.data):
+            assert source.reads == []
+            yield extent
+
+    checksum.checksum([source, Source(source.data)], extents=lazy(), block_size=BLOCK)
+    assert source.reads
+
+
+@pytest.mark.parametrize(("offset", "length"), [(-BLOCK, BLOCK), (0, BLOCK - 1), (0, 9 * BLOCK), (BLOCK, -BLOCK)])
+def test_range_that_is_not_of_blocks_is_refused(offset, length):
+    with pytest.raises(ValueError, match="invalid (offset|length)"):
+        checksum.checksum([Source(bytes(4 * BLOCK))], length, offset=offset, block_size=BLOCK)
+
+
+def test_range_may_end_with_the_image_inside_a_block():
+    data = b"x" * (BLOCK + 7)
+    result = checksum.checksum([Source(data)], 7, offset=BLOCK, block_size=BLOCK)
+    assert result.checksum == by_hand(data[BLOCK:], BLOCK)[0]
+
+
+def test_cancelling_ends_the_reading_of_extents():
+    extents = (ZeroExtent(i, 1, False, False) for i in range(10**9))
+    with pytest.raises(OperationCancelled):
+        checksum.checksum([Source(bytes(BLOCK))], extents=extents, op=CancelAfter(2), block_size=BLOCK)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.permutations(range(5)))
+def test_block_hash_takes_blocks_in_any_order(order):
+    data = [b"a" * BLOCK, bytes(BLOCK), b"b" * BLOCK, bytes(BLOCK), b"c" * 10]
+    total = checksum.BlockHash(block_size=BLOCK, keep=True)
+    for index in order:
+        if any(data[index]):
+            total.update_block(index, data[index])
+        else:
+            total.zero_block(index, len(data[index]))
+    result = total.result()
+    assert (result.checksum, result.blocks) == by_hand(b"".join(data), BLOCK)
+
+
+def test_block_hash_names_a_missing_block():
+    total = checksum.BlockHash(block_size=BLOCK)
+    total.update_block(1, b"x")
+    with pytest.raises(ValueError, match="block 0 is missing"):
+        total.digest()
+
+
+def test_block_hash_refuses_a_block_twice():
+    total = checksum.BlockHash(block_size=BLOCK)
+    total.zero_block(0, BLOCK)
+    with pytest.raises(ValueError, match="block 0 was hashed before"):
+        total.zero_block(0, BLOCK)
+
+
+@pytest.mark.parametrize("length", [0, BLOCK + 1])
+def test_block_hash_refuses_a_length_that_no_block_has(length):
+    with pytest.raises(ValueError, match=f"block of {length} bytes"):
+        checksum.BlockHash(block_size=BLOCK).zero_block(0, length)
