@@ -1,0 +1,110 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What vdsm does with the private modules of 2.x."""
+
+import io
+import os
+import shutil
+import threading
+
+import pytest
+
+from ovirt_imageio.common.errors import PeerGone
+
+
+class StreamAdapter:
+    """A source as vdsm wraps libvirt streams: it returns less than was asked for."""
+
+    def __init__(self, data, step):
+        self.stream = io.BytesIO(data)
+        self.step = step
+
+    def read(self, size):
+        return self.stream.read(min(size, self.step))
+
+
+class ReadintoAdapter(StreamAdapter):
+    def readinto(self, buf):
+        data = self.read(len(buf))
+        buf[: len(data)] = data
+        return len(data)
+
+
+@pytest.fixture
+def volume(tmp_path):
+    path = tmp_path / "volume"
+    path.write_bytes(b"x" * 3_000_000)
+    return str(path)
+
+
+def test_the_namespace_imports():
+    import ovirt_imageio
+
+    assert ovirt_imageio.__name__ == "ovirt_imageio"
+
+
+@pytest.mark.parametrize("adapter", [StreamAdapter, ReadintoAdapter])
+@pytest.mark.parametrize("size", [0, 1, 511, 4096, 2_999_999, 3_000_000])
+def test_receive_copies_a_disk(volume, adapter, size):
+    from ovirt_imageio._internal import directio
+
+    data = os.urandom(size)
+    op = directio.Receive(volume, adapter(data, 100_000), size=size, buffersize=1 << 20)
+    op.run()
+    assert op.done == size
+    assert not op.active
+    with open(volume, "rb") as f:
+        assert f.read() == data + b"x" * (3_000_000 - size)
+
+
+def test_receive_without_size_copies_all(volume):
+    from ovirt_imageio._internal import directio
+
+    op = directio.Receive(volume, StreamAdapter(b"y" * 1000, 64))
+    op.run()
+    assert op.done == 1000
+
+
+def test_done_is_seen_while_it_runs(volume):
+    from ovirt_imageio._internal import directio
+
+    seen = []
+
+    class Watched(StreamAdapter):
+        def read(self, size):
+            seen.append(op.done)
+            return super().read(size)
+
+    op = directio.Receive(volume, Watched(b"y" * 3000, 1000), size=3000)
+    thread = threading.Thread(target=op.run)
+    thread.start()
+    thread.join()
+    assert seen == [0, 1000, 2000]
+
+
+def test_a_source_that_ends_early_is_an_error(volume):
+    from ovirt_imageio._internal import directio
+
+    op = directio.Receive(volume, StreamAdapter(b"y" * 1000, 1000), size=1001)
+    with pytest.raises(PeerGone, match="1000 of 1001 bytes"):
+        op.run()
+    assert not op.active
+
+
+@pytest.mark.skipif(not shutil.which("qemu-nbd"), reason="qemu-nbd is not installed")
+def test_nbd_client_talks_to_qemu(tmp_path):
+    from ovirt_imageio._internal import nbd
+    from ovirt_imageio.common.qemu.nbd import Server
+
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+    with Server(str(image), "raw", export_name="sda") as server:
+        address = nbd.UnixAddress(server.socket_path)
+        assert address.url("sda") == server.url
+        with nbd.Client(address, "sda") as c:
+            assert c.export_size == 1 << 20
+            c.write(4096, b"data")
+            c.flush()
+            assert c.read(4095, 6) == b"\0data\0"
+            c.zero(4096, 4096)
+            assert c.read(4096, 4) == bytes(4)
