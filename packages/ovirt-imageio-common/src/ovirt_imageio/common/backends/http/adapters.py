@@ -19,7 +19,7 @@ import requests_unixsocket.adapters
 from ovirt_imageio.common.errors import ConnectionTimeout
 from ovirt_imageio.common.sockets import connect_tcp, connect_unix
 
-from .connections import Line, TcpPool, UnixPool
+from .connections import Line, Opener, Pool
 from .errors import Unreachable
 from .streams import Stream, TlsStream
 
@@ -35,7 +35,7 @@ class Adapter(requests.adapters.HTTPAdapter):
         name: The server, for messages.
     """
 
-    pool: Any
+    pool: Pool
 
     def __init__(self, *, base_url: str, name: str) -> None:
         super().__init__()
@@ -64,8 +64,11 @@ class Adapter(requests.adapters.HTTPAdapter):
         pool.close()
         self.line.connection = None
 
-    def _make_pool(self) -> Any:
+    def _make_pool(self) -> Pool:
         raise NotImplementedError
+
+    def _new_pool(self, host: str, port: int | None, connect: Opener, maxsize: int) -> Pool:
+        return Pool(host, port, maxsize=maxsize, block=False, open_stream=connect, line=self.line)
 
 
 class TcpAdapter(Adapter):
@@ -101,15 +104,8 @@ class TcpAdapter(Adapter):
         self._maxsize = maxsize
         self.pool = self._make_pool()
 
-    def _make_pool(self) -> TcpPool:
-        return TcpPool(
-            self._host,
-            self._port,
-            maxsize=self._maxsize,
-            block=False,
-            open_stream=self._connect,
-            line=self.line,
-        )
+    def _make_pool(self) -> Pool:
+        return self._new_pool(self._host, self._port, self._connect, self._maxsize)
 
     def _connect(self) -> Stream:
         try:
@@ -158,8 +154,8 @@ class UnixAdapter(Adapter, requests_unixsocket.adapters.UnixAdapter):  # type: i
         self._maxsize = maxsize
         self.pool = self._make_pool()
 
-    def _make_pool(self) -> UnixPool:
-        return UnixPool(self.base_url, open_stream=self._connect, line=self.line, maxsize=self._maxsize)
+    def _make_pool(self) -> Pool:
+        return self._new_pool("localhost", None, self._connect, self._maxsize)
 
     def _connect(self) -> Stream:
         try:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import http.client
 from typing import Any, Callable, Iterator
 
-import requests_unixsocket.adapters
 import urllib3.connection
 import urllib3.connectionpool
 
@@ -198,32 +197,7 @@ class Connection(urllib3.connection.HTTPConnection):
             raise BodyFailed(e) from e
 
 
-class UnixConnection(Connection, requests_unixsocket.adapters.UnixHTTPConnection):  # type: ignore[misc]
-    """A connection over a Unix socket."""
-
-
-class UnixPool(requests_unixsocket.adapters.UnixHTTPConnectionPool):  # type: ignore[misc]
-    """The connections to one Unix socket.
-
-    Args:
-        url: As requests-unixsocket writes it.
-        open_stream: Connects.
-        line: Told when a request is sent.
-        maxsize: Idle connections kept.
-    """
-
-    def __init__(self, url: str, *, open_stream: Opener, line: Line, maxsize: int) -> None:
-        urllib3.connectionpool.HTTPConnectionPool.__init__(self, "localhost", maxsize=maxsize, block=False)
-        self.socket_path = url
-        self._open_stream = open_stream
-        self._line = line
-
-    def _new_conn(self) -> UnixConnection:
-        self.num_connections += 1
-        return UnixConnection(self.socket_path, open_stream=self._open_stream, line=self._line)
-
-
-class TcpPool(urllib3.connectionpool.HTTPConnectionPool):
-    """The connections to one TCP port, plain or encrypted: the stream knows which."""
+class Pool(urllib3.connectionpool.HTTPConnectionPool):
+    """The connections to one server. By TCP, TLS or Unix socket: the stream knows."""
 
     ConnectionCls = Connection

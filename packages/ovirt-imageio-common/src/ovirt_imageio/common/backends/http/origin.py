@@ -16,6 +16,7 @@ be guessed: another daemon refuses with 403.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import ssl
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from ovirt_imageio.common.errors import ImageioError, ProtocolError
 from .adapters import TcpAdapter, UnixAdapter
 from .channel import Channel, Reply
 from .errors import Unreachable, Untrusted
+
+log = logging.getLogger(__name__)
 
 _PORTS = {"http": 80, "https": 443}
 _NO_OPTIONS = (204, 404, 405, 501)  # what servers answer that do not know the method
@@ -121,8 +124,8 @@ class Origin:
         try:
             if read_offer(channel.request("OPTIONS")) == offer:
                 return channel
-        except ImageioError:
-            pass  # TLS works, and that is what counts
+        except ImageioError as e:
+            log.debug("Unix socket of the server is not usable: %s", e)
         channel.close()
         return None
 
