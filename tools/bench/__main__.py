@@ -86,9 +86,7 @@ def show(row: Row, samples: Samples) -> None:
         print(f"    {'reached' if ok else 'MISSED '}: {text}", flush=True)
 
 
-def write_report(
-    folder: Path, setup: Setup, results: Sequence[tuple[Row, Samples]], rounds: int
-) -> None:
+def write_report(folder: Path, setup: Setup, results: Sequence[tuple[Row, Samples]], rounds: int) -> None:
     """Write the table and the pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     facts = {

@@ -62,8 +62,7 @@ def random_gets(path: str, size: int, length: int, count: int) -> list[bytes]:
     choice = random.Random(42)
     offsets = (choice.randrange(size // length) * length for _ in range(count))
     return [
-        b"GET %b HTTP/1.1\r\nHost: localhost\r\nRange: bytes=%d-%d\r\n\r\n"
-        % (path.encode(), o, o + length - 1)
+        b"GET %b HTTP/1.1\r\nHost: localhost\r\nRange: bytes=%d-%d\r\n\r\n" % (path.encode(), o, o + length - 1)
         for o in offsets
     ]
 
@@ -202,16 +201,13 @@ def bulk_get(daemon: Daemon, ticket: str, size: int, *, streams: int, transport:
     _bulk(daemon, ranges(size), one, streams, transport)
 
 
-def bulk_put(
-    daemon: Daemon, ticket: str, source: memoryview, *, streams: int, transport: str
-) -> None:
+def bulk_put(daemon: Daemon, ticket: str, source: memoryview, *, streams: int, transport: str) -> None:
     """Write a whole image from memory with several connections."""
 
     def one(sock: Socket, offset: int, length: int, buffer: memoryview) -> None:
         sock.sendall(
             b"PUT /images/%b?flush=n HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n"
-            b"Content-Range: bytes %d-%d/*\r\n\r\n"
-            % (ticket.encode(), length, offset, offset + length - 1)
+            b"Content-Range: bytes %d-%d/*\r\n\r\n" % (ticket.encode(), length, offset, offset + length - 1)
         )
         for o in range(offset, offset + length, BUFFER):
             sock.sendall(source[o : min(o + BUFFER, offset + length)])

@@ -75,6 +75,7 @@ def run_apart(call: Callable[[], Any]) -> Run:
 
 
 def _child(call: Callable[[], Any], writer: int) -> None:
+    outcome: tuple[Any, str | None]
     try:
         outcome = call(), None
     except BaseException as e:  # everything goes to the parent, which raises it

@@ -131,8 +131,10 @@ def _bars(title: str, bars: Sequence[tuple[str, float]], *, better: str) -> str:
     height = 62 + step * len(bars)
     one = left + width / top
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 70} {height}" '
-        f'role="img" aria-label="{html.escape(title)}">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 70} {height}" '
+            f'role="img" aria-label="{html.escape(title)}">'
+        ),
         f"<style>{_COLOURS}{_DARK}</style>",
         f'<text x="10" y="20" font-weight="bold">{html.escape(title)}</text>',
         f'<text x="{one + 4:.0f}" y="38">2.5 = 1, further {better} is better</text>',

@@ -147,9 +147,7 @@ class QemuNbd(Server):
 class Daemon(Server):
     """A daemon of either implementation, with all services and its tickets."""
 
-    def __init__(
-        self, implementation: Implementation, folder: Path, keys: Keys, *, local: bool = True
-    ) -> None:
+    def __init__(self, implementation: Implementation, folder: Path, keys: Keys, *, local: bool = True) -> None:
         self.implementation = implementation
         self.folder = folder / f"{implementation.name}-{uuid.uuid4().hex[:8]}"
         (self.folder / "conf.d").mkdir(parents=True)

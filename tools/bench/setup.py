@@ -89,9 +89,7 @@ class Setup:
         path = self.memory / name
         if name not in self._made:
             source = str(self.dense())
-            subprocess.run(
-                ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", source, str(path)], check=True
-            )
+            subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", source, str(path)], check=True)
             self._made[name] = path
         return path
 

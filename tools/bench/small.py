@@ -97,11 +97,7 @@ def _beside_bulk(setup: Setup, implementation: Implementation) -> Sample:
             ticket = daemon.ticket(other.url, setup.size)
             heads = load.random_gets(f"/images/{ticket}", setup.size, 4 * KIB, 4096)
             with _bulk_meanwhile(setup, daemon, bulk_ticket):
-                run = run_apart(
-                    lambda: load.small_requests(
-                        daemon, heads, connections=4, seconds=setup.seconds
-                    )
-                )
+                run = run_apart(lambda: load.small_requests(daemon, heads, connections=4, seconds=setup.seconds))
         _latency(sample, run.value)
     return sample
 

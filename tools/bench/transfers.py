@@ -11,7 +11,7 @@ import os
 import subprocess
 from functools import partial
 from pathlib import Path
-from typing import Iterator, Optional
+from typing import Any, Iterator, Optional
 
 from bench import load
 from bench.machine import run_apart, usage
@@ -60,14 +60,10 @@ def _library(
     cache = "none" if on_disk else "writeback"
     with contextlib.ExitStack() as stack:
         nbd = stack.enter_context(QemuNbd(setup.memory, served, fmt=served_fmt, cache=cache))
-        daemon = stack.enter_context(
-            Daemon(implementation, setup.memory, setup.keys, local=local)
-        )
+        daemon = stack.enter_context(Daemon(implementation, setup.memory, setup.keys, local=local))
         url = daemon.url(daemon.ticket(nbd.url, setup.size))
         with costs(sample, setup.size, daemon=daemon, qemu=nbd):
-            run = run_apart(
-                lambda: run_job(implementation, job, str(image), url, setup.keys.ca_file)
-            )
+            run = run_apart(lambda: run_job(implementation, job, str(image), url, setup.keys.ca_file))
     sample["client CPU s/GiB"] = run.cpu / (setup.size / GIB)
     sample["MiB/s"] = setup.size / MIB / run.wall
     compare_images(image, image_fmt, served, served_fmt)
@@ -96,30 +92,30 @@ def _library_nbdcopy(setup: Setup, *, job: str, fmt: str = "raw", on_disk: bool 
 
 
 def _add_library_rows() -> None:
-    cases = (
-        ("", {}, True, {"download": (2.4, 0.45), "upload": (3.0, 0.35)}, 0.3, 1.0),
-        ("-qcow2", {"fmt": "qcow2"}, True, {"download": (2.2, None), "upload": (2.2, None)}, None, None),
-        ("-disk", {"on_disk": True}, True, {"download": (2.2, None), "upload": (2.2, None)}, None, None),
-        ("-tls", {}, False, {"download": (1.4, 0.75), "upload": (1.5, 0.6)}, None, None),
-    )
-    for suffix, options, local, goals, client_cpu, over_nbdcopy in cases:
-        for job, (speed, daemon_cpu) in goals.items():
-            bounds = [Goal("MiB/s", speed)]
-            if daemon_cpu is not None:
-                bounds.append(Goal("daemon CPU s/GiB", daemon_cpu))
-            if client_cpu is not None:
-                bounds.append(Goal("client CPU s/GiB", client_cpu))
-            if over_nbdcopy is not None:
-                bounds.append(Goal("MiB/s", over_nbdcopy, "nbdcopy"))
-            kind = {"": "raw file, local socket", "-qcow2": "qcow2, local socket"}.get(suffix)
-            kind = kind or {"-disk": "disk, cache=none", "-tls": "raw file, TLS"}[suffix]
+    over_nbdcopy = Goal("MiB/s", 1.0, "nbdcopy")
+    client_cpu = Goal("client CPU s/GiB", 0.3)
+    bounds: dict[tuple[str, str], tuple[Goal, ...]] = {
+        ("", "download"): (Goal("MiB/s", 2.4), Goal("daemon CPU s/GiB", 0.45), client_cpu, over_nbdcopy),
+        ("", "upload"): (Goal("MiB/s", 3.0), Goal("daemon CPU s/GiB", 0.35), client_cpu, over_nbdcopy),
+        ("-tls", "download"): (Goal("MiB/s", 1.4), Goal("daemon CPU s/GiB", 0.75)),
+        ("-tls", "upload"): (Goal("MiB/s", 1.5), Goal("daemon CPU s/GiB", 0.6)),
+    }
+    kinds: dict[str, tuple[str, dict[str, Any]]] = {
+        "": ("raw file, local socket", {}),
+        "-qcow2": ("qcow2, local socket", {"fmt": "qcow2"}),
+        "-disk": ("raw file on disk, cache=none, local socket", {"on_disk": True}),
+        "-tls": ("raw file, TLS", {}),
+    }
+    for suffix, (kind, options) in kinds.items():
+        local = suffix != "-tls"
+        for job in ("download", "upload"):
             name = f"library-{job}{suffix}"
             ROWS[name] = Row(
                 name,
                 f"client.{job}, {kind}",
-                partial(_library, job=job, local=local, **options),  # type: ignore[arg-type]
-                tuple(bounds),
-                baseline=partial(_library_nbdcopy, job=job, **options) if local else None,  # type: ignore[arg-type]
+                partial(_library, job=job, local=local, **options),
+                bounds.get((suffix, job), (Goal("MiB/s", 2.2),)),
+                baseline=partial(_library_nbdcopy, job=job, **options) if local else None,
             )
 
 
@@ -140,17 +136,11 @@ def _stream(
         if not file:
             servers["qemu"] = nbd = stack.enter_context(QemuNbd(setup.memory, image))
         url = f"file://{image}" if file else nbd.url
-        servers["daemon"] = daemon = stack.enter_context(
-            Daemon(implementation, setup.memory, setup.keys)
-        )
+        servers["daemon"] = daemon = stack.enter_context(Daemon(implementation, setup.memory, setup.keys))
         ticket = daemon.ticket(url, setup.size)
         with costs(sample, setup.size, **servers):
             if job == "get":
-                run = run_apart(
-                    lambda: load.bulk_get(
-                        daemon, ticket, setup.size, streams=streams, transport=transport
-                    )
-                )
+                run = run_apart(lambda: load.bulk_get(daemon, ticket, setup.size, streams=streams, transport=transport))
             else:
                 run = run_apart(lambda: _put_image(setup, daemon, ticket, streams, transport))
     sample["MiB/s"] = setup.size / MIB / run.wall
@@ -197,25 +187,19 @@ def _add_stream_rows() -> None:
         )
 
 
-def proxied(
-    setup: Setup, implementation: Implementation, *, job: str, folder: Optional[Path] = None
-) -> Sample:
+def proxied(setup: Setup, implementation: Implementation, *, job: str, folder: Optional[Path] = None) -> Sample:
     """A daemon in proxy role: local socket in front, TLS behind."""
     sample: Sample = {}
     image = setup.dense() if job == "get" else setup.target("stream.raw")
     with contextlib.ExitStack() as stack:
         nbd = stack.enter_context(QemuNbd(setup.memory, image))
-        origin = stack.enter_context(
-            Daemon(implementation, setup.memory, setup.keys, local=False)
-        )
+        origin = stack.enter_context(Daemon(implementation, setup.memory, setup.keys, local=False))
         url = origin.url(origin.ticket(nbd.url, setup.size))
         proxy = stack.enter_context(Daemon(implementation, setup.memory, setup.keys))
         ticket = proxy.ticket(url, setup.size)
         with costs(sample, setup.size, origin=origin, daemon=proxy):
             if job == "get":
-                run = run_apart(
-                    lambda: load.bulk_get(proxy, ticket, setup.size, streams=1, transport="unix")
-                )
+                run = run_apart(lambda: load.bulk_get(proxy, ticket, setup.size, streams=1, transport="unix"))
             else:
                 run = run_apart(lambda: _put_image(setup, proxy, ticket, 1, "unix"))
     sample["MiB/s"] = setup.size / MIB / run.wall
