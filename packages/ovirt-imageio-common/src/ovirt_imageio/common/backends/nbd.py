@@ -211,6 +211,10 @@ class NbdBackend(Backend):
             if received < part.length:
                 return
 
+    def stale(self) -> bool:
+        """Tell if the idle connection is of no use any more, as when the server was restarted."""
+        return self._client.stale()
+
     def interrupt(self) -> None:
         """Wake a thread that waits for the server; its call fails and the backend is broken. Any thread may call."""
         self._client.interrupt()

@@ -24,13 +24,14 @@ connection alive.
 from __future__ import annotations
 
 import errno
+import select
 import socket
 from collections import deque
 from functools import partial
 from typing import Any, Callable, Iterator, NoReturn
 
 from ovirt_imageio.common import defaults, sockets
-from ovirt_imageio.common.errors import ConnectionTimeout, PeerGone, ProtocolError, RequestError, UnsupportedOperation
+from ovirt_imageio.common.errors import ConnectionTimeout, PeerGone, ProtocolError, RequestError
 from ovirt_imageio.common.extents import DirtyExtent, E, Extent, ZeroExtent, merge
 from ovirt_imageio.common.nbd import extents as status
 from ovirt_imageio.common.nbd import handshake, wire
@@ -206,7 +207,7 @@ class Client:
         if not 0 <= offset <= end <= self.size:
             raise ValueError(f"extents of {offset} to {end} are outside the export of {self.size} bytes")
         if context == "dirty":
-            return merge(self._walk(offset, end, partial(self._ask_dirty, self._dirty_context())))
+            return merge(self._walk(offset, end, partial(self._ask_dirty, self.export.require_dirty())))
         if context != "zero":
             raise ValueError(f"unknown context {context!r}, expected 'zero' or 'dirty'")
         if self.export.can_extents:
@@ -222,6 +223,14 @@ class Client:
             except OSError:
                 pass
         self.sock.close()
+
+    def stale(self) -> bool:
+        """Tell if an idle connection is of no use any more: the server closed it, or speaks unasked."""
+        if self.broken is not None or self.sock.fileno() == -1:
+            return True
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return not self.in_flight and bool(poll.poll(0))
 
     def interrupt(self) -> None:
         """Wake the thread that uses the connection, which breaks. Any thread may call this."""
@@ -438,14 +447,6 @@ class Client:
         pieces = ((start, _ZEROS[: min(step, end - start)]) for start in range(offset, end, step))
         self._pipelined(pieces, self.start_write, self.finish)
 
-    def _dirty_context(self) -> str:
-        name = self.export.dirty_context
-        if name is not None:
-            return name
-        names = ", ".join(self.export.bitmaps)
-        why = f"it has several bitmaps, name one: {names}" if len(self.export.bitmaps) > 1 else "it has no bitmap"
-        raise UnsupportedOperation(f"no dirty extents of NBD export {self.address}: {why}")
-
     def _walk(self, offset: int, end: int, ask: Callable[[int, int], Iterator[E]]) -> Iterator[E]:
         try:
             yield from status.walk(offset, end, size=self.size, block=self.export.minimum_block, ask=ask)
@@ -465,7 +466,7 @@ class Client:
         """Runs by context name; replies were checked to hold every context."""
         request = self.send(wire.CMD_BLOCK_STATUS, offset, length)
         self.finish(request)
-        return {name: request.status[number] for name, number in self.export.contexts.items()}
+        return self.export.by_name(request.status)
 
 
 def _send_all(sock: socket.socket, head: bytes, payload: Any) -> None:

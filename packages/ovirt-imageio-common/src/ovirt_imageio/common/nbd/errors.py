@@ -8,6 +8,7 @@ an NBD server must not blame one for the other.
 
 from __future__ import annotations
 
+from ovirt_imageio.common import errors
 from ovirt_imageio.common.errors import ConnectionTimeout, ProtocolError
 
 
@@ -15,7 +16,7 @@ class ServerFull(ConnectionTimeout):
     """The server takes no more connections: it accepts, but does not greet."""
 
 
-class ServerGone(ProtocolError):
+class ServerGone(ProtocolError, errors.ServerGone):
     """The server closed the connection while it owed an answer."""
 
 

@@ -33,7 +33,7 @@ import errno
 from dataclasses import dataclass, field
 from typing import Generator, Mapping, TypeVar, Union
 
-from ovirt_imageio.common.errors import ProtocolError, RequestError
+from ovirt_imageio.common.errors import ProtocolError, RequestError, UnsupportedOperation
 from ovirt_imageio.common.nbd import wire
 
 # What a reply to an option may hold: two strings of the protocol and their framing.
@@ -113,6 +113,23 @@ class Export:
     def dirty_context(self) -> str | None:
         """Name of the negotiated dirty bitmap context, None if there is none."""
         return next((name for name in self.contexts if name.startswith(wire.DIRTY_BITMAP)), None)
+
+    def require_dirty(self) -> str:
+        """Return the name of the dirty bitmap context.
+
+        Raises:
+            UnsupportedOperation: none was negotiated; it says why.
+        """
+        if self.dirty_context is not None:
+            return self.dirty_context
+        why = "it has no bitmap"
+        if len(self.bitmaps) > 1:
+            why = f"it has several bitmaps, name one of {', '.join(self.bitmaps)}"
+        raise UnsupportedOperation(f"no dirty extents of NBD export {self.name!r}: {why}")
+
+    def by_name(self, status: Mapping[int, bytes]) -> dict[str, bytes]:
+        """Return a complete block status by names instead of numbers of contexts."""
+        return {name: status[number] for name, number in self.contexts.items()}
 
     def _has(self, flag: int) -> bool:
         return bool(self.flags & flag)

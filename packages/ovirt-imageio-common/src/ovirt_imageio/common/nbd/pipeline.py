@@ -22,13 +22,15 @@ from itertools import islice
 from typing import Any, Callable, NamedTuple, Union
 
 from ovirt_imageio.common import defaults
-from ovirt_imageio.common.errors import ProtocolError, RequestError
+from ovirt_imageio.common.errors import ProtocolError, RequestError, UnsupportedOperation
+from ovirt_imageio.common.extents import clip, merge
+from ovirt_imageio.common.nbd import extents as status
 from ovirt_imageio.common.nbd import wire
 from ovirt_imageio.common.nbd.client import Client
 from ovirt_imageio.common.nbd.errors import ServerGone
 from ovirt_imageio.common.nbd.replies import Event, Request
 
-Callback = Callable[[Union[bytearray, None], Union[Exception, None]], None]
+Callback = Callable[[Any, Union[Exception, None]], None]
 
 # Replies of many small requests arrive together.
 _INPUT = 128 * 1024
@@ -86,6 +88,8 @@ class Pipeline:
         # Payload being received: where the rest goes, and the request to end after it.
         self._target: memoryview | None = None
         self._ending: Request | None = None
+        # A part of a reply that the input buffer cannot hold.
+        self._part: memoryview | None = None
 
     def fileno(self) -> int:
         """Return the descriptor to watch, -1 once closed."""
@@ -162,6 +166,34 @@ class Pipeline:
         flags = 0 if punch_hole else wire.CMD_FLAG_NO_HOLE
         self._submit(wire.CMD_WRITE_ZEROES, offset, length, _Waiter(callback), flags=flags)
 
+    def status(self, offset: int, length: int, context: str, callback: Callback) -> None:
+        """Submit one step of asking for extents.
+
+        Args:
+            offset: first byte, in bytes.
+            length: in bytes.
+            context: ``"zero"`` or ``"dirty"``.
+            callback: gets a list of ZeroExtent or DirtyExtent from offset on, merged, of
+                one byte at least; it may end before the range does.
+
+        Raises:
+            ValueError: outside the export, or an unknown context.
+            UnsupportedOperation: the context was not negotiated.
+            ProtocolError: the connection is broken.
+        """
+        if context not in ("zero", "dirty"):
+            raise ValueError(f"unknown context {context!r}, expected 'zero' or 'dirty'")
+        dirty = self.export.require_dirty() if context == "dirty" else None
+        if dirty is None and not self.export.can_extents:
+            raise UnsupportedOperation(f"no extents of NBD export {self.address}: it tells no block status")
+        self._check(offset, length, limit=self.export.size)
+        block = self.block_size
+        start = offset - offset % block
+        size = min(length + offset - start, wire.MAX_LENGTH - wire.MAX_LENGTH % block)
+        size = min(size + -size % block, self.export.size - start)
+        request = self._submit(wire.CMD_BLOCK_STATUS, start, size, _Waiter(callback))
+        request.data = _Waiter(partial(self._status_answered, request, dirty, offset, length, callback))
+
     def flush(self, callback: Callback) -> None:
         """Submit a flush, which covers every write answered before.
 
@@ -228,11 +260,12 @@ class Pipeline:
         if aligned and (offset % self.block_size or length % self.block_size) and offset + length != self.export.size:
             raise ValueError(f"{length} bytes at {offset} are not aligned to {self.block_size}")
 
-    def _submit(self, command: int, offset: int, length: int, waiter: _Waiter, *, flags: int = 0) -> None:
+    def _submit(self, command: int, offset: int, length: int, waiter: _Waiter, *, flags: int = 0) -> Request:
         request = self._replies.expect(command, offset, length)
         request.data = waiter
         self.in_flight_bytes += waiter.cost
         self._out.append(wire.request(command, request.handle, offset, length, flags=flags))
+        return request
 
     def _write_zeros(self, offset: int, length: int, callback: Callback) -> None:
         self._check(offset, length, limit=self.max_length, aligned=True)
@@ -248,6 +281,36 @@ class Pipeline:
             self._write_zeros(offset, length, callback)
         else:
             callback(data, error)
+
+    def _status_answered(
+        self,
+        request: Request,
+        dirty: str | None,
+        offset: int,
+        length: int,
+        callback: Callback,
+        _: Any,
+        error: Exception | None,
+    ) -> None:
+        if error is not None:
+            callback(None, error)
+            return
+        runs = self.export.by_name(request.status)
+        base, depth = runs.get(wire.BASE_ALLOCATION), runs.get(wire.ALLOCATION_DEPTH)
+        asked = request.offset, request.length
+        found: list[Any]
+        if dirty is not None:
+            changed = status.dirty_extents(*asked, bitmap=runs[dirty], base=base)
+            found = list(clip(merge(changed), offset, length))
+        else:
+            allocated = status.zero_extents(*asked, base=base or b"", depth=depth)
+            found = list(clip(merge(allocated), offset, length))
+        if found:
+            callback(found, None)
+            return
+        error = ProtocolError(f"NBD server told nothing about the extents at {offset}")
+        self._fail(error)
+        callback(None, error)
 
     def _sent(self, count: int) -> None:
         while count:
@@ -291,16 +354,24 @@ class Pipeline:
                 self._advance(count)
                 continue
             needs = self._replies.needs
+            if needs > len(self._in):
+                # A long block status: it is received like payload.
+                self._target = self._part = memoryview(bytearray(needs))
+                continue
             if left < needs:
                 break
-            event = self._replies.feed(self._in[pos : pos + needs])
+            part = self._in[pos : pos + needs]
             pos += needs
-            if event is not None:
-                self._on_event(event)
+            self._feed(part)
         rest = self._have - pos
         if rest and pos:
             self._in[:rest] = bytes(self._in[pos : self._have])
         self._have = rest
+
+    def _feed(self, part: memoryview) -> None:
+        event = self._replies.feed(part)
+        if event is not None:
+            self._on_event(event)
 
     def _on_event(self, event: Event) -> None:
         # A range that reads as zeros needs nothing: the buffer of a read starts as zeros.
@@ -318,6 +389,10 @@ class Pipeline:
             self._target = self._target[count:]
             return
         self._target = None
+        if self._part is not None:
+            part, self._part = self._part, None
+            self._feed(part)
+            return
         request, self._ending = self._ending, None
         if request is not None:
             self._end(request)
@@ -353,7 +428,7 @@ class Pipeline:
         # Announced as done, but its payload never came.
         if self._ending is not None:
             waiting.append(self._ending)
-        self._target = self._ending = None
+        self._target = self._ending = self._part = None
         ready, self._ready = self._ready, []
         for callback in [request.data.callback for request in waiting] + ready:
             callback(None, error)

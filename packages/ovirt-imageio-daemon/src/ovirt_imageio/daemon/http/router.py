@@ -26,7 +26,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from ovirt_imageio.common.errors import OperationCancelled, PeerGone, PeerTimeout
+from ovirt_imageio.common.errors import OperationCancelled, PeerGone, PeerTimeout, ServerGone
 
 from ..errors import DeadlineExpired, HttpError
 from .cors import cors_fields, is_preflight
@@ -256,7 +256,7 @@ class Router:
             return error
         if isinstance(error, OperationCancelled):
             return HttpError(403, "the ticket was cancelled", close=True)
-        if isinstance(error, PeerGone):
+        if isinstance(error, PeerGone) and not isinstance(error, ServerGone):
             return HttpError(400, "the connection ended before the body", close=True)
         if isinstance(error, PeerTimeout):
             return HttpError(408, "the body did not come in time", close=True)
@@ -271,13 +271,14 @@ class Router:
 
     def _log_broken(self, request: Request, error: Exception) -> None:
         """Log an error that came after the head: the client sees a connection that ends."""
-        expected = (PeerGone, PeerTimeout, OperationCancelled, DeadlineExpired)
+        quiet = (PeerGone, PeerTimeout, OperationCancelled, DeadlineExpired)
+        expected = isinstance(error, quiet) and not isinstance(error, ServerGone)
         log.log(
-            logging.INFO if isinstance(error, expected) else logging.ERROR,
+            logging.INFO if expected else logging.ERROR,
             "%s: %s %.200r broke off: %s",
             self.name,
             request.method,
             request.path,
             error or type(error).__name__,
-            exc_info=None if isinstance(error, expected) else error,
+            exc_info=None if expected else error,
         )
