@@ -57,6 +57,7 @@ class HttpBackend(Backend):
             answer what makes storage work, and any time for a checksum. None: for ever.
         connect_timeout: Seconds to connect to each address of the server.
         use_unix_socket: Use the Unix socket of a server on this host.
+        buffer_size: Most bytes moved at a time where payload passes through memory.
 
     Attributes:
         features: What the server offers, see `imagesapi`.
@@ -82,8 +83,13 @@ class HttpBackend(Backend):
         timeout: float | None = defaults.HTTP_TIMEOUT,
         connect_timeout: float | None = defaults.CONNECT_TIMEOUT,
         use_unix_socket: bool = True,
+        buffer_size: int = defaults.PIECE,
     ) -> None:
+        if buffer_size < 1:
+            raise ValueError(f"invalid buffer_size {buffer_size}: expected 1 byte or more")
         self.url = url
+        self._buffer_size = buffer_size
+        self._closed = False
         self._timeout = timeout
         self._patience = None if timeout is None else timeout * _PATIENCE
         origin = Origin(url, proxy_url, cafile, secure, timeout, connect_timeout, use_unix_socket)
@@ -124,11 +130,13 @@ class HttpBackend(Backend):
         other = copy.copy(self)
         other._remote = self._remote.clone()
         other._unix = self._unix.clone() if self._unix else None
+        other._closed = False
         other.unflushed = False
         return other
 
     def close(self) -> None:
         """Close the connection. Idempotent."""
+        self._closed = True
         self._remote.close()
         if self._unix is not None:
             self._unix.close()
@@ -318,7 +326,7 @@ class HttpBackend(Backend):
         if not length:
             peer.begin()
             return
-        with self._get(offset, length) as reply, borrow(min(length, defaults.PIECE)) as view:
+        with self._get(offset, length) as reply, borrow(min(length, self._buffer_size)) as view:
             peer.begin()
             while reply.body.left:
                 op.check()
@@ -345,7 +353,7 @@ class HttpBackend(Backend):
             return
 
         def send(stream: Stream) -> None:
-            _relay(peer, stream, count, op)
+            _relay(peer, stream, count, op, self._buffer_size)
 
         for start, count in pieces(offset, length, defaults.EXTENT_LIMIT):
             self._put(start, count, StreamedBody(count, send))
@@ -366,6 +374,8 @@ class HttpBackend(Backend):
 
     def _request(self, method: str, suffix: str = "", **arguments: Any) -> Reply:
         """Send a request by the Unix socket, or by TCP once that cannot be connected."""
+        if self._closed:
+            raise ValueError(f"the image at {self._remote.name} is closed")
         if self._unix is not None:
             try:
                 return self._unix.request(method, suffix, **arguments)
@@ -504,10 +514,10 @@ class _WriterPeer:
         return 0
 
 
-def _relay(peer: Peer, stream: Stream, length: int, op: Operation) -> None:
+def _relay(peer: Peer, stream: Stream, length: int, op: Operation, size: int) -> None:
     """Send length bytes of a peer's to the server."""
     watched = Watched(op, stream)
-    with borrow(min(length, defaults.PIECE)) as view:
+    with borrow(min(length, size)) as view:
         while length:
             watched.check()
             piece = view[: min(length, len(view))]
