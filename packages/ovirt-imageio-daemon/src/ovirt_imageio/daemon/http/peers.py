@@ -46,6 +46,11 @@ class WorkerPeer:
         self._body = body
         self._decoded = b""  # payload of chunks, not taken yet
 
+    @property
+    def chunked(self) -> bool:
+        """The length of the request's body is not known before its end."""
+        return self._body is not None and self._body.decoder is not None
+
     def begin(self) -> None:
         """Send the response head, if that was not done yet."""
         if self._head:
