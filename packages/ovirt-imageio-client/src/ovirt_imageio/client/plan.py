@@ -1,0 +1,181 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a transfer has to do, as a value: extents become steps. Pure.
+
+Each extent asks for one of three things:
+
+    COPY  its bytes are read here and written there
+    ZERO  the other end is told to make the range read as zeroes
+    SKIP  the other end already has the right bytes, or shall keep its own
+
+    extents:  |  data          |  zero  |  data  |  zero, hole           |
+    steps:    |  COPY  |  COPY |  ZERO  |  COPY  |  SKIP or ZERO         |
+
+Long steps are cut at multiples of a limit, so that several workers share them and a
+failure repeats little. Steps are made lazily, in order, and cover the image exactly.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Callable, Iterable, Iterator, NamedTuple, TypeVar
+
+from ovirt_imageio.common import defaults
+from ovirt_imageio.common.extents import DirtyExtent, ZeroExtent
+from ovirt_imageio.common.units import MiB
+
+SHORTEST_CUT = 8 * MiB
+"""At 8 MiB the cost of an HTTP request is no longer measurable."""
+
+STEPS_PER_WORKER = 4
+"""Cuts of a dense image for each worker, so that all of them end at about the same time."""
+
+
+class Action(enum.IntEnum):
+    """What a step does. Small integers, for queues hold a million of them."""
+
+    COPY = 0
+    ZERO = 1
+    SKIP = 2
+
+
+class Step(NamedTuple):
+    """One idempotent part of a transfer: doing it again changes nothing.
+
+    Attributes:
+        action: What to do.
+        offset: First byte.
+        length: Bytes, at least 1.
+    """
+
+    action: Action
+    offset: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        """Offset after the last byte."""
+        return self.offset + self.length
+
+
+E = TypeVar("E", ZeroExtent, DirtyExtent)
+
+
+def upload_steps(
+    extents: Iterable[ZeroExtent],
+    *,
+    disk_is_zero: bool = False,
+    backing_chain: bool = True,
+    copy_limit: int = defaults.EXTENT_LIMIT,
+) -> Iterator[Step]:
+    """Plan an upload.
+
+    Args:
+        extents: Of the source, in order.
+        disk_is_zero: The disk reads as zeroes already: zero extents need no request.
+        backing_chain: False when only the top image of a chain is uploaded: holes are
+            what it does not hold, and leave the disk's backing chain visible.
+        copy_limit: Most bytes of a COPY step.
+    """
+
+    def choose(extent: ZeroExtent) -> Action:
+        if extent.hole and not backing_chain:
+            return Action.SKIP
+        if extent.zero:
+            return Action.SKIP if disk_is_zero else Action.ZERO
+        return Action.COPY
+
+    return _steps(extents, choose, copy_limit)
+
+
+def download_steps(
+    extents: Iterable[ZeroExtent],
+    *,
+    has_backing: bool = False,
+    copy_limit: int = defaults.EXTENT_LIMIT,
+) -> Iterator[Step]:
+    """Plan the download of a whole image into a new one, which reads as zeroes.
+
+    Args:
+        extents: Of the server, in order.
+        has_backing: The new image has a backing file: what is a hole at the server shall
+            show it, and what is zero there must hide it.
+        copy_limit: Most bytes of a COPY step.
+    """
+
+    def choose(extent: ZeroExtent) -> Action:
+        if has_backing:
+            if extent.hole:
+                return Action.SKIP
+            return Action.ZERO if extent.zero else Action.COPY
+        return Action.SKIP if extent.zero else Action.COPY
+
+    return _steps(extents, choose, copy_limit)
+
+
+def incremental_steps(extents: Iterable[DirtyExtent], *, copy_limit: int = defaults.EXTENT_LIMIT) -> Iterator[Step]:
+    """Plan the download of what changed since a checkpoint.
+
+    Clean ranges stay unallocated; ranges that changed to zeroes must hide the backing
+    file.
+
+    Args:
+        extents: Dirty extents of the server, in order.
+        copy_limit: Most bytes of a COPY step.
+    """
+
+    def choose(extent: DirtyExtent) -> Action:
+        if not extent.dirty:
+            return Action.SKIP
+        return Action.ZERO if extent.zero else Action.COPY
+
+    return _steps(extents, choose, copy_limit)
+
+
+def copy_limit(size: int, workers: int) -> int:
+    """Choose how many bytes one COPY step may have.
+
+    Args:
+        size: Bytes of the image.
+        workers: Workers that share the steps.
+
+    Returns:
+        A multiple of 1 MiB from SHORTEST_CUT to `defaults.EXTENT_LIMIT`.
+    """
+    share = size // (max(workers, 1) * STEPS_PER_WORKER)
+    whole = -(-share // MiB) * MiB
+    return min(max(whole, SHORTEST_CUT), defaults.EXTENT_LIMIT)
+
+
+def split(step: Step, limit: int) -> Iterator[Step]:
+    """Cut a step at multiples of limit. A SKIP costs nothing and stays whole."""
+    if step.action is Action.SKIP:
+        yield step
+        return
+    offset = step.offset
+    while offset < step.end:
+        end = min(step.end, offset - offset % limit + limit)
+        yield Step(step.action, offset, end - offset)
+        offset = end
+
+
+def _steps(extents: Iterable[E], choose: Callable[[E], Action], limit: int) -> Iterator[Step]:
+    for step in _joined(extents, choose):
+        yield from split(step, limit if step.action is Action.COPY else defaults.ZERO_LIMIT)
+
+
+def _joined(extents: Iterable[E], choose: Callable[[E], Action]) -> Iterator[Step]:
+    """One step for neighbours that ask for the same."""
+    last: Step | None = None
+    for extent in extents:
+        if not extent.length:
+            continue
+        action = choose(extent)
+        if last is not None and last.action is action:
+            last = last._replace(length=last.length + extent.length)
+            continue
+        if last is not None:
+            yield last
+        last = Step(action, extent.start, extent.length)
+    if last is not None:
+        yield last
