@@ -1,0 +1,272 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Progress: the bar that this project draws, and the ones that callers bring.
+
+A transfer tells `size` once, and then counts bytes; each byte of an image counts once,
+whether it was copied, zeroed or skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any, Callable, Protocol, TextIO, Union
+
+from ovirt_imageio.common.units import GiB, KiB, MiB, TiB
+
+REDRAW_INTERVAL = 1.0
+"""Seconds after which a bar is drawn again though its percentage is the same: one percent
+of a large disk takes minutes."""
+
+QUIET_STEP = 10
+"""Percents between the lines that go to a file or a pipe."""
+
+
+class ProgressLike(Protocol):
+    """What a transfer needs of a progress object."""
+
+    size: int | None
+
+    def update(self, n: int) -> object:
+        """Count n more bytes."""
+
+
+Progress = Union[ProgressLike, Callable[[int], object], Any]
+"""What callers may pass: an object with `update`, maybe with `size` or `total` (tqdm),
+or a function that is called with the number of bytes."""
+
+
+class ProgressBar:
+    """Shows how far a transfer is. Any thread may use it.
+
+    On a terminal one line is drawn over and over; elsewhere quiet lines are written, one
+    for each phase and each ten percent. With format `json` each change is one object on a
+    line of its own, with the keys `transferred` and, once known, `size` (integers, bytes),
+    `elapsed` (seconds) and `description`.
+
+    Args:
+        phase: What is going on, in a few words.
+        error_phase: The phase to end with when the block of the context manager raised.
+        size: Bytes in all; None while not known.
+        output: Text stream to write to.
+        format: `text` or `json`.
+        step: Not used; 2.x programs may pass it.
+        width: Columns of the line on a terminal.
+        now: Returns seconds from any starting point.
+
+    Raises:
+        ValueError: The format is none of these.
+    """
+
+    def __init__(
+        self,
+        phase: str | None = None,
+        error_phase: str = "command failed",
+        size: int | None = None,
+        output: TextIO | None = sys.stdout,
+        format: str = "text",
+        step: float | None = None,
+        width: int = 79,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if format not in ("text", "json"):
+            raise ValueError(f"invalid progress format {format!r}: expected 'text' or 'json'")
+        self._phase = phase or ""
+        self._error_phase = error_phase
+        self._size = None if size is None else int(size)
+        self._output = sys.stdout if output is None else output
+        self._width = width
+        self._now = now
+        self._draw = self._draw_json if format == "json" else self._draw_text
+        # A StringIO of a caller is drawn into as 2.x did; files and pipes get quiet lines.
+        self._quiet = format == "text" and _is_file(self._output)
+        self._lock = threading.Lock()
+        self._start = now()
+        self._done = 0
+        self._drawn: tuple[int | None, float] = (None, self._start)
+        self._closed = False
+        with self._lock:
+            self._redraw()
+
+    @property
+    def phase(self) -> str:
+        """What is going on. Setting it redraws."""
+        return self._phase
+
+    @phase.setter
+    def phase(self, text: str) -> None:
+        with self._lock:
+            if text != self._phase:
+                self._phase = text
+                self._redraw()
+
+    @property
+    def size(self) -> int | None:
+        """Bytes in all; None while not known. Setting it redraws."""
+        return self._size
+
+    @size.setter
+    def size(self, n: int | None) -> None:
+        with self._lock:
+            self._size = None if n is None else int(n)
+            self._redraw()
+
+    @property
+    def done(self) -> int:
+        """Bytes counted."""
+        return self._done
+
+    def update(self, n: int) -> None:
+        """Count n more bytes; redraw if that changes what is shown."""
+        with self._lock:
+            self._done += int(n)
+            percent, drawn = self._drawn
+            now_percent = self._percent()
+            if self._quiet:
+                due = (now_percent or 0) - (percent or 0) >= QUIET_STEP
+            else:
+                due = now_percent != percent or self._now() - drawn >= REDRAW_INTERVAL
+            if due:
+                self._redraw()
+
+    def close(self) -> None:
+        """Draw for the last time and end the line. Idempotent."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._redraw(last=True)
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self.phase = self._error_phase
+        self.close()
+
+    def _percent(self) -> int | None:
+        if self._size is None:
+            return None
+        return min(100, self._done * 100 // self._size) if self._size else 100
+
+    def _redraw(self, last: bool = False) -> None:
+        now = self._now()
+        self._drawn = (self._percent(), now)
+        self._draw(now - self._start, last)
+        self._output.flush()
+
+    def _draw_json(self, elapsed: float, last: bool) -> None:
+        record: dict[str, Any] = {
+            "transferred": self._done,
+            "elapsed": elapsed,
+            "description": self._phase,
+        }
+        if self._size is not None:
+            record["size"] = self._size
+        self._output.write(json.dumps(record) + "\n")
+
+    def _draw_text(self, elapsed: float, last: bool) -> None:
+        line = self._line(elapsed)
+        if self._quiet:
+            self._output.write(line + "\n")
+        else:
+            self._output.write(line[: self._width].ljust(self._width) + ("\n" if last else "\r"))
+
+    def _line(self, elapsed: float) -> str:
+        percent = self._percent()
+        mark = " ---- " if percent is None else f" {percent:3d}% "
+        rate = self._done / elapsed if elapsed > 0 else 0.0
+        line = f"[{mark}] {_human(self._done)}, {elapsed:.2f} s, {_human(rate)}/s"
+        if self._size is not None and rate and self._done < self._size:
+            line += f", {_duration((self._size - self._done) / rate)} left"
+        return f"{line} | {self._phase}" if self._phase else line
+
+
+class Counter:
+    """The caller's progress, whatever it is, as one thing that many threads may use.
+
+    Args:
+        progress: As `Progress` says, or None.
+        size: Bytes in all, told to the object if it wants to know.
+
+    Raises:
+        TypeError: progress is neither a function nor has `update`.
+    """
+
+    def __init__(self, progress: Progress | None, size: int) -> None:
+        self._lock = threading.Lock()
+        self._update = _update_of(progress)
+        self.size = size
+        self.done = 0
+        if progress is not None and hasattr(progress, "update"):
+            _tell_size(progress, size)
+
+    def update(self, n: int) -> None:
+        """Count n more bytes; the caller's code runs in this thread, one call at a time."""
+        if not n:
+            return
+        with self._lock:
+            self.done += n
+            self._update(n)
+
+
+def set_phase(progress: Progress | None, text: str) -> None:
+    """Tell what is going on, to an object that shows it."""
+    if progress is not None and hasattr(progress, "phase"):
+        progress.phase = text
+
+
+def _update_of(progress: Progress | None) -> Callable[[int], object]:
+    if progress is None:
+        return lambda n: None
+    update = getattr(progress, "update", None)
+    if callable(update):
+        return update  # type: ignore[no-any-return]
+    if callable(progress):
+        return progress
+    raise TypeError(f"invalid progress {progress!r}: expected a function or an object with 'update'")
+
+
+def _tell_size(progress: Any, size: int) -> None:
+    if not hasattr(progress, "size") and hasattr(progress, "total"):
+        # tqdm: its length is `total`, and refresh() draws it.
+        progress.total = size
+        if callable(getattr(progress, "refresh", None)):
+            progress.refresh()
+    else:
+        progress.size = size
+
+
+def _is_file(output: TextIO) -> bool:
+    """Tell if output is a real stream that is no terminal."""
+    try:
+        output.fileno()
+    except (OSError, AttributeError, ValueError):
+        return False
+    return not output.isatty()
+
+
+def _human(n: float) -> str:
+    for unit, name in ((TiB, "TiB"), (GiB, "GiB"), (MiB, "MiB"), (KiB, "KiB")):
+        if n >= unit:
+            return f"{n / unit:.2f} {name}"
+    return f"{n:.0f} bytes"
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, seconds = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes}:{seconds:02.0f}"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02.0f}"

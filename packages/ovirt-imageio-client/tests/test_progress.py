@@ -1,0 +1,218 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+from __future__ import annotations
+
+import io
+import json
+import threading
+
+import pytest
+
+from ovirt_imageio.client.progress import Counter, ProgressBar, set_phase
+from ovirt_imageio.common.units import GiB, MiB
+
+
+class Clock:
+    def __init__(self):
+        self.time = 0.0
+
+    def __call__(self):
+        return self.time
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def records(output):
+    return [json.loads(line) for line in output.getvalue().splitlines()]
+
+
+def test_json_has_exactly_the_keys_of_the_contract(clock):
+    out = io.StringIO()
+    bar = ProgressBar(phase="creating disk", output=out, format="json", now=clock)
+    clock.time = 1.5
+    bar.size = 10 * GiB
+    bar.phase = "uploading image"
+    clock.time = 2.5
+    bar.update(GiB)
+    bar.close()
+    assert out.getvalue().splitlines() == [
+        '{"transferred": 0, "elapsed": 0.0, "description": "creating disk"}',
+        '{"transferred": 0, "elapsed": 1.5, "description": "creating disk", "size": 10737418240}',
+        '{"transferred": 0, "elapsed": 1.5, "description": "uploading image", "size": 10737418240}',
+        '{"transferred": 1073741824, "elapsed": 2.5, "description": "uploading image", "size": 10737418240}',
+        '{"transferred": 1073741824, "elapsed": 2.5, "description": "uploading image", "size": 10737418240}',
+    ]
+
+
+def test_json_numbers_are_integers_whatever_was_counted(clock):
+    out = io.StringIO()
+    bar = ProgressBar(size=100.0, output=out, format="json", now=clock)
+    bar.update(10.0)
+    last = records(out)[-1]
+    assert (type(last["transferred"]), type(last["size"])) == (int, int)
+
+
+def test_text_on_a_stream_redraws_one_line(clock):
+    out = io.StringIO()
+    bar = ProgressBar(phase="copying", size=GiB, output=out, now=clock, width=79)
+    clock.time = 2.0
+    bar.update(512 * MiB)
+    bar.update(512 * MiB)
+    bar.close()
+    lines = out.getvalue().split("\r")
+    assert [line.rstrip() for line in lines] == [
+        "[   0% ] 0 bytes, 0.00 s, 0 bytes/s | copying",
+        "[  50% ] 512.00 MiB, 2.00 s, 256.00 MiB/s, 2 s left | copying",
+        "[ 100% ] 1.00 GiB, 2.00 s, 512.00 MiB/s | copying",
+        "[ 100% ] 1.00 GiB, 2.00 s, 512.00 MiB/s | copying",
+    ]
+    assert {len(line) for line in lines[:-1]} == {79}
+    assert lines[-1].endswith("\n")
+
+
+def test_text_without_size_shows_no_percentage(clock):
+    out = io.StringIO()
+    ProgressBar(output=out, now=clock)
+    assert out.getvalue().startswith("[ ---- ] 0 bytes")
+
+
+def test_text_into_a_file_writes_quiet_lines(tmp_path, clock):
+    with open(tmp_path / "out", "w") as out:
+        bar = ProgressBar(size=1000, output=out, now=clock)
+        for _ in range(100):
+            bar.update(10)
+        bar.close()
+    text = (tmp_path / "out").read_text()
+    assert "\r" not in text
+    assert len(text.splitlines()) == 12  # 0, 10, … 100 and the end
+
+
+def test_bar_is_drawn_again_when_only_time_passes(clock):
+    out = io.StringIO()
+    bar = ProgressBar(size=GiB, output=out, format="json", now=clock)
+    bar.update(1)
+    assert len(records(out)) == 1
+    clock.time = 1.0
+    bar.update(1)
+    assert records(out)[-1]["transferred"] == 2
+
+
+def test_failed_block_ends_with_the_error_phase(clock):
+    out = io.StringIO()
+    with pytest.raises(RuntimeError):
+        with ProgressBar(size=10, output=out, format="json", now=clock) as bar:
+            bar.phase = "working"
+            raise RuntimeError
+    assert records(out)[-1]["description"] == "command failed"
+
+
+def test_close_twice_ends_one_line(clock):
+    out = io.StringIO()
+    bar = ProgressBar(size=10, output=out, now=clock)
+    bar.close()
+    bar.close()
+    assert out.getvalue().count("\n") == 1
+
+
+def test_empty_image_is_complete(clock):
+    out = io.StringIO()
+    ProgressBar(size=0, output=out, now=clock)
+    assert "100%" in out.getvalue()
+
+
+def test_unknown_format_is_named():
+    with pytest.raises(ValueError, match="'xml'"):
+        ProgressBar(format="xml", output=io.StringIO())
+
+
+def test_counter_calls_a_function():
+    got = []
+    counter = Counter(got.append, 10)
+    counter.update(3)
+    counter.update(0)
+    counter.update(7)
+    assert got == [3, 7]
+    assert counter.done == 10
+
+
+def test_counter_tells_size_to_an_object_with_size_and_update_only():
+    class Progress:
+        def __init__(self):
+            self.size = None
+            self.done = 0
+
+        def update(self, n):
+            self.done += n
+
+    progress = Progress()
+    Counter(progress, 10).update(4)
+    assert (progress.size, progress.done) == (10, 4)
+
+
+def test_counter_tells_total_to_tqdm():
+    class Tqdm:
+        total = None
+        n = 0
+        refreshed = 0
+
+        def refresh(self):
+            self.refreshed += 1
+
+        def update(self, n):
+            self.n += n
+
+    bar = Tqdm()
+    Counter(bar, 10).update(4)
+    assert (bar.total, bar.n, bar.refreshed) == (10, 4, 1)
+    assert not hasattr(bar, "size")
+
+
+def test_counter_prefers_update_of_a_callable_object():
+    class Both:
+        size = None
+
+        def __call__(self, n):
+            raise AssertionError("called")
+
+        def update(self, n):
+            self.got = n
+
+    both = Both()
+    Counter(both, 1).update(1)
+    assert both.got == 1
+
+
+def test_counter_refuses_what_cannot_count():
+    with pytest.raises(TypeError, match="42"):
+        Counter(42, 10)
+
+
+def test_counter_never_calls_from_two_threads_at_once():
+    inside = threading.Lock()
+    clashes = []
+
+    def update(n):
+        if not inside.acquire(blocking=False):
+            clashes.append(n)
+            return
+        inside.release()
+
+    counter = Counter(update, 4000)
+    threads = [threading.Thread(target=lambda: [counter.update(1) for _ in range(1000)]) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert counter.done == 4000
+    assert not clashes
+
+
+def test_set_phase_ignores_what_has_none():
+    set_phase(None, "x")
+    set_phase(lambda n: None, "x")
+    bar = ProgressBar(output=io.StringIO())
+    set_phase(bar, "x")
+    assert bar.phase == "x"
