@@ -1,0 +1,393 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Doing the steps of a plan with several workers.
+
+The caller's thread makes the steps, which may take as long as the server needs to tell
+its extents, and puts them into a queue; workers take them. Each worker owns a `Pair`:
+an open connection to either end, which nobody else touches.
+
+    caller:   extents ─► steps ─► queue
+                                    ├─► worker: pair ─► copy, zero … flush
+                                    └─► worker: pair ─► copy, zero … flush
+
+Steps are idempotent. What fails for a passing reason is done again on a new pair, after
+a pause that grows. The first failure that does not pass ends all workers and is raised
+in the caller's thread. A connection that always breaks after some bytes must not make
+a long request impossible: each failure halves the length of the worker's next requests,
+each success doubles it again. Attempts are counted from the last success.
+
+At its end each worker flushes what it wrote, also where that was over a connection
+that is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from abc import ABC, abstractmethod
+from array import array
+from dataclasses import dataclass
+from typing import Callable, Iterable, Sequence
+
+from ovirt_imageio.client.plan import Action, Step
+from ovirt_imageio.client.progress import Counter
+from ovirt_imageio.common import defaults
+from ovirt_imageio.common.backends.base import Operation
+from ovirt_imageio.common.backends.http.errors import Unreachable, Untrusted
+from ovirt_imageio.common.errors import (
+    ConnectionTimeout,
+    ImageioError,
+    OperationCancelled,
+    PeerGone,
+    TransferError,
+)
+from ovirt_imageio.common.units import MiB
+
+log = logging.getLogger(__name__)
+
+_PASSING_STATUS = frozenset([408, 429, 502, 503, 504])
+
+_SHORTEST_REQUEST = 64 << 10
+"""Requests are not made shorter than this, however often they fail."""
+
+_STOP_TIMEOUT = 0.7
+"""Seconds that workers get to end after a Control-C; then they are left behind."""
+
+
+class Pair(ABC):
+    """Both ends of a transfer, as one worker has them open."""
+
+    owes_flush: bool = False
+    """Something was written since the last flush."""
+
+    acknowledges: bool = False
+    """What `copy` counts is written: after a failure it need not be copied again."""
+
+    @abstractmethod
+    def copy(self, offset: int, length: int, op: Operation) -> None:
+        """Copy a range; op is told of each piece."""
+
+    @abstractmethod
+    def zero(self, offset: int, length: int) -> None:
+        """Zero a range of the target."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Bring what was written to stable storage."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close both ends."""
+
+    def interrupt(self) -> None:  # noqa: B027
+        """Wake the worker that waits for one of the ends. Any thread may call it."""
+
+
+@dataclass(frozen=True)
+class Retry:
+    """How stubborn a transfer is.
+
+    Attributes:
+        attempts: How often in a row the same thing may fail.
+        delay: Seconds before the second attempt; doubled for each further one.
+        max_delay: Longest of these.
+    """
+
+    attempts: int = 7
+    delay: float = 0.1
+    max_delay: float = 5.0
+
+    def pause(self, failures: int) -> float:
+        """Seconds to wait after so many failures, spread so that workers do not march in step."""
+        longest = min(self.delay * 2 ** (failures - 1), self.max_delay)
+        return float(longest * random.uniform(0.5, 1.0))
+
+
+def is_passing(error: BaseException) -> bool:
+    """Tell if trying again may help: a reset, a time-out, an overloaded server."""
+    if getattr(error, "status", None) in _PASSING_STATUS:
+        return True
+    if isinstance(error, Untrusted):
+        return False
+    return isinstance(error, (PeerGone, Unreachable, ConnectionTimeout, ConnectionError, TimeoutError))
+
+
+class StepQueue:
+    """Steps on their way to the workers: 17 bytes each, for there may be millions."""
+
+    def __init__(self) -> None:
+        self._actions = array("B")
+        self._offsets = array("Q")
+        self._lengths = array("Q")
+        self._next = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def put(self, step: Step) -> None:
+        """Append a step."""
+        with self._changed:
+            self._actions.append(step.action)
+            self._offsets.append(step.offset)
+            self._lengths.append(step.length)
+            self._changed.notify()
+
+    def get(self) -> Step | None:
+        """Take the next step, waiting for it; None when there will be none."""
+        with self._changed:
+            while self._next == len(self._actions) and not self._closed:
+                self._changed.wait()
+            if self._next >= len(self._actions):
+                return None
+            i = self._next
+            self._next += 1
+            return Step(Action(self._actions[i]), self._offsets[i], self._lengths[i])
+
+    def close(self) -> None:
+        """No further step will come."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def clear(self) -> None:
+        """Drop what is left, and close."""
+        with self._changed:
+            self._closed = True
+            self._next = len(self._actions)
+            self._changed.notify_all()
+
+
+class _Request:
+    """Watches one request of a step: counts each byte once, however often it is moved."""
+
+    def __init__(self, job: _Job, cancelled: threading.Event) -> None:
+        self._job = job
+        self._cancelled = cancelled
+        self.position = job.position
+
+    def advance(self, n: int) -> None:
+        """See Operation."""
+        self.position += n
+        self._job.count_to(self.position)
+
+    def check(self) -> None:
+        """See Operation."""
+        if self._cancelled.is_set():
+            raise OperationCancelled("the transfer was stopped")
+
+
+class _Job:
+    """A step while it is being done.
+
+    Attributes:
+        position: Offset up to which it is done.
+    """
+
+    def __init__(self, step: Step, counter: Counter) -> None:
+        self.step = step
+        self.position = step.offset
+        self._counted = step.offset
+        self._counter = counter
+
+    def count_to(self, position: int) -> None:
+        """Count bytes up to a position that were not counted before."""
+        if position > self._counted:
+            self._counter.update(position - self._counted)
+            self._counted = position
+
+
+class Executor:
+    """Does the steps of one transfer.
+
+    Args:
+        open_pair: Opens both ends; called in the thread of each worker, and again after
+            a failure.
+        counter: Told of each byte that is done.
+        workers: Threads.
+        retry: How to take failures that pass.
+        on_done: Called with each step that is done, from any worker.
+        pause: Waits for seconds or until an event is set; tests replace it.
+    """
+
+    def __init__(
+        self,
+        open_pair: Callable[[], Pair],
+        counter: Counter,
+        *,
+        workers: int = defaults.MAX_WORKERS,
+        retry: Retry | None = None,
+        on_done: Callable[[Step], None] | None = None,
+        pause: Callable[[threading.Event, float], object] = threading.Event.wait,
+    ) -> None:
+        self._open_pair = open_pair
+        self._counter = counter
+        self._retry = retry or Retry()
+        self._on_done = on_done or (lambda step: None)
+        self._pause = pause
+        self._queue = StepQueue()
+        self._cancelled = threading.Event()
+        self._lock = threading.Lock()
+        self._error: BaseException | None = None
+        self._workers = [_Worker(self, f"transfer-{n}") for n in range(max(workers, 1))]
+
+    def run(self, steps: Iterable[Step]) -> None:
+        """Do all steps and flush; return when everything is on stable storage.
+
+        Args:
+            steps: In any order; made while the first ones are being done.
+
+        Raises:
+            TransferError: A passing failure did not pass.
+            What the ends or steps raise: the first failure of all.
+            KeyboardInterrupt: As it came; workers were told to stop.
+        """
+        started = [worker.start() for worker in self._workers]
+        try:
+            for step in steps:
+                if self._cancelled.is_set():
+                    break
+                self._queue.put(step)
+            self._queue.close()
+            for thread in started:
+                thread.join()
+        except BaseException as e:
+            self.fail(e)
+            self._stop(started)
+            raise
+        if self._error is not None:
+            raise self._error
+
+    def fail(self, error: BaseException) -> None:
+        """End the transfer; the first error counts."""
+        with self._lock:
+            if self._error is None:
+                self._error = error
+        self._cancelled.set()
+        self._queue.clear()
+        for worker in self._workers:
+            worker.interrupt()
+
+    def _stop(self, threads: Sequence[threading.Thread]) -> None:
+        """Wait for the workers, not for long: they are daemon threads."""
+        deadline = time.monotonic() + _STOP_TIMEOUT
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        left = [thread.name for thread in threads if thread.is_alive()]
+        if left:
+            log.warning("Left behind, waiting for an end that is silent: %s", ", ".join(left))
+
+
+class _Worker:
+    """One thread with its pair."""
+
+    def __init__(self, executor: Executor, name: str) -> None:
+        self._executor = executor
+        self._name = name
+        self._pair: Pair | None = None
+        self._owes_flush = False
+        self._limit = defaults.EXTENT_LIMIT
+
+    def start(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        thread.start()
+        return thread
+
+    def interrupt(self) -> None:
+        pair = self._pair
+        if pair is not None:
+            pair.interrupt()
+
+    def _run(self) -> None:
+        executor = self._executor
+        try:
+            while (step := executor._queue.get()) is not None:
+                self._do(_Job(step, executor._counter))
+                executor._on_done(step)
+            self._flush()
+        except BaseException as e:
+            # Also what a caller's progress raises must end all workers.
+            executor.fail(e)
+        finally:
+            self._drop_pair()
+
+    def _do(self, job: _Job) -> None:
+        step = job.step
+        if step.action is Action.SKIP:
+            job.position = step.end
+        failures = 0
+        while (start := job.position) < step.end:
+            try:
+                self._request(job)
+                failures = 0
+            except Exception as e:
+                failures = 1 if job.position > start else failures + 1
+                what = f"{step.action.name.lower()} {step.length} bytes at {step.offset}"
+                self._recover(e, failures, what)
+        job.count_to(step.end)
+
+    def _request(self, job: _Job) -> None:
+        """One request: all that is left of a step, or less after failures."""
+        pair = self._opened()
+        request = _Request(job, self._executor._cancelled)
+        request.check()
+        step = job.step
+        if step.action is Action.ZERO:
+            length = step.end - job.position
+            pair.zero(job.position, length)
+        else:
+            length = min(step.end - job.position, self._limit)
+            self._copy(pair, job, length, request)
+            self._limit = min(self._limit * 2, defaults.EXTENT_LIMIT)
+        job.position += length
+        job.count_to(job.position)
+
+    def _copy(self, pair: Pair, job: _Job, length: int, request: _Request) -> None:
+        try:
+            pair.copy(job.position, length, request)
+        except Exception:
+            if pair.acknowledges:
+                job.position = request.position
+            raise
+
+    def _flush(self) -> None:
+        failures = 0
+        while self._owes_flush or (self._pair is not None and self._pair.owes_flush):
+            if self._executor._cancelled.is_set():
+                return
+            try:
+                self._opened().flush()
+                self._owes_flush = False
+            except Exception as e:
+                failures += 1
+                self._recover(e, failures, "flush")
+
+    def _opened(self) -> Pair:
+        if self._pair is None:
+            self._pair = self._executor._open_pair()
+        return self._pair
+
+    def _recover(self, error: Exception, failures: int, what: str) -> None:
+        """Get ready for another attempt, or raise."""
+        executor = self._executor
+        self._drop_pair()
+        self._limit = max(_SHORTEST_REQUEST, min(self._limit, 64 * MiB) // 2)
+        if executor._cancelled.is_set():
+            raise OperationCancelled("the transfer was stopped") from error
+        if not is_passing(error):
+            raise error
+        if failures >= executor._retry.attempts:
+            raise TransferError(f"cannot {what}, gave up after {failures} attempts: {error}") from error
+        delay = executor._retry.pause(failures)
+        log.warning("Cannot %s: %s; trying again in %.1f seconds", what, error, delay)
+        executor._pause(executor._cancelled, delay)
+
+    def _drop_pair(self) -> None:
+        pair, self._pair = self._pair, None
+        if pair is None:
+            return
+        self._owes_flush = self._owes_flush or pair.owes_flush
+        try:
+            pair.close()
+        except (OSError, ImageioError) as e:
+            log.debug("Closing a connection failed: %s", e)

@@ -1,0 +1,320 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+from __future__ import annotations
+
+import random
+import threading
+
+import pytest
+
+from ovirt_imageio.client import plan
+from ovirt_imageio.client.executor import Executor, Pair, Retry, StepQueue, is_passing
+from ovirt_imageio.client.plan import Action, Step
+from ovirt_imageio.client.progress import Counter
+from ovirt_imageio.common.backends.base import pieces
+from ovirt_imageio.common.backends.http.errors import Unreachable, Untrusted, refusal
+from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
+from ovirt_imageio.common.errors import ConnectionTimeout, OperationCancelled, PeerGone, TransferError
+from ovirt_imageio.common.units import KiB, MiB
+
+
+def no_pause(event, seconds):
+    return None
+
+
+class MemoryPair(Pair):
+    """From memory to memory; `fault` is called before each piece and may raise."""
+
+    def __init__(self, world):
+        self.world = world
+        self.source = MemoryBackend(world.source, mode="r")
+        self.target = MemoryBackend(world.target)
+        self.acknowledges = world.acknowledges
+        self.closed = False
+        with world.lock:
+            world.pairs.append(self)
+
+    def copy(self, offset, length, op):
+        self.owes_flush = True
+        for start, count in pieces(offset, length, 64 * KiB):
+            op.check()
+            self.world.fault("copy", start)
+            buf = bytearray(count)
+            self.source.read_into(start, buf)
+            self.target.write(start, buf)
+            op.advance(count)
+
+    def zero(self, offset, length):
+        self.owes_flush = True
+        self.world.fault("zero", offset)
+        self.target.zero(offset, length)
+
+    def flush(self):
+        self.world.fault("flush", 0)
+        with self.world.lock:
+            self.world.flushes += 1
+        self.owes_flush = False
+
+    def close(self):
+        self.closed = True
+
+
+class World:
+    def __init__(self, data, *, fault=lambda kind, offset: None, acknowledges=False):
+        self.source = Memory(data)
+        self.target = Memory(b"\xff" * len(data))
+        self.fault = fault
+        self.acknowledges = acknowledges
+        self.lock = threading.Lock()
+        self.pairs = []
+        self.flushes = 0
+        self.counted = []
+
+    def run(self, *, workers=2, retry=None, steps=None, limit=MiB, pause=no_pause):
+        size = len(self.source.data)
+        counter = Counter(self.counted.append, size)
+        executor = Executor(
+            lambda: MemoryPair(self), counter, workers=workers, retry=retry or Retry(attempts=4), pause=pause
+        )
+        if steps is None:
+            steps = plan.upload_steps(MemoryBackend(self.source).extents(), copy_limit=limit)
+        executor.run(steps)
+
+    @property
+    def moved(self):
+        return bytes(self.target.data) == bytes(self.source.data)
+
+
+@pytest.fixture
+def image():
+    rand = random.Random(1)
+    return rand.randbytes(3 * MiB) + bytes(2 * MiB) + rand.randbytes(MiB + 512)
+
+
+def test_all_steps_are_done_and_each_byte_counts_once(image):
+    world = World(image)
+    world.run()
+    assert world.moved
+    assert sum(world.counted) == len(image)
+
+
+def test_every_worker_that_wrote_flushes_and_closes(image):
+    world = World(image)
+    world.run(workers=3)
+    assert world.flushes == len(world.pairs)
+    assert all(pair.closed and not pair.owes_flush for pair in world.pairs)
+
+
+def test_empty_plan_opens_nothing():
+    world = World(b"")
+    world.run()
+    assert world.pairs == []
+
+
+def test_skipped_steps_count_and_open_nothing(image):
+    world = World(image)
+    world.run(steps=[Step(Action.SKIP, 0, len(image))])
+    assert world.counted == [len(image)]
+    assert world.pairs == []
+
+
+@pytest.mark.parametrize("acknowledges", [False, True])
+def test_passing_failures_are_repeated_and_bytes_count_once(image, acknowledges):
+    rand = random.Random(2)
+
+    def fault(kind, offset):
+        if rand.random() < 0.3:
+            raise rand.choice([PeerGone("gone"), ConnectionResetError(), refusal("x", 503, "busy", "")])
+
+    world = World(image, fault=fault, acknowledges=acknowledges)
+    world.run(retry=Retry(attempts=40))
+    assert world.moved
+    assert sum(world.counted) == len(image)
+    assert len(world.pairs) > 2
+
+
+def test_connection_that_always_breaks_after_some_bytes_ends_the_transfer_well():
+    data = random.Random(3).randbytes(4 * MiB)
+    left = [0]
+
+    def fault(kind, offset):
+        left[0] -= 64 * KiB
+        if kind == "copy" and left[0] < 0:
+            left[0] = 256 * KiB
+            raise PeerGone("connection lost after 256 KiB")
+
+    world = World(data, fault=fault)
+    world.run(workers=1, limit=4 * MiB, retry=Retry(attempts=10))
+    assert world.moved
+
+
+def test_acknowledged_bytes_are_not_copied_again():
+    data = random.Random(4).randbytes(MiB)
+    seen = []
+
+    def fault(kind, offset):
+        if kind == "copy":
+            seen.append(offset)
+            if len(seen) == 9:
+                raise PeerGone("gone")
+
+    world = World(data, fault=fault, acknowledges=True)
+    world.run(workers=1)
+    assert seen == [*range(0, 9 * 64 * KiB, 64 * KiB), *range(8 * 64 * KiB, MiB, 64 * KiB)]
+
+
+def test_failure_that_does_not_pass_is_reported_with_attempts_and_range(image):
+    def fault(kind, offset):
+        if kind == "copy":
+            raise ConnectionTimeout("silent")
+
+    world = World(image, fault=fault)
+    with pytest.raises(TransferError, match=r"copy \d+ bytes at \d+, gave up after 4 attempts: silent"):
+        world.run()
+    assert all(pair.closed for pair in world.pairs)
+
+
+def test_fatal_failure_is_raised_at_once_and_ends_all_workers(image):
+    error = OSError(28, "No space left on device")
+
+    def fault(kind, offset):
+        if offset >= MiB:
+            raise error
+
+    world = World(image, fault=fault)
+    with pytest.raises(OSError) as info:
+        world.run()
+    assert info.value is error
+    assert world.flushes == 0
+
+
+def test_what_the_progress_raises_ends_the_transfer(image):
+    world = World(image)
+
+    def update(n):
+        raise RuntimeError("caller's own")
+
+    executor = Executor(lambda: MemoryPair(world), Counter(update, 1), workers=2, pause=no_pause)
+    with pytest.raises(RuntimeError, match="caller's own"):
+        executor.run([Step(Action.COPY, 0, MiB), Step(Action.COPY, MiB, MiB)])
+
+
+def test_failing_extents_end_the_workers(image):
+    world = World(image)
+
+    def steps():
+        yield Step(Action.COPY, 0, MiB)
+        raise PeerGone("while listing")
+
+    with pytest.raises(PeerGone, match="while listing"):
+        world.run(steps=steps())
+    assert all(pair.closed for pair in world.pairs)
+
+
+def test_keyboard_interrupt_stops_workers_and_passes_on(image):
+    world = World(image)
+
+    def steps():
+        yield Step(Action.COPY, 0, MiB)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        world.run(steps=steps())
+    assert all(pair.closed for pair in world.pairs)
+    assert world.flushes == 0
+
+
+def test_interrupt_wakes_a_worker_that_waits():
+    waiting, woken = threading.Event(), threading.Event()
+
+    class Stuck(MemoryPair):
+        def copy(self, offset, length, op):
+            waiting.set()
+            assert woken.wait(10)
+            raise PeerGone("interrupted")
+
+        def interrupt(self):
+            woken.set()
+
+    def steps():
+        yield Step(Action.COPY, 0, 10)
+        assert waiting.wait(10)
+        raise KeyboardInterrupt
+
+    world = World(bytes(10))
+    executor = Executor(lambda: Stuck(world), Counter(None, 10), workers=1, pause=no_pause)
+    with pytest.raises(KeyboardInterrupt):
+        executor.run(steps())
+    assert woken.is_set()
+
+
+def test_flush_is_owed_by_a_connection_that_broke():
+    data = random.Random(5).randbytes(2 * MiB)
+    state = {"broke": False}
+
+    def fault(kind, offset):
+        if kind == "flush" and not state["broke"]:
+            state["broke"] = True
+            raise ConnectionResetError
+
+    world = World(data, fault=fault)
+    world.run(workers=1)
+    assert world.flushes == 1
+    assert len(world.pairs) == 2
+
+
+def test_pauses_grow_and_are_bounded():
+    retry = Retry(attempts=10, delay=0.1, max_delay=2.0)
+    pauses = [retry.pause(n) for n in range(1, 10)]
+    assert all(pause <= 2.0 for pause in pauses)
+    assert 0.05 <= pauses[0] <= 0.1
+    assert pauses[-1] >= 1.0
+
+
+def test_pauses_are_waited_for_between_attempts(image):
+    waited = []
+
+    def fault(kind, offset):
+        raise PeerGone("gone")
+
+    world = World(image, fault=fault)
+    with pytest.raises(TransferError):
+        world.run(workers=1, pause=lambda event, seconds: waited.append(seconds))
+    assert len(waited) == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "passing"),
+    [
+        (PeerGone("x"), True),
+        (ConnectionTimeout("x"), True),
+        (ConnectionResetError(), True),
+        (BrokenPipeError(), True),
+        (Unreachable("x"), True),
+        (Untrusted("x"), False),
+        (refusal("x", 503, "r", "t"), True),
+        (refusal("x", 403, "r", "t"), False),
+        (refusal("x", 500, "r", "t"), False),
+        (OSError(28, "x"), False),
+        (ValueError(), False),
+        (OperationCancelled("x"), False),
+    ],
+)
+def test_passing_errors(error, passing):
+    assert is_passing(error) is passing
+
+
+def test_queue_gives_steps_in_order_and_ends():
+    queue = StepQueue()
+    steps = [Step(Action.COPY, 0, 10), Step(Action.SKIP, 10, 1 << 50)]
+    for step in steps:
+        queue.put(step)
+    queue.close()
+    assert [queue.get(), queue.get(), queue.get()] == [*steps, None]
+
+
+def test_queue_clear_drops_what_is_left():
+    queue = StepQueue()
+    queue.put(Step(Action.COPY, 0, 10))
+    queue.clear()
+    assert queue.get() is None
