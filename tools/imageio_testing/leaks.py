@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 # How long a thread that was told to stop may take to be gone, in seconds.
 GRACE = 2.0
 
-# Opened once by a library and kept on purpose.
-KEPT_OPEN = frozenset({"/dev/urandom", "/dev/random"})
+# Opened late and kept on purpose by libraries; the last one by pytest, for its log.
+KEPT_OPEN = frozenset({"/dev/urandom", "/dev/random", os.devnull})
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 from __future__ import annotations
 
-import os
 import subprocess
 import threading
 from pathlib import Path
@@ -14,13 +13,13 @@ from imageio_testing import leaks
 pytest_plugins = ["pytester"]
 
 LEAKY = """
-import os, subprocess, threading
+import subprocess, threading
 import pytest
 
 kept = []
 
 def test_descriptor():
-    kept.append(open(os.devnull))
+    kept.append(open("/dev/zero"))
 
 def test_thread():
     threading.Thread(target=kept.append(threading.Event()) or kept[-1].wait, daemon=True).start()
@@ -30,15 +29,15 @@ def test_process():
 
 @pytest.mark.may_leak("to show that it may")
 def test_allowed():
-    kept.append(open(os.devnull))
+    kept.append(open("/dev/zero"))
 
 def test_clean():
-    with open(os.devnull):
+    with open("/dev/zero"):
         pass
 
 @pytest.fixture(scope="module")
 def shared():
-    with open(os.devnull) as f:
+    with open("/dev/zero") as f:
         yield f
 
 def test_first_user_of_a_shared_fixture(shared):
@@ -52,18 +51,18 @@ def test_nothing_taken_is_no_leak():
 
 def test_open_descriptor_is_named():
     before = leaks.holdings()
-    with open(os.devnull) as f:
-        assert leaks.leaks_since(before) == [f"descriptor {f.fileno()} (/dev/null)"]
+    with open("/dev/zero") as f:
+        assert leaks.leaks_since(before) == [f"descriptor {f.fileno()} (/dev/zero)"]
 
 
 def test_reused_descriptor_number_is_a_leak():
-    with open(os.devnull) as f:
+    with open("/dev/zero") as f:
         number = f.fileno()
         before = leaks.holdings()
         f.close()
-        with open("/dev/zero") as other:
+        with open("/dev/full") as other:
             assert other.fileno() == number
-            assert leaks.leaks_since(before) == [f"descriptor {number} (/dev/zero)"]
+            assert leaks.leaks_since(before) == [f"descriptor {number} (/dev/full)"]
 
 
 def test_ending_thread_is_waited_for():
@@ -92,7 +91,7 @@ def test_plugin_fails_the_test_that_leaks(pytester: pytest.Pytester, monkeypatch
     result.assert_outcomes(passed=6, errors=3)
     result.stdout.fnmatch_lines(
         [
-            "*the test leaves behind: descriptor * (/dev/null)",
+            "*the test leaves behind: descriptor * (/dev/zero)",
             "*the test leaves behind: thread *",
             "*the test leaves behind: *process * (cat)*",
         ]
