@@ -15,6 +15,8 @@ import os
 import stat
 from typing import Any
 
+_SECTOR = 512
+
 
 def node(
     filename: str,
@@ -23,6 +25,7 @@ def node(
     offset: int | None = None,
     size: int | None = None,
     backing_chain: bool = True,
+    backing: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Describe an image to qemu's block layer. See qemu(1), "-blockdev".
 
@@ -33,21 +36,46 @@ def node(
         size: Bytes of the image there.
         backing_chain: Let the backing file show through; else what is not allocated
             in the image itself reads as zeroes.
+        backing: Node of the backing file, for an image whose header is not trusted;
+            None lets qemu open what the image names.
+
+    Raises:
+        ValueError: The name is not UTF-8: qemu's JSON knows nothing else.
     """
+    path = os.path.abspath(filename)
+    _check_name(path)
     file: dict[str, Any] = {
         "driver": protocol(filename),
-        "filename": os.path.abspath(filename),
+        "filename": path,
     }
     if offset is not None or size is not None:
         file = {"driver": "raw", "file": file, "offset": offset or 0}
         if size is not None:
-            file["size"] = size
+            # qemu counts in sectors; a tar file is padded to them.
+            file["size"] = -(-size // _SECTOR) * _SECTOR
     if fmt == "raw" and file["driver"] == "raw":
         return file
     result: dict[str, Any] = {"driver": fmt, "file": file}
     if not backing_chain and fmt in ("qcow2", "qcow", "qed", "vmdk"):
         result["backing"] = None
+    elif backing is not None:
+        result["backing"] = backing
     return result
+
+
+def _check_name(path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError as e:
+        raise ValueError(f"file name {path!r} is not UTF-8: qemu cannot open it") from e
+
+
+def plain(filename: str) -> str:
+    """Write a relative name so that qemu takes it for a file, whatever characters it has.
+
+    Without a slash before it, all up to a colon names a protocol.
+    """
+    return os.path.join(".", filename) if ":" in filename.partition("/")[0] else filename
 
 
 def protocol(filename: str) -> str:

@@ -79,7 +79,7 @@ def create(
     if backing_file is not None:
         if not backing_format:
             raise ValueError(f"backing file {backing_file!r} needs its format")
-        command += ["-b", backing_file, "-F", backing_format]
+        command += ["-b", image.plain(backing_file), "-F", backing_format]
     command.append(os.path.abspath(filename))
     if size is not None:
         command.append(str(size))
@@ -123,14 +123,26 @@ def convert(
 ) -> None:
     """Copy an image to another format.
 
+    Args:
+        source: Path of the image.
+        target: Path of the new image; an existing file is overwritten.
+        fmt: Format of source.
+        target_fmt: Format of target.
+        compressed: Compress the clusters of a qcow2 target.
+        backing_file: Path that target keeps as its backing; it reads as source's backing does.
+        backing_format: Format of the backing file, never guessed.
+
     Raises:
+        ValueError: A backing file without its format.
         QemuImgError: qemu-img failed.
     """
     command = ["convert", "-O", target_fmt]
     if compressed:
         command.append("-c")
     if backing_file is not None:
-        command += ["-B", backing_file, "-F", backing_format or "raw"]
+        if not backing_format:
+            raise ValueError(f"backing file {backing_file!r} needs its format")
+        command += ["-B", image.plain(backing_file), "-F", backing_format]
     _run([*command, image.reference(source, fmt), os.path.abspath(target)])
 
 

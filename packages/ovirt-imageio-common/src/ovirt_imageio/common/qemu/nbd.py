@@ -30,6 +30,8 @@ _HAND_OVER = 'exec 3<&0 </dev/null; LISTEN_PID=$$; export LISTEN_PID; exec "$@"'
 
 _STOP_TIMEOUT = 30
 
+_LONGEST_FOLDER = 80
+
 
 class QemuNbdError(ImageioError):
     """qemu-nbd could not be started. The text is what it said."""
@@ -129,10 +131,12 @@ class Server:
 
         Raises:
             QemuNbdError: It is not installed, or cannot open the image.
+        OSError: The socket cannot be made.
         """
         if not self.socket_path:
-            # A short path: that of a socket may have 107 bytes only, see unix(7).
-            self._folder = tempfile.mkdtemp(prefix="imageio-")
+            # The path of a socket may have 107 bytes only, see unix(7).
+            roomy = len(os.fsencode(tempfile.gettempdir())) <= _LONGEST_FOLDER
+            self._folder = tempfile.mkdtemp(prefix="imageio-", dir=None if roomy else "/tmp")
             self.socket_path = os.path.join(self._folder, "nbd.sock")
         try:
             self._launch()

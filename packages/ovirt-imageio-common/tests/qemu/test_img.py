@@ -1,0 +1,157 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+import shutil
+
+import pytest
+
+from imageio_testing import qemu
+from imageio_testing.qemu import Backing, Fill, KiB, MiB
+from ovirt_imageio.common.qemu import img
+
+pytestmark = qemu.needs_qemu
+
+SIZE = 4 * MiB
+HOSTILE = ["nbd:localhost:10809", "json:{}", "fat:rw:x", "a,b=c", "a b", "-n", "ü"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+def test_any_name_is_a_file(tmp_path, monkeypatch, name, fmt):
+    monkeypatch.chdir(tmp_path)
+    img.create(name, fmt, size=SIZE)
+    assert (tmp_path / name).is_file()
+    assert img.info(name, fmt=fmt)["virtual-size"] == SIZE
+    assert img.info(name)["format"] == fmt
+
+
+@pytest.mark.parametrize("name", ["nbd:localhost:10809", "a,b=c"])
+def test_backing_file_of_any_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    img.create(name, "qcow2", size=SIZE)
+    img.create("top", "qcow2", backing_file=name, backing_format="qcow2")
+    assert img.info("top")["virtual-size"] == SIZE
+
+
+def test_info_tells_the_path_that_was_asked_for(tmp_path):
+    path = str(tmp_path / "disk")
+    img.create(path, "qcow2", size=SIZE)
+    assert img.info(path)["filename"] == path
+
+
+def test_info_of_a_member_of_a_file(tmp_path):
+    inner, outer = tmp_path / "disk", tmp_path / "outer"
+    img.create(str(inner), "qcow2", size=SIZE)
+    content = inner.read_bytes()
+    outer.write_bytes(b"x" * 1024 + content + b"x" * 1024)
+    found = img.info(str(outer), offset=1024, size=len(content))
+    assert (found["format"], found["virtual-size"]) == ("qcow2", SIZE)
+
+
+def test_info_does_not_probe_when_told(tmp_path):
+    path = tmp_path / "disk"
+    img.create(str(path), "qcow2", size=SIZE)
+    sectors = -(-path.stat().st_size // 512)
+    assert img.info(str(path), fmt="raw")["virtual-size"] == sectors * 512
+
+
+@pytest.mark.parametrize("fmt", ["raw", "qcow2", None])
+def test_missing_image_is_named(tmp_path, fmt):
+    with pytest.raises(img.QemuImgError, match="no-such.*No such file"):
+        img.info(str(tmp_path / "no-such"), fmt=fmt)
+
+
+def test_wrong_format_is_told(tmp_path):
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(MiB))
+    with pytest.raises(img.QemuImgError, match="not in qcow2 format"):
+        img.info(str(path), fmt="qcow2")
+
+
+def test_create_preallocates(tmp_path):
+    path = tmp_path / "disk"
+    img.create(str(path), "raw", size=SIZE, preallocation="falloc")
+    assert path.stat().st_blocks * 512 >= SIZE
+
+
+@pytest.mark.parametrize("call", [img.create, img.convert])
+def test_backing_file_needs_its_format(tmp_path, call):
+    with pytest.raises(ValueError, match="'base' needs its format"):
+        if call is img.create:
+            img.create(str(tmp_path / "top"), "qcow2", backing_file="base")
+        else:
+            img.convert("a", "b", fmt="raw", target_fmt="qcow2", backing_file="base")
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_convert_keeps_the_content(tmp_path, compressed):
+    raw, qcow2 = str(tmp_path / "raw"), str(tmp_path / "qcow2")
+    qemu.make_image(raw, "raw", SIZE, [Fill(MiB, MiB, 7)])
+    img.convert(raw, qcow2, fmt="raw", target_fmt="qcow2", compressed=compressed)
+    assert img.info(qcow2)["format"] == "qcow2"
+    assert img.compare(raw, qcow2, fmt_a="raw", fmt_b="qcow2")
+
+
+def test_convert_keeps_the_backing(tmp_path):
+    base, source, target = (str(tmp_path / name) for name in ("base", "source", "target"))
+    qemu.make_image(base, "raw", SIZE, [Fill(0, 2 * MiB, 7)])
+    qemu.make_image(source, "qcow2", SIZE, [Fill(3 * MiB, 64 * KiB, 8)], backing=Backing(base, "raw"))
+    img.convert(source, target, fmt="qcow2", target_fmt="qcow2", backing_file=base, backing_format="raw")
+    own = [extent for extent in img.map_extents(target, fmt="qcow2") if extent["depth"] == 0 and extent["data"]]
+    assert [(extent["start"], extent["length"]) for extent in own] == [(3 * MiB, 64 * KiB)]
+    assert img.compare(source, target, fmt_a="qcow2", fmt_b="qcow2")
+
+
+def test_compare_sees_one_byte(tmp_path):
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    qemu.make_image(a, "raw", SIZE)
+    qemu.make_image(b, "raw", SIZE, [Fill(SIZE - 1, 1, 1)])
+    assert not img.compare(a, b, fmt_a="raw", fmt_b="raw")
+
+
+def test_compare_strictly_sees_the_size(tmp_path):
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    qemu.make_image(a, "raw", SIZE)
+    qemu.make_image(b, "raw", 2 * SIZE)
+    assert img.compare(a, b, fmt_a="raw", fmt_b="raw")
+    assert not img.compare(a, b, fmt_a="raw", fmt_b="raw", strict=True)
+
+
+def test_compare_of_a_missing_image_is_an_error(tmp_path):
+    a = str(tmp_path / "a")
+    qemu.make_image(a, "raw", SIZE)
+    with pytest.raises(img.QemuImgError, match="No such file"):
+        img.compare(a, str(tmp_path / "b"), fmt_a="raw", fmt_b="raw")
+
+
+def test_check_finds_a_corrupt_image(tmp_path):
+    path = tmp_path / "disk"
+    qemu.make_image(path, "qcow2", SIZE, [Fill(0, MiB, 1)])
+    img.check(str(path), fmt="qcow2")
+    with open(path, "r+b") as f:
+        f.seek(64 * KiB)  # the reference counts of a small image
+        f.write(bytes(64 * KiB))
+    with pytest.raises(img.QemuImgError):
+        img.check(str(path), fmt="qcow2")
+
+
+def test_measure_tells_what_an_image_needs(tmp_path):
+    path = str(tmp_path / "disk")
+    qemu.make_image(path, "raw", SIZE, [Fill(0, MiB, 1)])
+    qcow2 = img.measure(path, "qcow2", fmt="raw")
+    assert MiB < qcow2["required"] < SIZE < qcow2["fully-allocated"]
+    assert img.measure(path, "raw", fmt="raw")["required"] == SIZE
+
+
+def test_bitmap_is_added(tmp_path):
+    path = str(tmp_path / "disk")
+    img.create(path, "qcow2", size=SIZE)
+    img.add_bitmap(path, "since-monday")
+    bitmaps = img.info(path)["format-specific"]["data"]["bitmaps"]
+    assert [bitmap["name"] for bitmap in bitmaps] == ["since-monday"]
+
+
+def test_program_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setenv("PATH", "/no/such/folder")
+    assert shutil.which("qemu-img") is None
+    with pytest.raises(img.QemuImgError, match="not installed"):
+        img.info("/a")

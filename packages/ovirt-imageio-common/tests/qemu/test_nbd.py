@@ -1,0 +1,153 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+import os
+import tempfile
+
+import pytest
+
+from imageio_testing import qemu
+from imageio_testing.qemu import Backing, Fill, KiB, MiB
+from ovirt_imageio.common import nbd
+from ovirt_imageio.common.qemu import img
+from ovirt_imageio.common.qemu.nbd import QemuNbdError, Server
+
+pytestmark = qemu.needs_qemu
+
+SIZE = 4 * MiB
+
+
+def read(server, offset, length):
+    client = nbd.Client(server.address)
+    try:
+        buf = bytearray(length)
+        client.read_into(offset, buf)
+        return bytes(buf)
+    finally:
+        client.close()
+
+
+def make(tmp_path, fmt, name="disk"):
+    path = str(tmp_path / name)
+    qemu.make_image(path, fmt, SIZE, [Fill(MiB, MiB, 0x55)])
+    return path
+
+
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+def test_server_serves_at_once(tmp_path, fmt):
+    with Server(make(tmp_path, fmt), fmt) as server:
+        assert read(server, MiB - 1, 2) == b"\0\x55"
+
+
+@pytest.mark.parametrize("name", ["nbd:localhost:10809", 'json:{"a":1}', "a,b=c", "-x", "ü"])
+def test_any_name_is_a_file(tmp_path, monkeypatch, name):
+    make(tmp_path, "raw", name)
+    monkeypatch.chdir(tmp_path)
+    with Server(name, "raw") as server:
+        assert read(server, MiB, 1) == b"\x55"
+
+
+def test_nothing_is_left_behind(tmp_path):
+    server = Server(make(tmp_path, "raw"), "raw")
+    with server:
+        folder = os.path.dirname(server.socket_path)
+        pid = server.pid
+        assert os.path.isdir(folder)
+    assert not os.path.exists(folder)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    server.stop()
+
+
+def test_missing_image_is_named_with_the_reason(tmp_path):
+    path = str(tmp_path / "no-such")
+    with pytest.raises(QemuNbdError, match="no-such.*No such file"):
+        Server(path, "raw").start()
+
+
+def test_wrong_format_is_told(tmp_path):
+    with pytest.raises(QemuNbdError, match="not in qcow2 format"):
+        Server(make(tmp_path, "raw"), "qcow2").start()
+
+
+def test_unknown_bitmap_is_told(tmp_path):
+    with pytest.raises(QemuNbdError, match="no-bitmap"):
+        Server(make(tmp_path, "qcow2"), "qcow2", bitmap="no-bitmap").start()
+
+
+def test_program_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/no/such/folder")
+    with pytest.raises(QemuNbdError, match="not installed"):
+        Server(make(tmp_path, "raw"), "raw").start()
+
+
+def test_socket_is_where_it_was_wanted(tmp_path):
+    path = str(tmp_path / "sock")
+    with Server(make(tmp_path, "raw"), "raw", socket_path=path) as server:
+        assert server.url == f"nbd:unix:{path}"
+        assert read(server, MiB, 1) == b"\x55"
+    assert not os.path.exists(path)
+
+
+def test_long_temporary_folder_is_not_used(tmp_path, monkeypatch):
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with Server(make(tmp_path, "raw"), "raw") as server:
+        assert not server.socket_path.startswith(str(folder))
+        assert read(server, MiB, 1) == b"\x55"
+
+
+@pytest.mark.parametrize("name", ["disk", "a/b:c ü", "%41"])
+def test_url_reaches_a_named_export(tmp_path, name):
+    with Server(make(tmp_path, "raw"), "raw", export_name=name) as server:
+        client = nbd.Client(nbd.parse(server.url))
+        client.close()
+        assert client.export.size == SIZE
+
+
+def test_read_only_export(tmp_path):
+    with Server(make(tmp_path, "raw"), "raw", read_only=True) as server:
+        client = nbd.Client(server.address)
+        client.close()
+        assert client.export.read_only
+
+
+def test_backing_chain_can_be_cut_off(tmp_path):
+    base = make(tmp_path, "raw", "base")
+    top = str(tmp_path / "top")
+    qemu.make_image(top, "qcow2", SIZE, [Fill(0, 64 * KiB, 7)], backing=Backing(base, "raw"))
+    with Server(top, "qcow2") as server:
+        assert read(server, MiB, 1) == b"\x55"
+    with Server(top, "qcow2", backing_chain=False) as server:
+        assert read(server, MiB, 1) == b"\0"
+        assert read(server, 0, 1) == b"\x07"
+
+
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+def test_member_of_a_tar_file(tmp_path, fmt):
+    inner = make(tmp_path, fmt)
+    with open(inner, "rb") as f:
+        content = f.read()
+    outer = tmp_path / "outer"
+    outer.write_bytes(b"x" * 1536 + content + b"x" * 1024)
+    with Server(str(outer), fmt, offset=1536, size=len(content), read_only=True) as server:
+        assert read(server, MiB - 1, 2) == b"\0\x55"
+        assert read(server, SIZE - 1, 1) == b"\0"
+
+
+def test_cache_and_aio_are_passed_on(tmp_path):
+    with Server(make(tmp_path, "raw"), "raw", cache="none", aio="native") as server:
+        assert read(server, MiB, 1) == b"\x55"
+
+
+def test_dirty_bitmap_is_offered(tmp_path):
+    path = make(tmp_path, "qcow2")
+    img.add_bitmap(path, "since")
+    qemu.fill_image(path, "qcow2", [Fill(2 * MiB, 64 * KiB, 9)])
+    with Server(path, "qcow2", bitmap="since") as server:
+        client = nbd.Client(server.address, dirty=True)
+        try:
+            dirty = [extent for extent in client.extents(0, SIZE, "dirty") if extent.dirty]
+        finally:
+            client.close()
+    assert [(extent.start, extent.length) for extent in dirty] == [(2 * MiB, 64 * KiB)]
