@@ -55,9 +55,7 @@ class HeadWriter:
 
     def _start(self, status: int) -> str:
         start = self._starts[status] = (
-            f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n"
-            f"Server: {self._server}\r\n"
-            f"Date: {http_date(self._second)}"
+            f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\nServer: {self._server}\r\nDate: {http_date(self._second)}"
         )
         return start
 

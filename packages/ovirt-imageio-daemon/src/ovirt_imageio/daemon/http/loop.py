@@ -19,11 +19,7 @@ costs no epoll_ctl(2): an event that nobody waits for unregisters its descriptor
 are level-triggered, hence nothing is lost; a task resumed by an event may still find
 nothing to read, and waits again.
 
-Deadlines are in a heap. A task has at most one entry that counts: starting a wait
-pushes an entry only if its deadline is earlier than that one, and ending a wait pushes
-and removes nothing. When the entry comes up and the task's deadline lies later, it is
-pushed again. So a busy connection touches the heap about once a timeout, not once a
-request.
+Deadlines are in a heap that nearly all waits leave alone, see deadlines.py.
 
 After its last event the loop looks for events again for about 100 µs before it
 sleeps: being woken costs more than a small request. Worker threads and signals wake it
@@ -35,7 +31,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import heapq
 import logging
 import math
 import os
@@ -49,7 +44,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
 from ..errors import DeadlineExpired, Overloaded
+from .deadlines import Deadlines
+from .tasks import Task, TaskCancelled, Token
 from .workers import Job, Workers
+
+__all__ = ["Loop", "Task", "TaskCancelled", "Token"]
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
@@ -62,74 +61,6 @@ _LONGEST_SLEEP = 60.0  # a bound on what a clock that was set back can do
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-
-
-class TaskCancelled(BaseException):
-    """Thrown into the coroutine of a cancelled task.
-
-    Like ``asyncio.CancelledError`` it is no ``Exception``, so that handlers which
-    deal with failures do not swallow it.
-    """
-
-
-class Token:
-    """The identity of one wait: made by `Loop.token`, dead once it was resumed."""
-
-    __slots__ = ("done", "error", "shielded", "task", "value")
-
-    def __init__(self) -> None:
-        self.task: Task | None = None
-        self.done = False
-        self.shielded = False
-        self.value: Any = None
-        self.error: BaseException | None = None
-
-
-class Task:
-    """A coroutine that the loop runs. Loop thread only."""
-
-    __slots__ = (
-        "_cancelled",
-        "_coro",
-        "_deadline",
-        "_loop",
-        "_on_done",
-        "_timer",
-        "_wait",
-        "done",
-        "name",
-    )
-
-    def __init__(self, loop: Loop, coro: Coroutine[Any, Any, Any], name: str) -> None:
-        self._loop = loop
-        self._coro = coro
-        self._deadline = math.inf  # of the current wait
-        self._timer = math.inf  # when the heap entry that counts comes up
-        # What it waits for: a token, fd to read, ~fd to write, None while it is ready.
-        self._wait: Token | int | None = None
-        self._cancelled = False
-        self._on_done: list[Callable[[Task], None]] = []
-        self.name = name
-        self.done = False
-
-    def cancel(self) -> None:
-        """Throw `TaskCancelled` into the coroutine, at once or where it next waits.
-
-        A call that a worker thread already runs is not interrupted, for the thread owns
-        what the task gave it: the error is thrown when the call has ended.
-        """
-        self._loop._cancel(self)
-
-    def on_done(self, call: Callable[[Task], None]) -> None:
-        """Call ``call(task)`` when the task has ended, at once if it has."""
-        if self.done:
-            call(self)
-        else:
-            self._on_done.append(call)
-
-    def __repr__(self) -> str:
-        state = "done" if self.done else "ready" if self._wait is None else "waiting"
-        return f"<Task {self.name!r} {state}>"
 
 
 class Loop:
@@ -165,9 +96,7 @@ class Loop:
         # (task, value, error), or (None, call, args): other threads append as well.
         self._ready: deque[tuple[Any, Any, Any]] = deque()
         self._before_wait: list[Callable[[], None]] = []
-        self._deadlines: list[tuple[float, int, Task]] = []
-        self._pushed = 0
-        self._stale = 0  # heap entries that count no more
+        self._deadlines = Deadlines()
         self._tasks: set[Task] = set()
         self._current: Task | None = None
         self._sleeping = False
@@ -221,9 +150,9 @@ class Loop:
                 raise token.error
             return token.value
         task = token.task = self._running()
-        task._wait = token
+        task.wait = token
         if timeout != math.inf:
-            self._set_deadline(task, timeout)
+            self._deadlines.set(task, self.now + timeout)
         return (yield)
 
     async def sleep(self, seconds: float) -> None:
@@ -273,8 +202,8 @@ class Loop:
         if task is None:
             token.value, token.error = value, error
             return
-        task._wait = None
-        task._deadline = math.inf
+        task.wait = None
+        task.deadline = math.inf
         self._ready.append((task, value, error))
 
     def spawn(self, coro: Coroutine[Any, Any, Any], name: str = "") -> Task:
@@ -301,8 +230,8 @@ class Loop:
         for table in (self._readers, self._writers):
             task = table.pop(fd, None)
             if task is not None:
-                task._wait = None
-                task._deadline = math.inf
+                task.wait = None
+                task.deadline = math.inf
                 error = OSError(errno.EBADF, f"descriptor {fd} was closed while waited for")
                 self._ready.append((task, None, error))
 
@@ -348,7 +277,7 @@ class Loop:
             self._epoll.poll(0.01)
             self._run_ready()
         for task in list(self._tasks):
-            task._coro.close()
+            task.coro.close()
         self._tasks.clear()
         self._workers.close(timeout)
         self._epoll.close()
@@ -366,8 +295,10 @@ class Loop:
         self._forgotten.clear()
         for fd, mask in events:
             self._event(fd, mask)
-        if self._deadlines and self._deadlines[0][0] <= self.now:
-            self._expire()
+        if self._deadlines.next <= self.now:
+            for task in self._deadlines.due(self.now):
+                self._drop_wait(task)
+                self._ready.append((task, None, DeadlineExpired()))
 
     def _run_ready(self) -> None:
         """Run what is ready now; what becomes ready meanwhile has its turn after the events."""
@@ -396,9 +327,7 @@ class Loop:
         # Other threads append to _ready, then look at _sleeping; this is the reverse order.
         self._sleeping = True
         try:
-            timeout = _LONGEST_SLEEP
-            if self._deadlines:
-                timeout = min(max(self._deadlines[0][0] - now, 0), timeout)
+            timeout = min(max(self._deadlines.next - now, 0), _LONGEST_SLEEP)
             if self._ready or self._stopping:
                 timeout = 0
             return self._epoll.poll(timeout, _MAX_EVENTS)
@@ -460,9 +389,9 @@ class Loop:
         if not mask & kind:
             self._set_mask(fd, mask | kind)
         table[fd] = task
-        task._wait = fd if kind == READ else ~fd
+        task.wait = fd if kind == READ else ~fd
         if timeout != math.inf:
-            self._set_deadline(task, timeout)
+            self._deadlines.set(task, self.now + timeout)
         yield
 
     def _running(self) -> Task:
@@ -473,16 +402,16 @@ class Loop:
 
     def _step(self, task: Task, value: Any, error: BaseException | None) -> None:
         self._current = task
-        task._wait = None
-        task._deadline = math.inf
-        if task._cancelled:
-            task._cancelled = False
+        task.wait = None
+        task.deadline = math.inf
+        if task.cancelled:
+            task.cancelled = False
             error = TaskCancelled()
         try:
             if error is None:
-                task._coro.send(value)
+                task.coro.send(value)
             else:
-                task._coro.throw(error)
+                task.coro.throw(error)
         except (StopIteration, TaskCancelled):
             self._end(task)
         except Exception:
@@ -493,8 +422,8 @@ class Loop:
             raise
         finally:
             self._current = None
-        if task._cancelled and not task.done:
-            self._cancel(task)  # it cancelled itself: thrown where it waits now
+        if task.cancelled and not task.done:
+            self.cancel(task)  # it cancelled itself: thrown where it waits now
 
     def _call(self, call: Callable[..., object], args: Any) -> None:
         try:
@@ -503,19 +432,17 @@ class Loop:
             log.exception("Call %r failed", call)
 
     def _end(self, task: Task) -> None:
-        task.done = True
         self._tasks.discard(task)
-        if task._timer != math.inf:
-            self._stale += 1
-        calls, task._on_done = task._on_done, []
-        for call in calls:
+        self._deadlines.ended(task)
+        for call in task.end():
             self._call(call, (task,))
 
-    def _cancel(self, task: Task) -> None:
+    def cancel(self, task: Task) -> None:
+        """See `Task.cancel`."""
         if task.done:
             return
-        task._cancelled = True
-        wait = task._wait
+        task.cancelled = True
+        wait = task.wait
         if wait is None or (isinstance(wait, Token) and wait.shielded):
             return  # _step throws it when the task goes on
         self._drop_wait(task)
@@ -525,10 +452,10 @@ class Loop:
         """A worker has begun: neither a deadline nor a cancellation ends this wait."""
         token.shielded = True
         if token.task is not None and not token.done:
-            token.task._deadline = math.inf
+            token.task.deadline = math.inf
 
     def _drop_wait(self, task: Task) -> None:
-        wait = task._wait
+        wait = task.wait
         if isinstance(wait, Token):
             wait.done = True
         elif wait is not None:
@@ -536,42 +463,8 @@ class Loop:
                 del self._readers[wait]
             else:
                 del self._writers[~wait]
-        task._wait = None
-        task._deadline = math.inf
-
-    # Deadlines.
-
-    def _set_deadline(self, task: Task, timeout: float) -> None:
-        deadline = task._deadline = self.now + timeout
-        if deadline < task._timer:
-            if task._timer != math.inf:
-                self._stale += 1
-            self._push(task, deadline)
-
-    def _push(self, task: Task, deadline: float) -> None:
-        heap = self._deadlines
-        if self._stale > 512 and self._stale * 2 > len(heap):
-            heap[:] = [entry for entry in heap if entry[2]._timer == entry[0] and not entry[2].done]
-            heapq.heapify(heap)
-            self._stale = 0
-        task._timer = deadline
-        self._pushed += 1
-        heapq.heappush(heap, (deadline, self._pushed, task))
-
-    def _expire(self) -> None:
-        heap, now = self._deadlines, self.now
-        while heap and heap[0][0] <= now:
-            when, _, task = heapq.heappop(heap)
-            if when != task._timer or task.done:
-                self._stale -= 1
-                continue
-            task._timer = math.inf
-            if task._deadline > now:
-                if task._deadline != math.inf:
-                    self._push(task, task._deadline)
-                continue
-            self._drop_wait(task)
-            self._ready.append((task, None, DeadlineExpired()))
+        task.wait = None
+        task.deadline = math.inf
 
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):  # full: it wakes anyhow

@@ -224,7 +224,7 @@ class Response:
         self,
         status: int = 200,
         headers: Sequence[tuple[str, str]] = (),
-        body: bytes | StreamedBody = b"",
+        body: bytes | bytearray | StreamedBody = b"",
         *,
         close: bool = False,
     ) -> None:
@@ -235,4 +235,4 @@ class Response:
 
 
 Handler = Callable[[Request], Awaitable[Response]]
-Body = Union[bytes, StreamedBody]
+Body = Union[bytes, bytearray, StreamedBody]

@@ -33,7 +33,11 @@ if TYPE_CHECKING:
     from .loop import Loop
     from .message import RequestBody
 
-_SLICE = 32 * 1024  # bytes in a BIO at a time: two records
+# Bytes in a BIO at a time. A BIO keeps 4/3 of the most it ever held: with these an idle
+# connection that moved data keeps 90 KiB; a piece at once would keep 2.7 MiB. From 16 KiB to
+# 1 MiB throughput was the same within the noise; below 32 KiB receiving cost 10 % more CPU.
+_SLICE_OUT = 16 * 1024  # one record
+_SLICE_IN = 32 * 1024
 _PIECE = 1024 * 1024  # bytes for one system call of a worker
 _RECEIVE = 64 * 1024
 _HANDSHAKE = 0x16  # the type of a TLS record that begins a handshake, RFC 8446 §5.1
@@ -159,8 +163,8 @@ class TlsConnection(Connection):
 
     def _feed(self) -> None:
         if self.raw:
-            self.incoming.write(self.raw[:_SLICE])
-            self.raw = self.raw[_SLICE:]
+            self.incoming.write(self.raw[:_SLICE_IN])
+            self.raw = self.raw[_SLICE_IN:]
 
     async def _flush(self) -> None:
         if self.outgoing.pending:
@@ -233,8 +237,8 @@ class TlsPeer(WorkerPeer):
             self._raw = self._receive_raw()
             if not self._raw:
                 raise PeerGone(f"{connection.peer} ended the connection within the body")
-        connection.incoming.write(self._raw[:_SLICE])
-        self._raw = self._raw[_SLICE:]
+        connection.incoming.write(self._raw[:_SLICE_IN])
+        self._raw = self._raw[_SLICE_IN:]
         return True
 
     def _receive_raw(self) -> memoryview:
@@ -252,8 +256,8 @@ def encrypt(connection: TlsConnection, data: Buffer) -> bytes:
     view = memoryview(data)
     records = []
     try:
-        for start in range(0, len(view), _SLICE):
-            connection.tls.write(view[start : start + _SLICE])
+        for start in range(0, len(view), _SLICE_OUT):
+            connection.tls.write(view[start : start + _SLICE_OUT])
             records.append(connection.outgoing.read())
     except ssl.SSLError as e:  # the client closed the session, or broke it
         raise PeerGone(f"{connection.peer}: {_reason(e)}") from e
