@@ -1,0 +1,134 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""What was granted to a client, as the host's manager wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from ovirt_imageio.common import nbd
+
+from . import params
+from .errors import HttpError
+
+OPS = ("read", "write")
+
+_SCHEMES = "nbd:, nbd://, nbd+unix://, file://, https:// or http://"
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A grant. It never changes; what happens with it is a transfer's.
+
+    Attributes:
+        uuid: The ticket's id.
+        size: Bytes of the image that the client may touch.
+        ops: ``"read"``, ``"write"`` or both; write implies read.
+        timeout: Seconds of validity, also those by which each finished operation extends it.
+        url: Address of the backend.
+        inactivity_timeout: Seconds after which a silent connection is closed.
+        transfer_id: What logs call it; None for the id.
+        filename: What a browser calls the image; None if that was not given.
+        sparse: Zeroing may deallocate.
+        dirty: Dirty extents are wanted.
+    """
+
+    uuid: str
+    size: int
+    ops: tuple[str, ...]
+    timeout: int
+    url: str
+    inactivity_timeout: int
+    transfer_id: str | None = None
+    filename: str | None = None
+    sparse: bool = False
+    dirty: bool = False
+
+    @classmethod
+    def from_json(cls, ticket_id: str, document: Mapping[str, Any], *, inactivity_timeout: int = 60) -> Ticket:
+        """Return the ticket that a document describes; unknown keys are ignored.
+
+        Args:
+            ticket_id: The id in the path of the request.
+            document: The request's body.
+            inactivity_timeout: Seconds, if the document does not tell.
+
+        Raises:
+            HttpError: 400, naming the key that is missing or wrong.
+        """
+        uuid = params.text(document, "uuid")
+        if uuid != ticket_id:
+            raise params.invalid("uuid", uuid, f"the id in the path, {ticket_id[:100]!r}")
+        return cls(
+            uuid=uuid,
+            size=params.integer(document, "size"),
+            ops=_ops(document),
+            timeout=params.integer(document, "timeout"),
+            url=_url(document),
+            inactivity_timeout=params.integer(document, "inactivity_timeout", default=inactivity_timeout, minimum=1),
+            transfer_id=params.optional_text(document, "transfer_id"),
+            filename=params.optional_text(document, "filename"),
+            sparse=params.boolean(document, "sparse"),
+            dirty=params.boolean(document, "dirty"),
+        )
+
+    @property
+    def writable(self) -> bool:
+        """Whether the image may be changed."""
+        return "write" in self.ops
+
+    @property
+    def mode(self) -> str:
+        """How backends are opened: ``"r"`` or ``"r+"``."""
+        return "r+" if self.writable else "r"
+
+    def allows(self, op: str) -> bool:
+        """Tell whether ``"read"`` or ``"write"`` was granted."""
+        return op in self.ops or (op == "read" and self.writable)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the ticket as ``GET /tickets/{id}`` shows it; optional keys only if set."""
+        document: dict[str, Any] = {
+            "uuid": self.uuid,
+            "size": self.size,
+            "ops": list(self.ops),
+            "timeout": self.timeout,
+            "url": self.url,
+            "sparse": self.sparse,
+            "dirty": self.dirty,
+            "inactivity_timeout": self.inactivity_timeout,
+        }
+        if self.transfer_id is not None:
+            document["transfer_id"] = self.transfer_id
+        if self.filename is not None:
+            document["filename"] = self.filename
+        return document
+
+
+def _ops(document: Mapping[str, Any]) -> tuple[str, ...]:
+    value = params.required(document, "ops")
+    if not isinstance(value, list) or not value or not all(op in OPS for op in value):
+        raise params.invalid("ops", value, "a list of 'read', 'write' or both")
+    return tuple(value)
+
+
+def _url(document: Mapping[str, Any]) -> str:
+    """Return the address if it can be one of a backend; whether it is, opening tells."""
+    url = params.text(document, "url")
+    try:
+        if url.startswith("nbd"):
+            nbd.parse(url)
+            return url
+        parts = urlsplit(url)
+        understood = (parts.scheme == "file" and parts.path.startswith("/")) or (
+            parts.scheme in ("http", "https") and bool(parts.hostname)
+        )
+    except ValueError as e:
+        raise HttpError(400, f"'url' is not understood: {e}") from e
+    if not understood:
+        raise params.invalid("url", url, f"an address with {_SCHEMES}")
+    return url
