@@ -1,0 +1,228 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""A ticket in use: its running operations, its connections, its validity.
+
+The states of a ticket::
+
+    valid ──time──► expired ──extend──► valid
+      │                │
+      └────cancel──────┴──► cancelled ──last operation ends──► closed
+
+Expiry refuses new requests; a running one finishes, and extends the ticket. Cancelling
+ends running ones at their next chunk; when the last has ended, storage is released.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from .errors import DeadlineExpired, HttpError
+from .http.connection import Connection
+from .http.loop import Loop
+from .http.tasks import Token
+from .operations import READ, WRITE, ZERO, Operation
+from .pool import Pool
+from .progress import Progress
+from .stats import Stats
+from .tickets import Ticket
+
+log = logging.getLogger(__name__)
+
+
+class Transfer:
+    """What happens with one ticket. Loop thread only.
+
+    Args:
+        loop: The loop.
+        ticket: The grant.
+        pool: Its storage; the transfer closes it.
+        clock: Monotonic seconds.
+        stats: Where finished operations are counted.
+
+    Attributes:
+        ticket: The grant.
+        pool: Its storage.
+        stats: Finished operations.
+        expires: When the ticket ceases to be valid, in seconds of the clock.
+        cancelled: It serves no requests any more.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        ticket: Ticket,
+        pool: Pool,
+        *,
+        clock: Callable[[], float],
+        stats: Stats | None = None,
+    ) -> None:
+        self.ticket = ticket
+        self.pool = pool
+        self.stats = stats or Stats()
+        self.cancelled = False
+        self._loop = loop
+        self._clock = clock
+        self.expires = clock() + ticket.timeout
+        self._touched = clock()
+        self._running: dict[int, Operation] = {}
+        self._connections: set[Connection] = set()
+        self._progress = Progress()
+        # Which operations "transferred" counts: with both granted it would mean nothing.
+        one_way = len(set(ticket.ops)) == 1
+        self._counted = ((WRITE, ZERO) if ticket.writable else (READ,)) if one_way else ()
+        self._waiting: list[Token] = []
+
+    @property
+    def name(self) -> str:
+        """What the log calls it: whoever knows the id may use the ticket."""
+        return self.ticket.transfer_id or self.ticket.uuid[:8]
+
+    @property
+    def active(self) -> bool:
+        """Whether an operation runs."""
+        return bool(self._running)
+
+    @property
+    def expired(self) -> bool:
+        """Whether the time is over."""
+        return self._clock() >= self.expires
+
+    # Validity.
+
+    def check(self, op: str) -> None:
+        """Raise unless the ticket allows an operation now.
+
+        Args:
+            op: ``"read"`` or ``"write"``.
+
+        Raises:
+            HttpError: 403.
+        """
+        if self.cancelled:
+            raise HttpError(403, "the ticket was cancelled")
+        if self._clock() >= self.expires:
+            raise HttpError(403, "the ticket has expired")
+        if not self.ticket.allows(op):
+            raise HttpError(403, f"the ticket does not allow to {op}")
+
+    def extend(self, timeout: int) -> None:
+        """Let the ticket be valid for so many seconds from now."""
+        self.expires = self._clock() + timeout
+        log.info("%s: valid for %s s", self.name, timeout)
+
+    # Operations.
+
+    def operation(self, kind: str, offset: int, length: int, connection: Connection) -> Operation:
+        """Return a running operation; it ends when its context is left.
+
+        Args:
+            kind: One of those in `operations`.
+            offset: First byte.
+            length: Bytes, 0 if that is not known.
+            connection: The client's.
+
+        Raises:
+            HttpError: 403 if the ticket was cancelled since it was checked.
+        """
+        if self.cancelled:
+            raise HttpError(403, "the ticket was cancelled")
+        if connection.ticket_id != self.ticket.uuid or connection not in self._connections:
+            self._adopt(connection)
+        op = Operation(kind, offset, length, started=self._clock(), on_end=self._ended)
+        self._running[op.number] = op
+        return op
+
+    def touch(self, connection: Connection) -> None:
+        """Note that the client is alive."""
+        self._touched = self._clock()
+        if connection.ticket_id != self.ticket.uuid or connection not in self._connections:
+            self._adopt(connection)
+
+    def _adopt(self, connection: Connection) -> None:
+        connection.ticket_id = self.ticket.uuid
+        connection.inactivity_timeout = self.ticket.inactivity_timeout
+        if connection not in self._connections:
+            self._connections.add(connection)
+            connection.on_close.append(self._connections.discard)
+
+    def _ended(self, op: Operation, failed: bool) -> None:
+        del self._running[op.number]
+        now = self._touched = self._clock()
+        if now + self.ticket.timeout > self.expires:
+            self.expires = now + self.ticket.timeout
+        if op.done and op.kind in self._counted:
+            self._progress.add(op.offset, op.done)
+        self.stats.record(op.kind, op.done, seconds=now - op.started, failed=failed)
+        if self._waiting and not self._running:
+            waiting, self._waiting = self._waiting, []
+            for token in waiting:
+                self._loop.resume(token)
+
+    # The end.
+
+    def cancel(self) -> None:
+        """Refuse further requests, end those that run, close idle connections."""
+        if not self.cancelled:
+            log.info("%s: cancelled, %d operations run", self.name, len(self._running))
+        self.cancelled = True
+        for op in list(self._running.values()):
+            op.cancel()
+        registries = {connection.registry for connection in self._connections}
+        for registry in registries:
+            if registry is not None:
+                registry.close_idle(self.ticket.uuid)
+
+    async def unused(self, timeout: float) -> bool:
+        """Wait until no operation runs and storage is released; False if that takes longer.
+
+        To be called when the transfer was cancelled.
+        """
+        until = self._loop.now + timeout
+        try:
+            while self._running:
+                token = self._loop.token()
+                self._waiting.append(token)
+                await self._loop.suspend(token, max(until - self._loop.now, 0))
+        except DeadlineExpired:
+            return False
+        return await self.pool.close(max(until - self._loop.now, 0))
+
+    # What is known.
+
+    @property
+    def connection_count(self) -> int:
+        """Open connections whose last request was for this ticket."""
+        uuid = self.ticket.uuid
+        return sum(connection.ticket_id == uuid for connection in self._connections)
+
+    @property
+    def transferred(self) -> int | None:
+        """Distinct bytes that storage has acknowledged; None if both ways are granted."""
+        if not self._counted:
+            return None
+        return self._progress.total_with(
+            (op.offset, op.done) for op in self._running.values() if op.kind in self._counted
+        )
+
+    @property
+    def idle_time(self) -> int:
+        """Whole seconds since the client was last heard of, 0 while an operation runs."""
+        return 0 if self._running else int(self._clock() - self._touched)
+
+    def info(self) -> dict[str, Any]:
+        """Return what ``GET /tickets/{id}`` shows."""
+        document = self.ticket.to_json()
+        document.update(
+            active=self.active,
+            canceled=self.cancelled,
+            connections=self.connection_count,
+            expires=int(self.expires),
+            idle_time=self.idle_time,
+        )
+        transferred = self.transferred
+        if transferred is not None:
+            document["transferred"] = transferred
+        return document
