@@ -1,0 +1,219 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""The tickets that the host's manager has put in. They live in memory only, on purpose."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator
+
+from ovirt_imageio.common import backends
+from ovirt_imageio.common.backends.base import Backend
+
+from .config import Config
+from .errors import HttpError
+from .http.loop import Loop
+from .pool import Pool
+from .stats import Stats, Totals
+from .tickets import Ticket
+from .transfer import Transfer
+
+# How long a ticket that replaces another waits for what runs, where remove_timeout is 0.
+_REPLACE_TIMEOUT = 60.0
+
+log = logging.getLogger(__name__)
+
+OpenTicket = Callable[[Ticket], Backend]
+
+
+class Tickets:
+    """The store. Loop thread only.
+
+    Args:
+        loop: The loop.
+        cfg: The configuration.
+        totals: What all transfers do is counted there.
+        open_backend: Opens the storage of a ticket; called in worker threads.
+        clock: Monotonic seconds; the loop's by default.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        cfg: Config,
+        *,
+        totals: Totals | None = None,
+        open_backend: OpenTicket | None = None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self._loop = loop
+        self._cfg = cfg
+        self._totals = totals or Totals()
+        self._open_backend = open_backend or functools.partial(open_storage, cfg)
+        self._clock = clock or (lambda: loop.now)
+        self._transfers: dict[str, Transfer] = {}
+
+    def __len__(self) -> int:
+        return len(self._transfers)
+
+    def __iter__(self) -> Iterator[Transfer]:
+        return iter(list(self._transfers.values()))
+
+    async def add(self, ticket: Ticket) -> None:
+        """Take a ticket. One in use under this id is cancelled and replaced.
+
+        Raises:
+            HttpError: 409 if what runs with the old one does not end in time.
+        """
+        timeout = self._cfg.control.remove_timeout or _REPLACE_TIMEOUT
+        while ticket.uuid in self._transfers:
+            await self._remove(self._transfers[ticket.uuid], timeout)
+        self.insert(ticket)
+
+    def insert(self, ticket: Ticket) -> None:
+        """Take a ticket that is new; `add` also replaces one.
+
+        Raises:
+            ValueError: There is one with this id.
+        """
+        if ticket.uuid in self._transfers:
+            raise ValueError(f"there is a ticket {ticket.uuid!r} already")
+        daemon = self._cfg.daemon
+        pool = Pool(
+            self._loop,
+            functools.partial(self._open_backend, ticket),
+            limit=daemon.max_connections,
+            fast=daemon.loop_nbd or not ticket.url.startswith("nbd"),
+            sparse=ticket.sparse,
+        )
+        transfer = Transfer(
+            self._loop,
+            ticket,
+            pool,
+            clock=self._clock,
+            stats=Stats(self._totals.operations),
+        )
+        self._transfers[ticket.uuid] = transfer
+        log.info(
+            "%s: added, size=%d ops=%s timeout=%d url=%s",
+            transfer.name,
+            ticket.size,
+            ",".join(ticket.ops),
+            ticket.timeout,
+            _shown(ticket.url),
+        )
+
+    def get(self, ticket_id: str) -> Transfer:
+        """Return the transfer of a ticket.
+
+        Raises:
+            HttpError: 404 if there is none.
+        """
+        transfer = self._transfers.get(ticket_id)
+        if transfer is None:
+            raise HttpError(404, f"there is no ticket {ticket_id[:100]!r}")
+        return transfer
+
+    def authorize(self, ticket_id: str, op: str) -> Transfer:
+        """Return the transfer of a ticket that allows an operation now.
+
+        Args:
+            ticket_id: The id.
+            op: ``"read"`` or ``"write"``.
+
+        Raises:
+            HttpError: 403 if there is no such ticket, if it has expired or was cancelled,
+                or if it does not allow that.
+        """
+        transfer = self._transfers.get(ticket_id)
+        if transfer is None:
+            raise HttpError(403, f"there is no ticket {ticket_id[:100]!r}")
+        transfer.check(op)
+        return transfer
+
+    def extend(self, ticket_id: str, timeout: int) -> None:
+        """Let a ticket be valid for so many seconds from now.
+
+        Raises:
+            HttpError: 404 if there is none.
+        """
+        self.get(ticket_id).extend(timeout)
+
+    async def remove(self, ticket_id: str) -> None:
+        """Cancel a ticket and drop it when it is unused. It need not exist.
+
+        With ``control.remove_timeout`` of 0 a ticket in use is only cancelled: it goes when
+        it is removed again, later.
+
+        Raises:
+            HttpError: 409 if it is still in use after ``control.remove_timeout``.
+        """
+        transfer = self._transfers.get(ticket_id)
+        if transfer is None:
+            return
+        timeout = self._cfg.control.remove_timeout
+        if timeout or not transfer.active:
+            await self._remove(transfer, timeout or _REPLACE_TIMEOUT)
+            return
+        transfer.cancel()
+        self._loop.spawn(transfer.unused(float("inf")), "release storage")
+
+    async def clear(self) -> None:
+        """Cancel and drop all tickets, waiting for what runs up to the remove timeout."""
+        transfers = list(self._transfers.values())
+        self._transfers.clear()
+        for transfer in transfers:
+            transfer.cancel()
+        until = self._loop.now + self._cfg.control.remove_timeout
+        for transfer in transfers:
+            if not await transfer.unused(max(until - self._loop.now, 0)):
+                log.warning("%s: dropped while in use", transfer.name)
+                self._loop.spawn(transfer.unused(float("inf")), "release storage")
+            self._log_end(transfer)
+
+    async def close(self) -> None:
+        """Cancel and drop all tickets because the daemon stops."""
+        await self.clear()
+
+    def sweep(self) -> None:
+        """Release the storage of expired tickets that nobody uses."""
+        for transfer in self._transfers.values():
+            if transfer.expired and not transfer.active and transfer.pool.open_count:
+                transfer.pool.close_idle()
+
+    async def _remove(self, transfer: Transfer, timeout: float) -> None:
+        transfer.cancel()
+        if not await transfer.unused(timeout):
+            raise HttpError(409, f"the ticket is still in use after {timeout:g} seconds")
+        if self._transfers.get(transfer.ticket.uuid) is transfer:
+            del self._transfers[transfer.ticket.uuid]
+            self._log_end(transfer)
+
+    def _log_end(self, transfer: Transfer) -> None:
+        log.info("%s: removed, %s", transfer.name, transfer.stats.summary())
+
+
+def open_storage(cfg: Config, ticket: Ticket) -> Backend:
+    """Open a backend of a ticket. Any thread.
+
+    Raises:
+        Exception: See `ovirt_imageio.common.backends.open`.
+    """
+    return backends.open(
+        ticket.url,
+        mode=ticket.mode,
+        sparse=ticket.sparse,
+        dirty=ticket.dirty,
+        cafile=cfg.backend_http.ca_file or None,
+        connections=cfg.daemon.max_connections,
+    )
+
+
+def _shown(url: str) -> str:
+    """A URL for the log: that of a proxied image ends with the id of another ticket."""
+    if not url.startswith("http"):
+        return url
+    start, slash, last = url.rpartition("/")
+    return f"{start}{slash}{last[:8]}"

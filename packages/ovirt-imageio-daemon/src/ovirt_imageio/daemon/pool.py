@@ -1,0 +1,797 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""The open backends of one transfer, which its requests share.
+
+Theory of operation
+-------------------
+
+At most `limit` backends are open. With NBD the first becomes the *fast path* for good:
+small requests of any number of HTTP connections are pipelined over it in the loop. The
+others are *members*: idle, or lent to one request whose worker thread uses it.
+
+    requests ──► fast path (loop) ───────────────► storage
+             ──► queue ──► member 1 (worker) ────►
+                           member 2 (worker) ────►  ...  up to limit
+
+A request borrows one member, and a second where nobody waits. If none is idle it opens
+one, if that is not possible it waits in line; a member given back goes to the first in the
+line. A server that takes no more connections lowers the limit for a while. Where no member can
+be had at all, or waiting takes long, the request goes over the fast path's connection too.
+
+Durability
+----------
+
+A flush covers everything acknowledged for the ticket. Where the storage says that one
+flush covers all connections (`multi_conn`), one is sent. Otherwise every member that
+wrote since its last flush is flushed; one that is lent is waited for if it owed a flush when
+it was lent, so members that owe one are flushed before long use.
+
+When a connection that owes a flush breaks because the server failed, acknowledged
+data may be lost, and no later flush may claim otherwise: it fails, for as long as the
+ticket lives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple, Union
+
+from ovirt_imageio.common import defaults
+from ovirt_imageio.common.backends.base import Backend, Capabilities, pieces
+from ovirt_imageio.common.errors import ImageioError, OperationCancelled, ProtocolError
+from ovirt_imageio.common.nbd import ServerFull, ServerGone
+
+from .errors import DeadlineExpired, Overloaded
+from .http.loop import Loop
+from .http.tasks import Token
+from .operations import FLUSH, WRITE, ZERO, Operation
+from .shared import CachedFile, Shared, SharedBackend
+
+# A host under load may be slow to greet; a full server never does.
+FIRST_GREETING = 10.0
+# How long a full server is not asked again: asking costs the asker a second.
+FULL_PERIOD = 60.0
+# How long a request waits for a member before it goes over the fast path's connection.
+PATIENCE = 2.0
+# How long it waits where there is no such connection.
+QUEUE_TIMEOUT = 60.0
+# Bytes zeroed between two looks at the cancel flag. A server that can zero needs milliseconds.
+ZERO_PIECE = 128 * 1024 * 1024
+# Longer use of a member that owes a flush would let flushes wait for it.
+_LONG_USE = 32 * 1024 * 1024
+
+log = logging.getLogger(__name__)
+
+Fast = Union[Shared, CachedFile]
+Open = Callable[[], Backend]
+
+
+class StorageFailed(ImageioError):
+    """Storage broke off while it owed an answer, or lost what it had acknowledged."""
+
+
+class Storage(NamedTuple):
+    """What is known of the storage since it was opened.
+
+    Attributes:
+        size: Bytes.
+        capabilities: What it can do.
+    """
+
+    size: int
+    capabilities: Capabilities
+
+
+class Member:
+    """A backend of the pool.
+
+    Attributes:
+        backend: The backend.
+        uses: How often it was lent: tells whether it was used since.
+        owed: It owed a flush when it was lent.
+        flushers: Flushes that wait for it.
+    """
+
+    __slots__ = ("backend", "flushers", "owed", "uses")
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.uses = 0
+        self.owed = False
+        self.flushers: deque[_Waiter] = deque()
+
+
+class Covered(NamedTuple):
+    """What a flush that begins now will cover, where one flush covers all connections."""
+
+    members: list[tuple[Member, int]]
+    shared: Shared | None
+    acknowledged: int
+
+
+class _Waiter:
+    """A place in a line. What it was given is kept here, lest it gets lost with its task."""
+
+    __slots__ = ("given", "member", "token")
+
+    def __init__(self, token: Token) -> None:
+        self.token = token
+        self.given = False
+        self.member: Member | None = None  # None: the right to open one
+
+
+class Pool:
+    """The open backends of one transfer. Loop thread only.
+
+    Args:
+        loop: The loop.
+        open_backend: Opens a backend; called in a worker thread.
+        limit: Most open backends.
+        fast: Serve small requests in the loop, where the backend can.
+        sparse: Zeroing may deallocate.
+        timeout: Seconds that the storage may take for an answer in the loop.
+
+    Attributes:
+        storage: What is known of it, None until it was opened.
+        fast: What serves small requests in the loop, None if nothing does.
+        closed: It was closed: the ticket was removed or cancelled.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        open_backend: Open,
+        *,
+        limit: int = defaults.MAX_CONNECTIONS,
+        fast: bool = True,
+        sparse: bool = False,
+        timeout: float = defaults.NBD_TIMEOUT,
+    ) -> None:
+        self.storage: Storage | None = None
+        self.fast: Fast | None = None
+        self.closed = False
+        self._loop = loop
+        self._open_backend = open_backend
+        self._max = self._limit = limit
+        self._full_until = 0.0
+        self._wants_fast = fast
+        self._sparse = sparse
+        self._timeout = timeout
+        self._open = 0  # open or being opened, the fast path and those being closed included
+        self._idle: list[Member] = []
+        self._busy: set[Member] = set()
+        self._queue: deque[_Waiter] = deque()
+        self._preparing: list[Token] | None = None
+        self._closing: list[Token] = []
+        self._lost: BaseException | None = None
+
+    @property
+    def open_count(self) -> int:
+        """Backends that are open, being opened or being closed."""
+        return self._open
+
+    # Opening.
+
+    async def prepare(self) -> Storage:
+        """Open the first backend, and the fast path if there can be one.
+
+        Raises:
+            Overloaded: The server takes no connection.
+            Exception: The storage cannot be opened.
+        """
+        while self.storage is None or (self.fast is None and self._wants_fast):
+            self._check_closed()
+            if self._preparing is not None:
+                self._preparing.append(self._loop.token())
+                await self._loop.suspend(self._preparing[-1])
+                continue
+            self._preparing = []
+            try:
+                await self._prepare()
+            finally:
+                waiting, self._preparing = self._preparing, None
+                for token in waiting:
+                    self._loop.resume(token)
+        return self.storage
+
+    async def _prepare(self) -> None:
+        deadline = self._loop.now + FIRST_GREETING
+        while True:
+            member = await self._take(None)
+            if member is not None:
+                break
+            if self._loop.now >= deadline:
+                raise Overloaded("the storage takes no more connections, try again later")
+        if self.storage is None:
+            self.storage = Storage(member.backend.size, member.backend.capabilities)
+        if not self._become_fast(member):
+            self._give_back(member)
+
+    def _become_fast(self, member: Member) -> bool:
+        """Use a member for small requests from now on, if it can and shall."""
+        backend = member.backend
+        if not self._wants_fast or self.fast is not None or self.closed:
+            return False
+        make_pipeline = getattr(backend, "pipeline", None)
+        if make_pipeline is not None:
+            self._busy.discard(member)
+            self.fast = Shared(
+                self._loop,
+                make_pipeline(),
+                capabilities=backend.capabilities,
+                sparse=self._sparse,
+                timeout=self._timeout,
+                on_broken=self._shared_broke,
+            )
+            return True
+        if getattr(backend, "can_nowait", False) and self._max > 1:
+            self._busy.discard(member)
+            self.fast = CachedFile(backend)
+            return True
+        self._wants_fast = False
+        return False
+
+    # Lending.
+
+    def borrow(self, op: Operation, *, wish: int = 1) -> Lease:
+        """Return a context manager that lends one to `wish` backends to an operation.
+
+        Args:
+            op: Its cancellation ends the wait.
+            wish: Most backends that are of use; more than one where nobody waits.
+        """
+        return Lease(self, op, wish)
+
+    async def lend(self, op: Operation, wish: int) -> list[Member]:
+        """Lend members; what `borrow` does when it is entered. No members: see `last_resort`.
+
+        Raises:
+            Overloaded: Too many wait for a backend.
+            OperationCancelled: The operation was cancelled while waiting.
+            Exception: The storage cannot be opened.
+        """
+        if self.storage is None:
+            await self.prepare()
+        member = await self._take(op)
+        if member is None:
+            return []
+        members = [member]
+        try:
+            await self._pay(member, op)
+            while len(members) < wish and not self._queue:
+                extra = await self._extra()
+                if extra is None:
+                    break
+                members.append(extra)
+        except BaseException:
+            self.give_back(members)
+            raise
+        return members
+
+    async def _extra(self) -> Member | None:
+        """A member that would only help: None rather than an error."""
+        try:
+            return self._pop_idle() or await self._open_new()
+        except (OSError, ImageioError) as e:
+            self._check_closed()
+            log.info("cannot open another connection to storage: %s", e)
+            return None
+
+    def last_resort(self) -> Backend:
+        """Return a backend that shares the fast path's connection with everybody."""
+        if not isinstance(self.fast, Shared):
+            raise Overloaded("the storage takes no more connections, try again later")
+        return SharedBackend(self._loop, self.fast)
+
+    def give_back(self, members: Sequence[Member]) -> None:
+        """Take lent members back; broken ones are closed."""
+        for member in members:
+            self._give_back(member)
+
+    async def _take(self, op: Operation | None) -> Member | None:
+        """Take an idle member, open one, or wait in line; None if there is none to be had."""
+        self._check_closed()
+        if not self._queue:
+            member = self._pop_idle() or await self._open_new()
+            if member is not None:
+                return member
+        if self._is_hopeless():
+            return None
+        return await self._wait(op)
+
+    def _is_hopeless(self) -> bool:
+        """Tell whether there is nobody to give a member back."""
+        return self._open <= isinstance(self.fast, (Shared, CachedFile))
+
+    def _pop_idle(self) -> Member | None:
+        while self._idle:
+            member = self._idle.pop()
+            self._busy.add(member)
+            stale = getattr(member.backend, "stale", None)
+            if stale is not None and stale():
+                if member.backend.broken is None:
+                    member.backend.broken = ServerGone("the server closed an idle connection")
+                log.info("storage closed an idle connection, opening another")
+                self._drop(member)
+                continue
+            member.uses += 1
+            member.owed = member.backend.unflushed
+            return member
+        return None
+
+    async def _open_new(self) -> Member | None:
+        """Open a member; None if as many are open as may be."""
+        if self._open >= self._limit:
+            if self._limit == self._max or self._loop.now < self._full_until:
+                return None
+            self._limit += 1  # perhaps the server has room again
+        self._open += 1
+        return await self._open_reserved()
+
+    async def _open_reserved(self) -> Member | None:
+        """Open a member, whose place is counted already; None if the server is full."""
+        try:
+            backend = await self._loop.worker(self._open_backend)
+        except ServerFull:
+            self._open -= 1
+            self._limit = max(self._established(), 1)
+            self._full_until = self._loop.now + FULL_PERIOD
+            log.info("storage takes no more than %d connections", self._limit)
+            if self._is_hopeless():
+                for waiter in self._queue:
+                    self._loop.resume(waiter.token)
+            return None
+        except BaseException:
+            self._free_place()
+            raise
+        member = Member(backend)
+        self._busy.add(member)
+        self._limit = max(self._limit, self._established())
+        if self.closed:
+            self._drop(member)
+            self._check_closed()
+        return member
+
+    def _established(self) -> int:
+        return len(self._idle) + len(self._busy) + isinstance(self.fast, (Shared, CachedFile))
+
+    async def _wait(self, op: Operation | None) -> Member | None:
+        """Wait in line. None if it is time to share the fast path's connection."""
+        loop = self._loop
+        waiter = _Waiter(loop.token())
+        self._queue.append(waiter)
+        timeout = PATIENCE if isinstance(self.fast, Shared) else QUEUE_TIMEOUT
+        try:
+            if op is not None:
+                op.waits_for(lambda: loop.resume(waiter.token, error=OperationCancelled("cancelled")))
+            await loop.suspend(waiter.token, timeout)
+        except DeadlineExpired:
+            if isinstance(self.fast, Shared):
+                return None
+            raise Overloaded("too many requests wait for the storage") from None
+        except BaseException:
+            if waiter.given:
+                self._pass_on(waiter.member)
+            raise
+        finally:
+            if op is not None:
+                op.clear_wait()
+            with contextlib.suppress(ValueError):
+                self._queue.remove(waiter)
+        if waiter.given and waiter.member is None:
+            return await self._open_reserved()
+        return waiter.member
+
+    def _give_back(self, member: Member) -> None:
+        backend = member.backend
+        if backend.broken is not None or self.closed:
+            self._drop(member)
+        else:
+            self._pass_on(member)
+
+    def _pass_on(self, member: Member | None) -> None:
+        """Give a member, or the place of one, to who waits for it."""
+        if member is None:
+            self._free_place()
+            return
+        for line in (member.flushers, self._queue):
+            waiter = _first_alive(line)
+            if waiter is not None:
+                member.uses += 1
+                member.owed = member.backend.unflushed
+                waiter.given, waiter.member = True, member
+                self._loop.resume(waiter.token)
+                return
+        self._busy.discard(member)
+        self._idle.append(member)
+
+    def _free_place(self) -> None:
+        """One backend less is open: the first in line may open another."""
+        waiter = None if self._open > self._limit else _first_alive(self._queue)
+        if waiter is None:
+            self._open -= 1
+        else:
+            waiter.given = True
+            self._loop.resume(waiter.token)
+        self._wake_closing()
+
+    def _drop(self, member: Member) -> None:
+        """Close a member and forget it. What it owes is noted."""
+        self._busy.discard(member)
+        backend = member.backend
+        waiting, member.flushers = member.flushers, deque()
+        for waiter in waiting:
+            self._loop.resume(waiter.token)
+        if backend.unflushed and backend.broken is not None and not self.closed:
+            self._note_loss(backend.broken)
+        self._loop.spawn(self._close_backend(backend), "close backend")
+
+    def _note_loss(self, error: BaseException) -> None:
+        """A connection that owed a flush broke: is what it wrote still safe?"""
+        assert self.storage is not None
+        if self.storage.capabilities.multi_conn and not isinstance(error, ProtocolError):
+            return  # our own doing: the server is well, the next flush covers it
+        if self._lost is None:
+            log.error("storage failed before a flush, acknowledged data may be lost: %s", error)
+            self._lost = error
+
+    async def _close_backend(self, backend: Backend) -> None:
+        try:
+            await self._loop.worker(backend.close)
+        except Overloaded:
+            backend.close()
+        except Exception:
+            log.warning("closing storage failed", exc_info=True)
+        finally:
+            self._free_place()
+
+    def _shared_broke(self, shared: Shared) -> None:
+        error = shared.broken
+        if shared is not self.fast:
+            return
+        self.fast = None
+        log.warning("the connection for small requests broke: %s", error)
+        if shared.unflushed and error is not None:
+            self._note_loss(error)
+        self._free_place()
+
+    # Small requests.
+
+    async def read(self, op: Operation, offset: int, length: int) -> bytes | bytearray:
+        """Return that many bytes: from the fast path if possible, else by a worker.
+
+        Args:
+            op: Waits for a backend end with it.
+            offset: First byte.
+            length: Bytes, few enough for memory.
+        """
+        fast = self.fast or await self._fast()
+        if fast is not None:
+            try:
+                data = await fast.read(offset, length)
+            except ProtocolError:
+                if not isinstance(self._lost_server(fast), ServerGone):
+                    raise
+                fast = await self._fast()
+                data = await fast.read(offset, length) if fast is not None else None
+            if data is not None:
+                return data
+        async with self.borrow(op) as backends:
+            return await self._loop.worker(_read, backends[0], offset, length)
+
+    async def write(self, op: Operation, offset: int, data: bytes, *, flush: bool) -> None:
+        """Write data at offset, and flush if told so. As `read`."""
+        length = len(data)
+        shared = self.fast or await self._fast()
+        if not isinstance(shared, Shared) or not shared.can_write(offset, length):
+            await self.change(op, _write, offset, data, flush=flush)
+            return
+        await self._twice(shared, lambda fast: fast.write(offset, data))
+        op.advance(length)
+        if flush:
+            await self.flush(op)
+
+    async def zero(self, op: Operation, offset: int, length: int, *, flush: bool) -> None:
+        """Make a range read as zeroes, and flush if told so; any length. As `read`."""
+        shared = self.fast or await self._fast()
+        if not isinstance(shared, Shared) or not shared.can_zero(offset, length):
+            await self.change(op, _zero, offset, length, flush=flush)
+            return
+        await self._twice(shared, lambda fast: fast.zero(offset, length))
+        op.advance(length)
+        if flush:
+            await self.flush(op)
+
+    async def change(self, op: Operation, call: Callable[..., None], *args: Any, flush: bool) -> None:
+        """Run ``call(backend, op, *args)`` in a worker, and flush if told so."""
+        async with self.borrow(op) as backends:
+            covered = self.flush_inside() if flush else None
+            await self._loop.worker(_change, backends[0], op, call, args, covered is not None)
+        if flush:
+            await self.finish_flush(op, covered)
+
+    async def _twice(self, shared: Shared, request: Callable[[Shared], Awaitable[None]]) -> None:
+        """Try a change again, on a new connection, if the server went away meanwhile.
+
+        It had nothing of the request, or all: writing the same again does no harm, for
+        nothing was acknowledged, so nobody else may rely on what is there.
+        """
+        try:
+            await request(shared)
+        except ProtocolError:
+            if not isinstance(self._lost_server(shared), ServerGone):
+                raise
+            again = await self._fast()
+            if not isinstance(again, Shared):
+                raise
+            await request(again)
+
+    def _lost_server(self, fast: Fast) -> BaseException | None:
+        return fast.broken if isinstance(fast, Shared) else None
+
+    async def _fast(self) -> Fast | None:
+        if self.fast is None and (self._wants_fast or self.storage is None):
+            await self.prepare()
+        return self.fast
+
+    # Flushing.
+
+    async def _pay(self, member: Member, op: Operation) -> None:
+        """Flush a member before long use, if others' flushes would wait for it."""
+        assert self.storage is not None
+        if not member.owed or self.storage.capabilities.multi_conn:
+            return
+        if (op.kind in (WRITE, ZERO) and 0 < op.length <= _LONG_USE) or op.kind == FLUSH:
+            return
+        await self._loop.worker(member.backend.flush)
+        member.owed = False
+
+    def covered_from_now(self) -> Covered:
+        """Return what a flush that begins now covers; see `note_flushed`."""
+        shared = self.fast if isinstance(self.fast, Shared) else None
+        return Covered(
+            [(member, member.uses) for member in self._idle if member.backend.unflushed],
+            shared,
+            shared.acknowledged if shared is not None else 0,
+        )
+
+    def note_flushed(self, covered: Covered) -> None:
+        """Note that a flush has succeeded where one covers all connections."""
+        for member, uses in covered.members:
+            if member.uses == uses:
+                member.backend.unflushed = False
+        if covered.shared is not None:
+            covered.shared.covered(covered.acknowledged)
+
+    def flush_inside(self) -> Covered | None:
+        """Begin a flush that a worker does with the backend it has.
+
+        Returns:
+            What it will cover, for `finish_flush`. None if one backend's flush is not enough:
+            the worker shall not flush, `finish_flush` will.
+
+        Raises:
+            StorageFailed: Acknowledged data may be lost.
+        """
+        self.check_lost()
+        if self.storage is None or not self.storage.capabilities.multi_conn:
+            return None
+        self._drop_stale()
+        self.check_lost()
+        return self.covered_from_now()
+
+    async def finish_flush(self, op: Operation, covered: Covered | None) -> None:
+        """End what `flush_inside` began. Errors as `flush`."""
+        if covered is None:
+            await self.flush(op)
+            return
+        self.note_flushed(covered)
+        self.check_lost()
+
+    async def flush(self, op: Operation) -> None:
+        """Bring everything acknowledged for the ticket to stable storage.
+
+        Raises:
+            StorageFailed: Acknowledged data may be lost.
+            Exception: The storage failed.
+        """
+        if self.storage is None or self.fast is None:
+            await self.prepare()
+        covered = self.flush_inside()
+        if covered is not None:
+            await self._flush_any(op)
+            self.note_flushed(covered)
+        else:
+            await self._flush_each(op)
+        self.check_lost()
+
+    def check_lost(self) -> None:
+        """Raise if acknowledged data may be lost.
+
+        Raises:
+            StorageFailed: It may.
+        """
+        if self._lost is not None:
+            raise StorageFailed(f"acknowledged data may be lost: {self._lost}") from self._lost
+
+    def _drop_stale(self) -> None:
+        """A server that was restarted may have lost what idle members wrote."""
+        for member in [m for m in self._idle if m.backend.unflushed]:
+            stale = getattr(member.backend, "stale", None)
+            if stale is not None and stale():
+                self._idle.remove(member)
+                if member.backend.broken is None:
+                    member.backend.broken = ServerGone("the server closed an idle connection")
+                self._drop(member)
+
+    async def _flush_any(self, op: Operation) -> None:
+        if isinstance(self.fast, Shared):
+            await self.fast.flush()
+            return
+        async with self.borrow(op) as backends:
+            await self._loop.worker(backends[0].flush)
+
+    async def _flush_each(self, op: Operation) -> None:
+        shared = self.fast if isinstance(self.fast, Shared) else None
+        owing = [member for member in self._idle if member.backend.unflushed]
+        owing += [member for member in self._busy if member.owed]
+        if shared is not None and (shared.unflushed or not owing):
+            await shared.flush()
+        elif not owing:
+            await self._flush_any(op)
+        for member in owing:
+            op.check()
+            await self._flush_member(member, op)
+
+    async def _flush_member(self, member: Member, op: Operation) -> None:
+        if not await self._claim(member, op):
+            return  # it was dropped: if it broke, that was noted
+        try:
+            if member.backend.unflushed:
+                await self._loop.worker(member.backend.flush)
+        finally:
+            self._give_back(member)
+
+    async def _claim(self, member: Member, op: Operation) -> bool:
+        """Borrow this very member; False if it is no more."""
+        if member in self._idle:
+            self._idle.remove(member)
+            self._busy.add(member)
+            member.uses += 1
+            member.owed = member.backend.unflushed
+            return True
+        if member not in self._busy:
+            return False
+        loop = self._loop
+        waiter = _Waiter(loop.token())
+        member.flushers.append(waiter)
+        try:
+            op.waits_for(lambda: loop.resume(waiter.token, error=OperationCancelled("cancelled")))
+            await loop.suspend(waiter.token)
+        except BaseException:
+            if waiter.given:
+                self._pass_on(member)
+            raise
+        finally:
+            op.clear_wait()
+            if waiter in member.flushers:
+                member.flushers.remove(waiter)
+        return waiter.given
+
+    # Closing.
+
+    async def close(self, timeout: float = math.inf) -> bool:
+        """Close all backends; those that are lent when they come back, which is waited for.
+
+        Returns:
+            False if some are still open after so many seconds.
+        """
+        self.closed = True
+        for waiter in self._queue:
+            self._loop.resume(waiter.token, error=OperationCancelled("the ticket was removed"))
+        self.close_idle()
+        until = self._loop.now + timeout
+        while self._open:
+            token = self._loop.token()
+            self._closing.append(token)
+            try:
+                await self._loop.suspend(token, max(until - self._loop.now, 0))
+            except DeadlineExpired:
+                return False
+        return True
+
+    def close_idle(self) -> None:
+        """Close what nobody uses and what owes no flush. It is opened again when needed."""
+        idle, self._idle = self._idle, []
+        for member in idle:
+            if member.backend.unflushed and not self.closed:
+                self._idle.append(member)
+            else:
+                self._drop(member)
+        fast = self.fast
+        if isinstance(fast, Shared):
+            if self.closed or not (fast.unflushed or fast.in_use):
+                self.fast = None
+                fast.close(OperationCancelled("the ticket was removed"))
+                self._free_place()
+        elif fast is not None:
+            self.fast = None
+            self._loop.spawn(self._close_backend(fast.backend), "close backend")
+
+    def _wake_closing(self) -> None:
+        if not self._open:
+            waiting, self._closing = self._closing, []
+            for token in waiting:
+                self._loop.resume(token)
+
+    def _check_closed(self) -> None:
+        if self.closed:
+            raise OperationCancelled("the ticket was removed")
+
+
+def _read(backend: Backend, offset: int, length: int) -> bytearray:
+    data = bytearray(length)
+    backend.read_into(offset, data)
+    return data
+
+
+def _write(backend: Backend, op: Operation, offset: int, data: bytes) -> None:
+    backend.write(offset, data)
+    op.advance(len(data))
+
+
+def _zero(backend: Backend, op: Operation, offset: int, length: int) -> None:
+    size = ZERO_PIECE if backend.capabilities.can_zero else defaults.PIECE
+    for start, count in pieces(offset, length, size, align=backend.capabilities.block_size):
+        op.check()
+        backend.zero(start, count)
+        op.advance(count)
+
+
+def _change(backend: Backend, op: Operation, call: Callable[..., None], args: Sequence[Any], flush: bool) -> None:
+    op.check()
+    call(backend, op, *args)
+    if flush:
+        op.check()
+        backend.flush()
+
+
+class Lease:
+    """Backends that one operation borrowed; see `Pool.borrow`."""
+
+    __slots__ = ("_members", "_op", "_pool", "_wish")
+
+    def __init__(self, pool: Pool, op: Operation, wish: int) -> None:
+        self._pool = pool
+        self._op = op
+        self._wish = wish
+        self._members: list[Member] = []
+
+    async def __aenter__(self) -> list[Backend]:
+        self._members = await self._pool.lend(self._op, self._wish)
+        if not self._members:
+            return [self._pool.last_resort()]
+        return [member.backend for member in self._members]
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._pool.give_back(self._members)
+
+
+def _first_alive(line: deque[_Waiter]) -> _Waiter | None:
+    """Take the first in line who still waits."""
+    while line:
+        waiter = line.popleft()
+        if not waiter.token.done:
+            return waiter
+    return None

@@ -1,0 +1,402 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""Small requests of a transfer, served in the loop without a thread.
+
+`Shared` pipelines the requests of many HTTP connections over one NBD connection;
+`CachedFile` answers reads that the page cache holds. Both belong to the loop's thread.
+
+`SharedBackend` lets worker threads use a `Shared` too. It is the last resort where the
+server takes no further connection, or all others are in use for long: slower than a
+connection of one's own, but everybody is served.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ovirt_imageio.common import defaults, nbd
+from ovirt_imageio.common.backends.base import Backend, Capabilities, pieces
+from ovirt_imageio.common.buffers import Buffer
+from ovirt_imageio.common.errors import UnsupportedOperation
+from ovirt_imageio.common.extents import Extent, ZeroExtent, merge
+
+from .errors import DeadlineExpired
+from .http.loop import Loop
+from .http.tasks import Token
+
+# Bytes asked for and not answered. Eight connections with requests of the inline limit need
+# 1 MiB; more only fills buffers.
+IN_FLIGHT_LIMIT = 8 * 1024 * 1024
+# Longer zero requests would let small ones wait behind a server that has to write zeroes.
+ZERO_LIMIT = 16 * 1024 * 1024
+# One block status request of a worker.
+_STATUS_STEP = 1024 * 1024 * 1024
+
+Submit = Callable[[nbd.pipeline.Callback], None]
+
+
+class Shared:
+    """One NBD connection for the requests of many. Loop thread only.
+
+    Args:
+        loop: The loop.
+        pipeline: The connection, not used by anybody else.
+        capabilities: Of the backend that it came from.
+        sparse: Zeroing may deallocate.
+        timeout: Seconds the server may take for an answer; then the connection is given up.
+        on_broken: Called once with this, when the connection broke.
+
+    Attributes:
+        size: Of the export, in bytes.
+        capabilities: As given.
+        closed: It cannot be used any more.
+        acknowledged: Number of writes that the server acknowledged.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        pipeline: nbd.Pipeline,
+        *,
+        capabilities: Capabilities,
+        sparse: bool = False,
+        timeout: float = defaults.NBD_TIMEOUT,
+        on_broken: Callable[[Shared], None],
+    ) -> None:
+        self.size = pipeline.export.size
+        self.capabilities = capabilities
+        self.closed = False
+        self.acknowledged = 0
+        self._flushed = 0  # how many of them a flush covers
+        self._loop = loop
+        self._pipeline = pipeline
+        self._sparse = sparse
+        self._timeout = timeout
+        self._on_broken = on_broken
+        self._scheduled = False  # output leaves before the loop waits
+        self._draining = False
+        self._waiting: deque[Token] = deque()
+        loop.spawn(self._receive(), "nbd receive")
+
+    @property
+    def broken(self) -> Exception | None:
+        """Why the connection cannot be used any more, or None."""
+        return self._pipeline.broken
+
+    @property
+    def unflushed(self) -> bool:
+        """Whether the server acknowledged a write since the last flush."""
+        return self.acknowledged > self._flushed
+
+    @property
+    def in_use(self) -> bool:
+        """Whether the server owes an answer."""
+        return self._pipeline.in_flight > 0
+
+    def fits(self, offset: int, length: int) -> bool:
+        """Tell whether a write or zero has whole blocks; others are a worker's."""
+        block = self._pipeline.block_size
+        return block == 1 or not (offset % block or (offset + length) % block)
+
+    def can_write(self, offset: int, length: int) -> bool:
+        """Tell whether the loop can write this."""
+        return length <= self._pipeline.max_length and self.fits(offset, length)
+
+    def can_zero(self, offset: int, length: int) -> bool:
+        """Tell whether a zero is quick enough for the loop."""
+        limit = ZERO_LIMIT if self.capabilities.can_zero else defaults.INLINE_LIMIT
+        return length <= limit and self.fits(offset, length)
+
+    async def read(self, offset: int, length: int) -> bytearray | None:
+        """Return that many bytes from offset on; None if they are too many for a request.
+
+        Raises:
+            ImageioError: The server refused, or the connection broke.
+        """
+        if length > self._pipeline.max_length:
+            return None
+        if self._pipeline.in_flight_bytes > IN_FLIGHT_LIMIT:
+            await self._room()
+        token = self._loop.token()
+        self._pipeline.read(offset, length, functools.partial(self._loop.resume, token))
+        if not self._scheduled:
+            self._schedule()
+        data: bytearray = await self._answer(token)
+        return data
+
+    async def write(self, offset: int, data: bytes) -> None:
+        """Write data at offset; return when the server acknowledged. Errors as `read`."""
+        if self._pipeline.in_flight_bytes > IN_FLIGHT_LIMIT:
+            await self._room()
+        await self._request(functools.partial(self._pipeline.write, offset, data))
+        self.acknowledged += 1
+
+    async def zero(self, offset: int, length: int) -> None:
+        """Make a range read as zeroes; as `write`."""
+        await self._request(functools.partial(self._pipeline.zero, offset, length, punch_hole=self._sparse))
+        self.acknowledged += 1
+
+    async def flush(self) -> None:
+        """Bring what was acknowledged to stable storage. Errors as `read`."""
+        covered = self.acknowledged
+        await self._request(self._pipeline.flush)
+        self.covered(covered)
+
+    def covered(self, acknowledged: int) -> None:
+        """Note that a flush covers so many of the acknowledged writes."""
+        self._flushed = max(self._flushed, acknowledged)
+
+    def submit(self, request: Submit, callback: nbd.pipeline.Callback) -> None:
+        """Submit a request whose answer the callback takes, in the loop."""
+        try:
+            request(callback)
+        except Exception as e:
+            callback(None, e)
+            return
+        self._schedule()
+
+    def close(self, error: Exception | None = None) -> None:
+        """Close the connection; what is in flight fails with the error."""
+        if self.closed:
+            return
+        self.closed = True
+        self._loop.forget(self._pipeline.fileno())
+        self._pipeline.close(error)
+        self._wake_all()
+
+    # Inside.
+
+    def _request(self, submit: Callable[..., None]) -> Any:
+        token = self._loop.token()
+        submit(callback=functools.partial(self._loop.resume, token))
+        self._schedule()
+        return self._answer(token)
+
+    async def _answer(self, token: Token) -> Any:
+        try:
+            return await self._loop.suspend(token, self._timeout)
+        except DeadlineExpired as e:
+            address = self._pipeline.address
+            error = nbd.ServerTimeout(f"NBD server {address} did not respond in {self._timeout} s")
+            self._broke(error)
+            raise error from e
+        finally:
+            if self._waiting and self._pipeline.in_flight_bytes <= IN_FLIGHT_LIMIT:
+                self._wake_one()
+
+    async def _room(self) -> None:
+        """Wait until fewer bytes are in flight; first come, first served."""
+        token = self._loop.token()
+        self._waiting.append(token)
+        await self._loop.suspend(token)
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.before_wait(self._flush_output)
+
+    def _flush_output(self) -> None:
+        self._scheduled = False
+        if self.closed:
+            return
+        self._pipeline.flush_output()
+        if self._pipeline.broken is not None:
+            self._broke(None)
+        elif self._pipeline.wants_write and not self._draining:
+            self._draining = True
+            self._loop.spawn(self._drain(), "nbd send")
+
+    async def _drain(self) -> None:
+        try:
+            while self._pipeline.wants_write and self._pipeline.broken is None:
+                await self._loop.writable(self._pipeline.fileno())
+                self._pipeline.on_writable()
+        except OSError:
+            return  # closed meanwhile
+        finally:
+            self._draining = False
+        if self._pipeline.broken is not None:
+            self._broke(None)
+
+    async def _receive(self) -> None:
+        pipeline, loop, fd = self._pipeline, self._loop, self._pipeline.fileno()
+        try:
+            while pipeline.broken is None:
+                await loop.readable(fd)
+                pipeline.on_readable()
+        except OSError:
+            return  # closed meanwhile
+        self._broke(None)
+
+    def _broke(self, error: Exception | None) -> None:
+        if not self.closed:
+            self.close(error)
+            self._on_broken(self)
+
+    def _wake_one(self) -> None:
+        while self._waiting:
+            token = self._waiting.popleft()
+            if not token.done:
+                self._loop.resume(token)
+                return
+
+    def _wake_all(self) -> None:
+        while self._waiting:
+            self._loop.resume(self._waiting.popleft())
+
+
+class CachedFile:
+    """Reads what the page cache holds of a file. Loop thread only.
+
+    Args:
+        backend: A `FileBackend` of its own.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+
+    async def read(self, offset: int, length: int) -> bytes | bytearray | None:
+        """Return that many bytes, or None if they are not at hand: a worker has to wait."""
+        data: bytes | bytearray | None = self.backend.read_nowait(offset, length)
+        return data
+
+
+class SharedBackend(Backend):
+    """A `Shared` for a worker thread, which waits for the loop's answers.
+
+    Any number of instances may work at a time. `unflushed` is the shared connection's
+    business, so it stays False here.
+    """
+
+    def __init__(self, loop: Loop, shared: Shared) -> None:
+        self.size = shared.size
+        self.capabilities = shared.capabilities
+        self._loop = loop
+        self._shared = shared
+        self._pipeline = shared._pipeline
+        self._block = self._pipeline.block_size
+
+    def read_into(self, offset: int, buf: Buffer) -> None:
+        """See `Backend.read_into`."""
+        view = memoryview(buf).cast("B")
+        self.check_range(offset, len(view))
+        for start, count in pieces(offset, len(view)):
+            data = self._call(functools.partial(self._pipeline.read, start, count))
+            view[start - offset :][:count] = data
+
+    def write(self, offset: int, buf: Buffer) -> None:
+        """See `Backend.write`."""
+        view = memoryview(buf).cast("B")
+        self._check_write(offset, len(view))
+        for start, count, whole in self._parts(offset, len(view)):
+            data = view[start - offset :][:count]
+            if not whole:
+                self._write_edge(start, data)
+                continue
+            for first, length in pieces(start, count):
+                piece = data[first - start :][:length]
+                self._change(functools.partial(self._pipeline.write, first, piece))
+
+    def zero(self, offset: int, length: int) -> None:
+        """See `Backend.zero`."""
+        self._check_write(offset, length)
+        sparse = self._shared._sparse
+        step = ZERO_LIMIT if self.capabilities.can_zero else defaults.PIECE
+        for start, count, whole in self._parts(offset, length):
+            if not whole:
+                self._write_edge(start, memoryview(bytes(count)))
+                continue
+            for first, size in pieces(start, count, step):
+                request = functools.partial(self._pipeline.zero, first, size, punch_hole=sparse)
+                self._change(request)
+
+    def flush(self) -> None:
+        """See `Backend.flush`."""
+        covered = self._shared.acknowledged
+        self._call(self._pipeline.flush)
+        self._loop.call_soon_threadsafe(self._shared.covered, covered)
+
+    def extents(self, context: str = "zero", *, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
+        """See `Backend.extents`."""
+        length = self.size - offset if length is None else length
+        self.check_range(offset, length)
+        if context == "dirty" and not self.capabilities.can_dirty:
+            raise UnsupportedOperation("this export has no dirty bitmap")
+        if context == "zero" and not self.capabilities.can_extents:
+            return iter([ZeroExtent(offset, length, zero=False, hole=False)] if length else [])
+        return merge(self._extents(context, offset, offset + length))
+
+    def close(self) -> None:
+        """See `Backend.close`. The connection is not ours to close."""
+
+    def _extents(self, context: str, offset: int, end: int) -> Iterator[Any]:
+        while offset < end:
+            length = min(_STATUS_STEP, end - offset)
+            found = self._call(functools.partial(self._pipeline.status, offset, length, context))
+            yield from found
+            offset = found[-1].start + found[-1].length
+
+    def _check_write(self, offset: int, length: int) -> None:
+        if self.capabilities.read_only:
+            raise UnsupportedOperation("the image was opened for reading only")
+        self.check_range(offset, length)
+
+    def _parts(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
+        """Cut a range into edges within a block and whole blocks: offset, length, whole."""
+        block, end = self._block, offset + length
+        first = min(offset + -offset % block, end)
+        last = end if end == self.size else max(end - end % block, first)
+        for start, stop, whole in ((offset, first, False), (first, last, True), (last, end, False)):
+            if start < stop:
+                yield start, stop - start, whole
+
+    def _write_edge(self, offset: int, data: memoryview) -> None:
+        """Write part of a block: read, change, write; one thread at a time."""
+        start = offset - offset % self._block
+        with _edge_lock:
+            block = bytearray(min(self._block, self.size - start))
+            self.read_into(start, block)
+            block[offset - start : offset - start + len(data)] = data
+            self._change(functools.partial(self._pipeline.write, start, block))
+
+    def _change(self, request: Submit) -> None:
+        self._call(request)
+        self._loop.call_soon_threadsafe(self._acknowledged)
+
+    def _acknowledged(self) -> None:
+        self._shared.acknowledged += 1
+
+    def _call(self, request: Submit) -> Any:
+        """Run a request in the loop and wait for its answer."""
+        answer = _Answer()
+        self._loop.call_soon_threadsafe(self._shared.submit, request, answer.give)
+        return answer.take(self._shared._timeout)
+
+
+_edge_lock = threading.Lock()
+
+
+class _Answer:
+    """The answer to one request, from the loop to a worker."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        self._value: Any = None
+        self._error: Exception | None = None
+
+    def give(self, value: Any, error: Exception | None) -> None:
+        self._value, self._error = value, error
+        self._lock.release()
+
+    def take(self, timeout: float) -> Any:
+        if not self._lock.acquire(timeout=timeout):
+            raise nbd.ServerTimeout(f"the NBD server did not respond in {timeout} seconds")
+        if self._error is not None:
+            raise self._error
+        return self._value
