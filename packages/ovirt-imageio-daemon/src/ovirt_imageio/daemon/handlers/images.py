@@ -1,0 +1,205 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""Image data: OPTIONS, GET, PUT and PATCH of ``/images/{id}``."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any, Tuple
+from urllib.parse import quote
+
+from ovirt_imageio.common import imagesapi
+
+from .. import params
+from ..auth import Tickets
+from ..config import Config
+from ..errors import HttpError
+from ..http.message import Request, Response
+from ..http.ranges import parse_content_range, parse_range
+from ..http.router import Route
+from ..operations import FLUSH, READ, WRITE, ZERO
+from ..pool import Storage
+from ..transfer import Transfer
+from .bodies import ImageBody, NoBody, receive, to_json
+
+_DOCUMENT_LIMIT = 64 * 1024
+_JSON = ("Content-Type", imagesapi.JSON)
+_is_token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z").match
+
+Fields = Tuple[Tuple[str, str], ...]
+
+
+class Images:
+    """The resource ``/images/{id}``. Loop thread only.
+
+    Args:
+        tickets: The store.
+        cfg: The configuration.
+        unix_socket: Returns the address of the local service, None while it is disabled.
+    """
+
+    def __init__(
+        self,
+        tickets: Tickets,
+        cfg: Config,
+        *,
+        unix_socket: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self._tickets = tickets
+        self._inline_limit = cfg.daemon.inline_limit
+        self._unix_socket = unix_socket
+
+    def routes(self) -> list[Route]:
+        """List the resources."""
+        methods = {"OPTIONS": self.options, "GET": self.get, "PUT": self.put, "PATCH": self.patch}
+        return [Route("/images/{id}", methods)]
+
+    async def options(self, request: Request) -> Response:
+        """Tell what may be done with an image, or with ``*`` what the server can do."""
+        ticket_id = request.params["id"]
+        features = [*imagesapi.READ_FEATURES]
+        document: dict[str, Any] = {"features": features}
+        address = self._unix_socket()
+        if address is not None:
+            document["unix_socket"] = address
+        writable = True
+        if ticket_id != "*":
+            transfer = self._tickets.authorize(ticket_id, "read")
+            transfer.touch(request.connection)
+            storage = transfer.pool.storage or await transfer.pool.prepare()
+            document["max_readers"] = storage.capabilities.max_readers
+            document["max_writers"] = storage.capabilities.max_writers
+            writable = transfer.ticket.writable
+        if writable:
+            features += imagesapi.WRITE_FEATURES
+        allow = "OPTIONS,GET,PUT,PATCH" if writable else "OPTIONS,GET"
+        return Response(200, [("Allow", allow), _JSON], to_json(document))
+
+    async def get(self, request: Request) -> Response:
+        """Send the image or a range of it."""
+        transfer = self._tickets.authorize(request.params["id"], "read")
+        storage = transfer.pool.storage or await transfer.pool.prepare()
+        offset, status, headers = 0, 200, request.headers
+        length = size = usable_size(transfer, storage)
+        fields: list[tuple[str, str]] = []
+        text = headers.get("range")
+        # A precondition that can never hold, for there are no validators: RFC 9110 §13.1.5.
+        if text is not None and "if-range" not in headers:
+            found = parse_range(text, size)
+            if found is not None:
+                offset, length = found
+                status = 206
+                fields.append(("Content-Range", f"bytes {offset}-{offset + length - 1}/{size}"))
+        fields += download_fields(transfer.ticket.filename)
+        if request.method == "HEAD":
+            transfer.touch(request.connection)
+            return Response(status, fields, NoBody(length))
+        if length > self._inline_limit:
+            return Response(status, fields, ImageBody(transfer, offset, length))
+        with transfer.operation(READ, offset, length, request.connection) as op:
+            data = await transfer.pool.read(op, offset, length) if length else b""
+            op.check()
+            op.done = length
+        return Response(status, fields, data)
+
+    async def put(self, request: Request) -> Response:
+        """Write the body to the image, from the offset that Content-Range tells."""
+        transfer = self._tickets.authorize(request.params["id"], "write")
+        flush = params.query_flag(request.query, "flush", default=True)
+        storage = transfer.pool.storage or await transfer.pool.prepare()
+        size = usable_size(transfer, storage)
+        body, headers = request.body, request.headers
+        length = body.length
+        if length == 0 and "content-length" not in headers:
+            raise HttpError(411, "Content-Length or Transfer-Encoding is required")
+        offset, text = 0, headers.get("content-range")
+        if text is not None:
+            offset, length = parse_content_range(text, length)
+        check_range(offset, length or 0, size)
+        with transfer.operation(WRITE, offset, length or 0, request.connection) as op:
+            if body.length is None:
+                limit = size - offset if length is None else length
+                await receive(transfer, request.connection, body, op, limit=limit, flush=flush)
+            elif body.length > self._inline_limit:
+                await receive(transfer, request.connection, body, op, limit=body.length, flush=flush)
+            elif body.length:
+                op.waits_for(lambda: request.connection.wake(read_only=True))
+                data = await body.read(self._inline_limit)
+                op.clear_wait()
+                op.check()
+                await transfer.pool.write(op, offset, data, flush=flush)
+            elif flush:
+                await transfer.pool.flush(op)
+        return Response(200)
+
+    async def patch(self, request: Request) -> Response:
+        """Zero a range or flush the image."""
+        transfer = self._tickets.authorize(request.params["id"], "write")
+        document = params.parse_object(await request.body.read(_DOCUMENT_LIMIT))
+        what = params.choice(document, "op", (imagesapi.OP_ZERO, imagesapi.OP_FLUSH))
+        storage = transfer.pool.storage or await transfer.pool.prepare()
+        if what == imagesapi.OP_FLUSH:
+            with transfer.operation(FLUSH, 0, 0, request.connection) as op:
+                await transfer.pool.flush(op)
+            return Response(200)
+        length = params.integer(document, "size")
+        offset = params.integer(document, "offset", default=0)
+        flush = params.boolean(document, "flush")
+        check_range(offset, length, usable_size(transfer, storage))
+        with transfer.operation(ZERO, offset, length, request.connection) as op:
+            if length:
+                await transfer.pool.zero(op, offset, length, flush=flush)
+            elif flush:
+                await transfer.pool.flush(op)
+        return Response(200)
+
+
+def usable_size(transfer: Transfer, storage: Storage) -> int:
+    """Return how many bytes of the image a client may see: granted, and there."""
+    return min(transfer.ticket.size, storage.size)
+
+
+def check_range(offset: int, length: int, size: int) -> None:
+    """Raise unless a range lies within the image.
+
+    Raises:
+        HttpError: 416.
+    """
+    if offset + length > size:
+        raise HttpError(
+            416,
+            f"{length} bytes at {offset} pass the end of the image of {size} bytes",
+            headers=[("Content-Range", imagesapi.unsatisfied_range(size))],
+        )
+
+
+@functools.lru_cache(maxsize=256)
+def download_fields(filename: str | None) -> Fields:
+    """Return the fields that all responses with image data carry."""
+    return (
+        ("Content-Type", imagesapi.OCTET_STREAM),
+        ("Content-Disposition", content_disposition(filename)),
+        ("Accept-Ranges", "bytes"),
+        ("Cache-Control", "no-store"),
+    )
+
+
+def content_disposition(filename: str | None) -> str:
+    """Return the value that makes a browser save an image under a name (RFC 6266).
+
+    Args:
+        filename: Any text at all; None leaves the name to the browser.
+    """
+    if not filename:
+        return "attachment"
+    if _is_token(filename):
+        return f"attachment; filename={filename}"
+    plain = "".join(c if " " <= c <= "~" else "_" for c in filename)
+    quoted = plain.replace("\\", "\\\\").replace('"', '\\"')
+    value = f'attachment; filename="{quoted}"'
+    if plain != filename:
+        value += f"; filename*=UTF-8''{quote(filename, safe='', errors='replace')}"
+    return value
