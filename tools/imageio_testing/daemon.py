@@ -39,6 +39,29 @@ STOP_TIMEOUT = 60.0
 Sections = Mapping[str, Mapping[str, object]]
 
 
+def public_command() -> list[str] | None:
+    """Return the command of a daemon that can do without root after its start.
+
+    The interpreter of a developer often lies in a home folder that nobody else may
+    enter; then the system's stands in, with the same sources. None if there is neither.
+    """
+    if _anyone_may_enter(os.path.dirname(os.__file__)):
+        return [sys.executable, "-m", "ovirt_imageio.daemon"]
+    python = "/usr/bin/python3"
+    check = [python, "-c", "import sys; sys.exit(sys.version_info < (3, 9))"]
+    if not os.path.exists(python) or subprocess.run(check, check=False).returncode:
+        return None
+    import ovirt_imageio
+
+    sources = ":".join(os.path.dirname(path) for path in ovirt_imageio.__path__)
+    return ["/usr/bin/env", f"PYTHONPATH={sources}", python, "-m", "ovirt_imageio.daemon"]
+
+
+def _anyone_may_enter(folder: str) -> bool:
+    path = Path(folder).resolve()
+    return all(parent.stat().st_mode & 0o001 for parent in (path, *path.parents))
+
+
 class DaemonFailed(Exception):
     """The daemon did not start, or did not end cleanly. Its text is what the daemon wrote."""
 
@@ -120,25 +143,29 @@ class Daemon:
         self.local_socket = os.path.join(sockets, "local")
         self.control_socket = os.path.join(sockets, "control")
         self._write_config(sockets)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify = self._stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        try:
             notify.bind(os.path.join(sockets, "notify"))
             os.chmod(os.path.join(sockets, "notify"), 0o777)
-            try:
-                self._spawn(os.path.join(sockets, "notify"))
-                self._wait_ready(notify)
-            except BaseException:
-                self.kill()
-                raise
+            self._spawn(os.path.join(sockets, "notify"))
+            self._wait_ready(notify)
+        except BaseException:
+            self.kill()
+            raise
 
-    def stop(self, number: int = signal.SIGTERM) -> None:
+    def stop(self, number: int | None = signal.SIGTERM) -> None:
         """Stop the daemon with a signal and check that it ended as it should.
+
+        Args:
+            number: of the signal; None if it was sent already.
 
         Raises:
             DaemonFailed: it had to be killed, or left a status, a traceback or a socket.
         """
         if self._process is None:
             return
-        self._process.send_signal(number)
+        if number is not None:
+            self._process.send_signal(number)
         try:
             status = self._process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:

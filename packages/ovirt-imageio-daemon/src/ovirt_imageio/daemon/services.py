@@ -10,7 +10,6 @@ belong to the daemon's user and group.
 
 from __future__ import annotations
 
-import re
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -20,6 +19,7 @@ from .binding import UnixListener
 from .config import Config, ConfigError
 from .errors import HttpError
 from .http.connection import Connection, Timeouts
+from .http.cors import local_only
 from .http.listeners import Listener
 from .http.loop import Loop
 from .http.message import Request
@@ -30,9 +30,6 @@ from .tls import TlsContexts
 from .version import __version__
 
 _SERVER = f"imageio/{__version__}"
-
-# What a Host of this machine looks like: names that no web page can point elsewhere.
-_LOCALHOST = re.compile(r"(?:localhost|127\.0\.0\.1|\[::1\])(?::\d{1,5})?", re.IGNORECASE)
 
 
 class Service(ABC):
@@ -241,13 +238,9 @@ class ControlService(Service):
         return self._check
 
     def _check(self, request: Request) -> None:
-        """Refuse web pages, and names that may be a page's disguise (DNS rebinding)."""
+        """Refuse web pages over TCP, and new tickets while the daemon stops."""
         if self.is_tcp:
-            if "origin" in request.headers:
-                raise HttpError(403, "the control service is not for web pages")
-            host = request.headers.get("host", "")
-            if not _LOCALHOST.fullmatch(host):
-                raise HttpError(400, f"Host is {host!r:.100}, expected localhost")
+            local_only(request)
         if self.refusing and request.method in ("PUT", "POST"):
             raise HttpError(503, "the server is stopping", close=True)
 

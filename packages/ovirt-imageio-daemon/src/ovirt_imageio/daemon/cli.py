@@ -1,0 +1,141 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""The command ovirt-imageio: the daemon.
+
+Mistakes of the operator end in one line on standard error and exit status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from . import config
+from .config import Config, ConfigError
+from .errors import HttpError
+
+if TYPE_CHECKING:
+    from .tickets import Ticket
+
+PROG = "ovirt-imageio"
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the daemon until a signal stops it; returns the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        cfg = config.load(args.conf_dir)
+        if args.show_config:
+            print(json.dumps(cfg.to_dict(), indent=4, sort_keys=True))
+            return 0
+        if args.check_config:
+            return _check(cfg)
+        return _serve(cfg, args)
+    except ConfigError as e:
+        return _fail(str(e))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROG, description="Serve virtual disks over HTTP to whoever holds a ticket.")
+    parser.add_argument(
+        "-c",
+        "--conf-dir",
+        default=config.DEFAULT_CONF_DIR,
+        help=f"folder with conf.d/*.conf, in place of {config.DEFAULT_CONF_DIR}",
+    )
+    parser.add_argument("--show-config", action="store_true", help="print the configuration in use as JSON")
+    parser.add_argument("--check-config", action="store_true", help="check the configuration and TLS files")
+    parser.add_argument("-t", "--ticket", metavar="FILE", help="JSON file with a ticket to add")
+    return parser
+
+
+def _fail(text: str) -> int:
+    print(f"{PROG}: {text}", file=sys.stderr)
+    return 1
+
+
+def _check(cfg: Config) -> int:
+    from .tls import server_context
+
+    for warning in cfg.warnings:
+        print(f"{PROG}: warning: {warning}", file=sys.stderr)
+    if cfg.tls.enable:
+        server_context(cfg)
+    print("The configuration is valid.")
+    return 0
+
+
+def _serve(cfg: Config, args: argparse.Namespace) -> int:
+    # Here, so that --show-config answers without loading a server.
+    from .server import Server
+    from .systemd import Notifier
+
+    ticket = _read_ticket(args.ticket) if args.ticket else None
+    notifier = Notifier(os.environ if cfg.daemon.systemd_enable else {})
+    server = Server(
+        cfg,
+        notifier=notifier,
+        ticket=ticket,
+        load_config=lambda: config.load(args.conf_dir),
+    )
+    status = 0
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal status
+        if not server.stop(signal.Signals(number).name):
+            status = 128 + number
+
+    def reload(number: int, frame: FrameType | None) -> None:
+        server.reload()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGHUP, reload)
+    try:
+        server.start()
+        server.run()
+    except ConfigError as e:
+        _log_failure(e)
+        raise
+    finally:
+        server.close()
+    logging.shutdown()
+    return status
+
+
+def _read_ticket(filename: str) -> Ticket:
+    from .tickets import Ticket
+
+    try:
+        with open(filename, encoding="utf-8") as f:
+            document = json.load(f)
+    except OSError as e:
+        raise ConfigError(f"--ticket {filename}: {e.strerror}") from e
+    except (ValueError, RecursionError) as e:
+        raise ConfigError(f"--ticket {filename}: not JSON: {e}") from e
+    if not isinstance(document, dict):
+        raise ConfigError(f"--ticket {filename}: expected a JSON object")
+    try:
+        return Ticket.from_json(str(document.get("uuid")), document)
+    except HttpError as e:
+        raise ConfigError(f"--ticket {filename}: {e.text}") from e
+
+
+def _log_failure(error: ConfigError) -> None:
+    """Leave the reason in the log file as well; standard error gets it from `main`."""
+    from .log import reaches_stderr
+
+    if logging.getLogger().handlers and not reaches_stderr():
+        log.error("Cannot start: %s", error)

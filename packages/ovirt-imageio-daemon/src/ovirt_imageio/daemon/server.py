@@ -1,0 +1,298 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""The life of the daemon, in one thread, the loop's.
+
+What happens when::
+
+    start   as root    TLS keys, TCP ports
+            as user    log, Unix sockets, the loop's tasks
+    run                until stopped; SIGHUP: read again what may change
+    stop    new work is answered 503, running requests have `stop_timeout`
+            to finish, then they are cancelled; a second signal ends at once
+    close   sockets, workers, files
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+
+from . import log as log_setup
+from . import privileges
+from .auth import Tickets
+from .config import Config, ConfigError
+from .errors import DeadlineExpired
+from .handlers.checksum import Checksum
+from .handlers.extents import Extents
+from .handlers.images import Images
+from .handlers.info import Info
+from .handlers.profile import Profile
+from .handlers.tickets import TicketsHandler
+from .http.loop import Loop
+from .http.message import Request
+from .http.registry import Connections
+from .http.router import Route
+from .services import ControlService, LocalService, RemoteService, Service
+from .stats import Totals
+from .systemd import Notifier
+from .tickets import Ticket
+from .version import __version__
+
+# The control service has a count of its own: no flood of strangers shuts the manager out.
+_CONTROL_CONNECTIONS = 256
+
+# Seconds for cancelled requests to end. With stop_timeout it stays below systemd's patience.
+_CANCEL_TIMEOUT = 5.0
+
+# What a worker may take to come back after everything was cancelled.
+_WORKERS_TIMEOUT = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class Server:
+    """All services of one daemon, in the thread that calls `start` and `run`.
+
+    Args:
+        cfg: the configuration.
+        notifier: whom to tell about readiness.
+        ticket: one to begin with, without the control service.
+        load_config: reads the configuration again on `reload`.
+
+    Attributes:
+        remote, local, control: the services; local and control are None if disabled.
+        totals: what was done so far.
+    """
+
+    def __init__(
+        self,
+        cfg: Config,
+        *,
+        notifier: Notifier,
+        ticket: Ticket | None = None,
+        load_config: Callable[[], Config] | None = None,
+    ) -> None:
+        self.cfg = cfg
+        self.totals = Totals()
+        self.remote = RemoteService(cfg)
+        self.local = LocalService(cfg) if cfg.local.enable else None
+        self.control = ControlService(cfg) if cfg.control.enable else None
+        self._notifier = notifier
+        self._ticket = ticket
+        self._load_config = load_config
+        self._loop = Loop(cfg.daemon.max_workers)
+        self._connections = Connections(self._loop, cfg.daemon.max_http_connections)
+        self._stops = 0
+        self.tickets = Tickets(self._loop, cfg, totals=self.totals)
+
+    # Starting.
+
+    def start(self) -> None:
+        """Take addresses, drop privileges and prepare to serve; `run` serves.
+
+        Raises:
+            ConfigError: something configured cannot be had; one line says what.
+        """
+        started = time.monotonic()
+        limit = privileges.raise_file_limit()
+        self.remote.bind()
+        if self.control and self.control.is_tcp:
+            self.control.bind()
+        if privileges.needs_drop(self.cfg):
+            self._drop_privileges()
+        else:
+            self.remote.load_tls()
+        log_setup.configure(self.cfg)
+        self._log_start(limit)
+        if self.local:
+            self.local.bind()
+        if self.control and not self.control.is_tcp:
+            self.control.bind()
+        self._start_services()
+        self._loop.spawn(self._announce(started), name="announce")
+        self._loop.spawn(self._keep_house(), name="housekeeping")
+        if self._notifier.watchdog_interval is not None:
+            self._loop.spawn(self._feed_watchdog(self._notifier.watchdog_interval), name="watchdog")
+
+    def _drop_privileges(self) -> None:
+        """Become the unprivileged user; keys are read by whichever user may."""
+        try:
+            self.remote.load_tls()
+        except ConfigError as e:
+            if not isinstance(e.__cause__, PermissionError):
+                raise
+            # A root without capabilities, as in the unit, may be shut out where a group is not.
+            privileges.drop(self.cfg)
+            self.remote.load_tls()
+        else:
+            privileges.drop(self.cfg)
+
+    def _start_services(self) -> None:
+        images = [
+            *Images(self.tickets, self.cfg, unix_socket=self._local_address).routes(),
+            *Extents(self.tickets).routes(),
+            *Checksum(self.tickets).routes(),
+        ]
+        self._start(self.remote, [*images, *Info().routes()], self._connections)
+        if self.local:
+            self._start(self.local, images, self._connections)
+        if self.control:
+            routes = [
+                *TicketsHandler(self.tickets, self.cfg).routes(),
+                *Profile(self.cfg.profile.filename).routes(),
+            ]
+            self._start(self.control, routes, Connections(self._loop, _CONTROL_CONNECTIONS))
+
+    def _local_address(self) -> str | None:
+        """Where clients of this host may come without encryption; None if they may not."""
+        return self.local.address if self.local else None
+
+    def _start(self, service: Service, routes: list[Route], connections: Connections) -> None:
+        service.start(self._loop, routes, connections=connections, observer=self._observe)
+
+    def _observe(self, request: Request, status: int, seconds: float) -> None:
+        self.totals.response(request.service, status)
+        log.debug(
+            "%s: %s %s %.200s: %d in %.6f s",
+            request.service,
+            request.peer,
+            request.method,
+            request.path,
+            status,
+            seconds,
+        )
+
+    def _log_start(self, file_limit: int) -> None:
+        log.info(
+            "Starting ovirt-imageio %s (host=%s pid=%d uid=%d gid=%d groups=%s files=%d)",
+            __version__,
+            socket.gethostname(),
+            os.getpid(),
+            os.getuid(),
+            os.getgid(),
+            ",".join(map(str, os.getgroups())),
+            file_limit,
+        )
+        log.info("Configuration read from %s", ", ".join(self.cfg.files) or "defaults")
+        for warning in self.cfg.warnings:
+            log.warning("%s", warning)
+        if self.remote.contexts and self.cfg.tls.reload:
+            for name in self.remote.contexts.unreadable():
+                log.warning(
+                    "%s cannot be read without privileges: renew it by restarting the service",
+                    name,
+                )
+
+    async def _announce(self, started: float) -> None:
+        """Say that the daemon serves, as the first thing that the running loop does."""
+        if self._ticket is not None:
+            await self.tickets.add(self._ticket)
+        where = [f"{service.name} on {service.address!r}" for service in self._services()]
+        log.info("Ready in %.3f s: %s", time.monotonic() - started, ", ".join(where))
+        self._notifier.ready("Serving " + ", ".join(where))
+
+    def _services(self) -> list[Service]:
+        services: list[Service | None] = [self.remote, self.local, self.control]
+        return [service for service in services if service]
+
+    # Running.
+
+    def run(self) -> None:
+        """Serve until `stop` is called."""
+        self._loop.run()
+
+    async def _keep_house(self) -> None:
+        while True:
+            await self._loop.sleep(self.cfg.daemon.poll_interval)
+            self.tickets.sweep()
+            if self.remote.contexts and self.cfg.tls.reload:
+                self.remote.contexts.refresh()
+
+    async def _feed_watchdog(self, interval: float) -> None:
+        while True:
+            self._notifier.alive()
+            await self._loop.sleep(interval)
+
+    def reload(self) -> None:
+        """Read TLS files and log levels again. Any thread, signal handlers too."""
+        self._loop.call_soon_threadsafe(self._reload)
+
+    def _reload(self) -> None:
+        if self.remote.contexts and self.cfg.tls.reload:
+            self.remote.contexts.refresh(force=True)
+        if self._load_config is None:
+            return
+        try:
+            changed = log_setup.apply_levels(self._load_config())
+        except ConfigError as e:
+            log.error("New configuration refused, the old one stays in use: %s", e)
+            return
+        log.info("Reloaded; log levels: %s", ", ".join(changed) or "unchanged")
+
+    # Stopping.
+
+    def stop(self, reason: str) -> bool:
+        """Begin to stop, or end at once when stopping already. Any thread, signal handlers too.
+
+        Args:
+            reason: for the log, like the name of a signal.
+
+        Returns:
+            Whether this was the first call.
+        """
+        self._stops += 1
+        if self._stops == 1:
+            self._loop.call_soon_threadsafe(self._begin_stop, reason)
+            return True
+        self._loop.stop()
+        return False
+
+    def _begin_stop(self, reason: str) -> None:
+        self._loop.spawn(self._stop(reason), name="stop")
+
+    async def _stop(self, reason: str) -> None:
+        timeout = self.cfg.daemon.stop_timeout
+        self._notifier.stopping()
+        for service in self._services():
+            service.refuse_new_work()
+        self._connections.close_idle()
+        log.info("%s received: running requests, %d, have %g s to finish", reason, self._running, timeout)
+        if not await self._finished(timeout):
+            log.warning("Requests that did not finish in time, %d, are cancelled", self._running)
+        await self._drop_tickets()
+        self._connections.abort()
+        log.info("Stopped: %s", self.totals.summary())
+        self._loop.stop()
+
+    @property
+    def _running(self) -> int:
+        """Requests that are served now, by remote and local."""
+        return len(self._connections) - self._connections.idle_count
+
+    async def _finished(self, timeout: float) -> bool:
+        """Wait until no request runs; False if that takes too long."""
+        until = self._loop.now + timeout
+        while self._running:
+            if not await self._connections.change(until - self._loop.now):
+                return False
+        return True
+
+    async def _drop_tickets(self) -> None:
+        """Cancel what still runs and release storage, without waiting for what hangs."""
+        token = self._loop.token()
+        task = self._loop.spawn(self.tickets.clear(), name="drop tickets")
+        task.on_done(lambda _: self._loop.resume(token))
+        try:
+            await self._loop.suspend(token, _CANCEL_TIMEOUT)
+        except DeadlineExpired:
+            log.warning("Storage was not released in %g seconds", _CANCEL_TIMEOUT)
+
+    def close(self) -> None:
+        """Give everything back. After `run`, or after a `start` that failed."""
+        for service in self._services():
+            service.close()
+        self._loop.close(_WORKERS_TIMEOUT)

@@ -1,0 +1,203 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""The life of a daemon, looked at from outside: a process, its signals, its sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import http.client
+import os
+import pwd
+import resource
+import signal
+import socket
+import ssl
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from imageio_testing.daemon import Daemon, public_command
+from imageio_testing.pki import make_pki
+
+SIZE = 1 << 20
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can do that")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.raw"
+    path.write_bytes(bytes(SIZE))
+    return path
+
+
+@contextlib.contextmanager
+def upload(daemon: Daemon, ticket_id: str) -> Iterator[socket.socket]:
+    """An upload of ten bytes of which five were sent; the other five are the caller's."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(30)
+        sock.connect(daemon.local_socket)
+        # Only a request that is being served is told to continue.
+        head = f"PUT /images/{ticket_id} HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n"
+        sock.sendall(head.encode() + b"Expect: 100-continue\r\n\r\n")
+        assert sock.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        sock.sendall(b"01234")
+        yield sock
+
+
+def get(daemon: Daemon, path: str) -> tuple[int, bytes]:
+    """A request of its own connection to the local service."""
+    client = http.client.HTTPConnection("localhost")
+    client.sock = socket.socket(socket.AF_UNIX)
+    client.sock.settimeout(30)
+    with contextlib.closing(client):
+        client.sock.connect(daemon.local_socket)
+        client.request("GET", path)
+        response = client.getresponse()
+        return response.status, response.read()
+
+
+def wait_for_log(daemon: Daemon, text: str) -> None:
+    """Wait until the daemon has logged a text: requests answered meanwhile drive its loop."""
+    for _ in range(10_000):
+        if text in daemon.log:
+            return
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            get(daemon, "/images/x")
+    raise AssertionError(f"{text!r} is not in the log:\n{daemon.log}")
+
+
+# Stopping.
+
+
+def test_running_request_is_finished_while_new_work_is_refused(tmp_path: Path, disk: Path) -> None:
+    daemon = Daemon(tmp_path, tls=False)
+    daemon.start()
+    ticket_id = daemon.add_ticket(f"file://{disk}", size=SIZE)
+    with upload(daemon, ticket_id) as sock:
+        daemon.send_signal(signal.SIGTERM)
+        wait_for_log(daemon, "SIGTERM received")
+        assert get(daemon, f"/images/{ticket_id}")[0] == 503
+        assert daemon.ticket(ticket_id)["active"]
+        sock.sendall(b"56789")
+        assert sock.recv(1000).startswith(b"HTTP/1.1 200 ")
+    daemon.stop(None)
+    assert disk.read_bytes()[:10] == b"0123456789"
+
+
+def test_request_that_outlasts_stop_timeout_is_cancelled(tmp_path: Path, disk: Path) -> None:
+    daemon = Daemon(tmp_path, tls=False, config={"daemon": {"stop_timeout": 0}})
+    daemon.start()
+    ticket_id = daemon.add_ticket(f"file://{disk}", size=SIZE)
+    with upload(daemon, ticket_id) as sock:
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait() == 0
+        with contextlib.suppress(ConnectionResetError):
+            assert not sock.recv(1000).startswith(b"HTTP/1.1 200 ")
+    assert "did not finish in time" in daemon.log
+    daemon.kill()
+
+
+def test_second_signal_ends_at_once(tmp_path: Path, disk: Path) -> None:
+    daemon = Daemon(tmp_path, tls=False)
+    daemon.start()
+    ticket_id = daemon.add_ticket(f"file://{disk}", size=SIZE)
+    with upload(daemon, ticket_id):
+        daemon.send_signal(signal.SIGTERM)
+        wait_for_log(daemon, "SIGTERM received")
+        daemon.send_signal(signal.SIGINT)
+        assert daemon.wait() == 128 + signal.SIGINT
+    assert not os.path.exists(daemon.control_socket)
+    daemon.kill()
+
+
+def test_idle_connections_do_not_delay_the_stop(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, tls=False)
+    daemon.start()
+    with socket.create_connection(("localhost", daemon.port), 30) as silent:
+        with socket.create_connection(("localhost", daemon.port), 30) as slow:
+            slow.sendall(b"GET / HT")
+            assert get(daemon, "/images/x")[0] == 403
+            daemon.stop()
+            assert silent.recv(1) == b""
+
+
+# Reloading.
+
+
+def test_renewed_certificate_serves_new_connections_after_sighup(tmp_path: Path) -> None:
+    (tmp_path / "pki").mkdir()
+    pki = make_pki(tmp_path / "pki")
+    config = {"daemon": {"poll_interval": 60}}
+    with Daemon(tmp_path, pki=pki, config=config) as daemon:
+        old = ssl.get_server_certificate(("localhost", daemon.port))
+        make_pki(tmp_path / "pki")
+        daemon.send_signal(signal.SIGHUP)
+        wait_for_log(daemon, "TLS files loaded again")
+        assert ssl.get_server_certificate(("localhost", daemon.port)) != old
+
+
+def test_renewed_certificate_is_noticed_without_a_signal(tmp_path: Path) -> None:
+    (tmp_path / "pki").mkdir()
+    pki = make_pki(tmp_path / "pki")
+    config = {"daemon": {"poll_interval": 0.01}}
+    with Daemon(tmp_path, pki=pki, config=config) as daemon:
+        Path(pki.key_file).write_text("broken")
+        wait_for_log(daemon, "New TLS files refused")
+        ssl.get_server_certificate(("localhost", daemon.port))
+        make_pki(tmp_path / "pki")
+        wait_for_log(daemon, "TLS files loaded again")
+
+
+def test_log_level_changes_on_sighup_and_wrong_values_change_nothing(tmp_path: Path) -> None:
+    with Daemon(tmp_path, tls=False) as daemon:
+        path = Path(daemon.conf_dir, "conf.d", "99-test.conf")
+        text = path.read_text()
+        path.write_text(text.replace("port = 0", "port = x"))
+        daemon.send_signal(signal.SIGHUP)
+        wait_for_log(daemon, "New configuration refused")
+        path.write_text(text.replace("level = INFO", "level = DEBUG"))
+        daemon.send_signal(signal.SIGHUP)
+        wait_for_log(daemon, "root: INFO → DEBUG")
+
+
+# Privileges.
+
+
+@as_root
+def test_root_becomes_the_user_and_serves() -> None:
+    user = pwd.getpwnam("nobody")
+    group = grp.getgrgid(user.pw_gid)
+    daemon_keys = {"drop_privileges": True, "user_name": "nobody", "group_name": group.gr_name}
+    # Not tmp_path: only root may enter that.
+    with tempfile.TemporaryDirectory(prefix="io-") as folder:
+        os.chmod(folder, 0o755)
+        disk = Path(folder, "disk.raw")
+        disk.write_bytes(bytes(SIZE))
+        disk.chmod(0o666)
+        pki = make_pki(folder)
+        os.chmod(pki.key_file, 0o600)
+        command = public_command()
+        if command is None:
+            pytest.skip("no interpreter that an unprivileged user may run")
+        with Daemon(folder, pki=pki, config={"daemon": daemon_keys}, command=command) as daemon:
+            status = Path(f"/proc/{daemon.pid}/status").read_text()
+            assert f"Uid:\t{user.pw_uid}\t{user.pw_uid}\t{user.pw_uid}\t{user.pw_uid}\n" in status
+            assert "CapEff:\t0000000000000000\n" in status
+            st = os.stat(daemon.control_socket)
+            assert (st.st_uid, st.st_gid) == (user.pw_uid, group.gr_gid)
+            assert stat.S_IMODE(st.st_mode) == 0o660
+            assert "key.pem cannot be read without privileges" in daemon.log
+            ticket_id = daemon.add_ticket(f"file://{disk}", size=SIZE)
+            assert get(daemon, f"/images/{ticket_id}") == (200, bytes(SIZE))
+
+
+def test_file_limit_is_raised(tmp_path: Path) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with Daemon(tmp_path, tls=False) as daemon:
+        assert resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE) == (hard, hard)
