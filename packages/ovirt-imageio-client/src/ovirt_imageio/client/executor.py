@@ -35,7 +35,6 @@ from ovirt_imageio.client.plan import Action, Step
 from ovirt_imageio.client.progress import Counter
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.base import Operation
-from ovirt_imageio.common.backends.http.errors import Unreachable, Untrusted
 from ovirt_imageio.common.errors import (
     ConnectionTimeout,
     ImageioError,
@@ -109,6 +108,9 @@ def is_passing(error: BaseException) -> bool:
     """Tell if trying again may help: a reset, a time-out, an overloaded server."""
     if getattr(error, "status", None) in _PASSING_STATUS:
         return True
+    # Whoever has such an error has loaded requests; nobody else should have to.
+    from ovirt_imageio.common.backends.http.errors import Unreachable, Untrusted
+
     if isinstance(error, Untrusted):
         return False
     return isinstance(error, (PeerGone, Unreachable, ConnectionTimeout, ConnectionError, TimeoutError))

@@ -92,14 +92,16 @@ def download_steps(
     extents: Iterable[ZeroExtent],
     *,
     has_backing: bool = False,
+    target_is_zero: bool = True,
     copy_limit: int = defaults.EXTENT_LIMIT,
 ) -> Iterator[Step]:
-    """Plan the download of a whole image into a new one, which reads as zeroes.
+    """Plan the download of a whole image.
 
     Args:
         extents: Of the server, in order.
         has_backing: The new image has a backing file: what is a hole at the server shall
             show it, and what is zero there must hide it.
+        target_is_zero: The target is new and reads as zeroes; a device does not.
         copy_limit: Most bytes of a COPY step.
     """
 
@@ -108,7 +110,9 @@ def download_steps(
             if extent.hole:
                 return Action.SKIP
             return Action.ZERO if extent.zero else Action.COPY
-        return Action.SKIP if extent.zero else Action.COPY
+        if extent.zero:
+            return Action.SKIP if target_is_zero else Action.ZERO
+        return Action.COPY
 
     return _steps(extents, choose, copy_limit)
 

@@ -1,0 +1,380 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The functions of the library: whole images, up and down, and looking at them.
+
+Each opens both ends, lets `plan` turn extents into steps, and `executor` do them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any, Iterator, Union
+
+from ovirt_imageio.client import plan
+from ovirt_imageio.client.executor import Executor
+from ovirt_imageio.client.local import Source, backing_node, look
+from ovirt_imageio.client.pairs import DownloadPair, UploadPair, ZeroHunt
+from ovirt_imageio.client.plan import Step
+from ovirt_imageio.client.progress import Counter, Progress
+from ovirt_imageio.client.target import FORMATS, Staging, Target
+from ovirt_imageio.client.verify import local_checksum, require_checksum
+from ovirt_imageio.client.verify import verify as verify_ends
+from ovirt_imageio.common import defaults
+from ovirt_imageio.common.checksum import DEFAULT_ALGORITHM, DEFAULT_BLOCK_SIZE
+from ovirt_imageio.common.errors import TransferError, UnsupportedOperation
+from ovirt_imageio.common.extents import Extent
+from ovirt_imageio.common.qemu import img
+
+if TYPE_CHECKING:
+    from ovirt_imageio.common.backends.http import HttpBackend
+
+log = logging.getLogger(__name__)
+
+BUFFER_SIZE = defaults.BUFFER_SIZE
+"""Default of `buffer_size`, in bytes."""
+
+MAX_WORKERS = defaults.MAX_WORKERS
+"""Default of `max_workers`."""
+
+Path = Union[str, "os.PathLike[str]"]
+
+
+def upload(
+    filename: Path,
+    url: str,
+    cafile: str | None,
+    buffer_size: int = BUFFER_SIZE,
+    secure: bool = True,
+    progress: Progress | None = None,
+    proxy_url: str | None = None,
+    max_workers: int = MAX_WORKERS,
+    member: str | None = None,
+    backing_chain: bool = True,
+    disk_is_zero: bool = False,
+    *,
+    fmt: str | None = None,
+    allow_external: bool = False,
+    verify: bool = False,
+) -> None:
+    """Upload an image to a disk; what is zero in the image is zeroed, not sent.
+
+    A disk larger than the image keeps what it has past the image's end. Any thread may
+    call it.
+
+    Args:
+        filename: Raw image or ISO, read as it is, or any image that qemu reads.
+        url: Transfer URL, `https://HOST:PORT/images/TICKET`.
+        cafile: CA certificates to verify the server with; None means the system's.
+        buffer_size: Bytes moved at a time where they pass through memory.
+        secure: Verify the server.
+        progress: An object with `update(n)`, told `size` as well, or a function that is
+            called with numbers of bytes; from several threads, one call at a time.
+        proxy_url: The same disk at another server, used when url cannot be connected.
+        max_workers: Most connections; the server may allow fewer.
+        member: Name of the image inside filename, a tar file (OVA).
+        backing_chain: Upload what the backing chain holds as well; else only the image's
+            own data, and what it does not hold is left as it is on the disk.
+        disk_is_zero: The disk reads as zeroes already.
+        fmt: Format of the image, which is then not guessed from its content.
+        allow_external: Allow an image that uses data files, devices, or protocols.
+        verify: Compare both ends by block hashes at the end.
+
+    Raises:
+        UnsafeImage: The image refers to something that was not allowed.
+        TransferError: The image does not fit, or a failure did not pass.
+        VerificationFailed: Both ends differ.
+        ValueError: An argument makes no sense.
+        OSError: The image cannot be read.
+        ImageioError: The server refused; the text has its reason.
+    """
+    _check_numbers(buffer_size, max_workers)
+    layers = look(filename, fmt=fmt, member=member, backing_chain=backing_chain, allow_external=allow_external)
+    trusted = allow_external and backing_chain
+    with (
+        Source(layers, connections=max_workers, trusted=trusted) as source,
+        _connect(url, cafile, secure, proxy_url, buffer_size) as remote,
+    ):
+        _check_upload(remote, source.size, verify)
+        workers = _bounded(max_workers, remote.capabilities.max_writers)
+        executor = Executor(
+            lambda: UploadPair(source.open(), remote.clone(), detect_zeroes=source.is_raw, disk_is_zero=disk_is_zero),
+            Counter(progress, source.size),
+            workers=workers,
+        )
+        with source.open() as listing:
+            extents: Any = listing.extents("zero")
+            executor.run(
+                plan.upload_steps(
+                    extents,
+                    disk_is_zero=disk_is_zero,
+                    backing_chain=backing_chain,
+                    copy_limit=plan.copy_limit(source.size, workers),
+                )
+            )
+        if verify:
+            verify_ends(remote, source.open, source.size)
+
+
+def download(
+    url: str,
+    filename: Path,
+    cafile: str | None,
+    fmt: str = "qcow2",
+    incremental: bool = False,
+    buffer_size: int = BUFFER_SIZE,
+    secure: bool = True,
+    progress: Progress | None = None,
+    proxy_url: str | None = None,
+    max_workers: int = MAX_WORKERS,
+    backing_file: str | None = None,
+    backing_format: str | None = None,
+    *,
+    verify: bool = False,
+) -> None:
+    """Download a disk to a new image; what is zero is not fetched and takes no room.
+
+    The image is built as FILENAME.part and renamed when all of it is on stable storage:
+    a file named FILENAME is complete. After a failure the part is removed. Any thread
+    may call it.
+
+    Args:
+        url: Transfer URL, `https://HOST:PORT/images/TICKET`.
+        filename: The image to make, or a block device to write to.
+        cafile: CA certificates to verify the server with; None means the system's.
+        fmt: `qcow2`, or `raw`, which needs no qemu.
+        incremental: Fetch only what changed since the checkpoint; for `qcow2`.
+        buffer_size: Bytes moved at a time where they pass through memory.
+        secure: Verify the server.
+        progress: As for `upload`.
+        proxy_url: The same disk at another server, used when url cannot be connected.
+        max_workers: Most connections; the server may allow fewer.
+        backing_file: Backing file that the qcow2 image gets; it must exist. What the
+            server reports as a hole shows it.
+        backing_format: Format of the backing file; None looks at its content.
+        verify: Compare both ends by block hashes before the image gets its name.
+
+    Raises:
+        TransferError: A failure did not pass.
+        VerificationFailed: Both ends differ.
+        ValueError: An argument makes no sense.
+        OSError: The image cannot be written.
+        ImageioError: The server refused; the text has its reason.
+    """
+    _check_numbers(buffer_size, max_workers)
+    _check_download(fmt, incremental, backing_file, backing_format, verify)
+    with _connect(url, cafile, secure, proxy_url, buffer_size) as remote:
+        if verify:
+            require_checksum(remote, remote.size)
+        # Before a file is made: this may be what the server refuses.
+        extents = remote.extents("dirty" if incremental else "zero")
+        counter = Counter(progress, remote.size)
+        staging = Staging(os.fspath(filename))
+        try:
+            with Target(
+                staging.path,
+                fmt,
+                remote.size,
+                connections=max_workers,
+                backing_file=backing_file,
+                backing_format=backing_format,
+            ) as target:
+                _fetch(remote, target, extents, incremental, backing_file is not None, max_workers, counter)
+                if verify:
+                    verify_ends(remote, target.open, remote.size)
+            staging.commit()
+        except BaseException:
+            staging.discard()
+            log.warning("%s: %s after %d of %d bytes", filename, staging.state, counter.done, counter.size)
+            raise
+
+
+def info(filename: Path, member: str | None = None, *, fmt: str | None = None) -> dict[str, Any]:
+    """Describe an image as `qemu-img info --output json` does. Raw images need no qemu.
+
+    Args:
+        filename: Path of the image, or of a tar file.
+        member: Name of the image inside the tar file.
+        fmt: Format of the image, which is then not guessed from its content.
+
+    Returns:
+        `virtual-size` (bytes), `format`, `filename`, `actual-size` (bytes), and what
+        qemu-img knows about the format; for a member `member-offset` and `member-size`
+        (bytes) as well.
+
+    Raises:
+        UnsafeImage: The image keeps its data in another file.
+        QemuImgError: qemu-img is missing, or cannot read the image.
+        OSError: The file cannot be read.
+    """
+    top = look(filename, fmt=fmt, member=member, backing_chain=False)[0]
+    if top.fmt == "raw":
+        status = os.stat(top.path)
+        size = top.size
+        if size is None:
+            with Source([top]) as source:
+                size = source.size
+        result: dict[str, Any] = {
+            "virtual-size": size,
+            "filename": top.path,
+            "format": "raw",
+            "actual-size": status.st_blocks * 512,
+            "dirty-flag": False,
+        }
+    else:
+        result = img.info(top.path, fmt=top.fmt, offset=top.offset, size=top.size)
+        result["filename"] = top.path
+    if member is not None:
+        result["member-offset"], result["member-size"] = top.offset, top.size
+    return result
+
+
+def measure(filename: Path, dst_fmt: str, member: str | None = None, *, fmt: str | None = None) -> dict[str, Any]:
+    """Tell how much room an image needs in another format. Raw to raw needs no qemu.
+
+    Args:
+        filename: Path of the image, or of a tar file.
+        dst_fmt: Format to measure for, such as `raw` or `qcow2`.
+        member: Name of the image inside the tar file.
+        fmt: Format of the image, which is then not guessed from its content.
+
+    Returns:
+        `required` and `fully-allocated` in bytes, maybe `bitmaps`; for a member
+        `member-offset` and `member-size` as well.
+
+    Raises:
+        As `info`.
+    """
+    layers = look(filename, fmt=fmt, member=member)
+    top = layers[0]
+    if (top.fmt, dst_fmt) == ("raw", "raw"):
+        with Source(layers) as source:
+            result: dict[str, Any] = {"required": source.size, "fully-allocated": source.size}
+    else:
+        result = img.measure(
+            top.path, dst_fmt, fmt=top.fmt, offset=top.offset, size=top.size, backing=backing_node(layers)
+        )
+    if member is not None:
+        result["member-offset"], result["member-size"] = top.offset, top.size
+    return result
+
+
+def checksum(
+    filename: Path,
+    member: str | None = None,
+    block_size: int = DEFAULT_BLOCK_SIZE,
+    algorithm: str = DEFAULT_ALGORITHM,
+    detect_zeroes: bool = True,
+    *,
+    fmt: str | None = None,
+) -> dict[str, Any]:
+    """Compute the block hash of an image, equal to what a server answers for its disk.
+
+    Args:
+        filename: Path of the image, or of a tar file.
+        member: Name of the image inside the tar file.
+        block_size: Bytes of a block; 1 MiB to 16 MiB, a multiple of 4096.
+        algorithm: Name of an algorithm of fixed digest length, see hashlib.
+        detect_zeroes: Kept for 2.x programs; zeroes are always looked for, which
+            changes the time it takes and never the result.
+        fmt: Format of the image, which is then not guessed from its content.
+
+    Returns:
+        `algorithm`, `block_size` (bytes) and `checksum` (hexadecimal).
+
+    Raises:
+        ValueError: The algorithm or the block size is not supported.
+        UnsafeImage: The image refers to something that is not a plain file.
+        OSError: The image cannot be read.
+    """
+    with Source(look(filename, fmt=fmt, member=member)) as source:
+        result = local_checksum(source.open, block_size=block_size, algorithm=algorithm)
+    return {"algorithm": result.algorithm, "block_size": result.block_size, "checksum": result.checksum}
+
+
+def extents(
+    filename: Path, member: str | None = None, bitmap: str | None = None, *, fmt: str | None = None
+) -> Iterator[Extent]:
+    """Iterate over the extents of an image, like the server's `/extents`.
+
+    Args:
+        filename: Path of the image, or of a tar file.
+        member: Name of the image inside the tar file.
+        bitmap: Name of a dirty bitmap; dirty extents are told, of the image alone.
+        fmt: Format of the image, which is then not guessed from its content.
+
+    Yields:
+        ZeroExtent, or DirtyExtent with bitmap; in order, covering the image.
+
+    Raises:
+        UnsafeImage: The image refers to something that is not a plain file.
+        OSError: The image cannot be read.
+    """
+    layers = look(filename, fmt=fmt, member=member, backing_chain=bitmap is None)
+    with Source(layers, connections=1, bitmap=bitmap) as source, source.open() as backend:
+        yield from backend.extents("dirty" if bitmap else "zero")
+
+
+def _connect(url: str, cafile: str | None, secure: bool, proxy_url: str | None, buffer_size: int) -> HttpBackend:
+    # requests takes longer to import than everything else together.
+    from ovirt_imageio.common.backends.http import HttpBackend
+
+    return HttpBackend(url, cafile=cafile, secure=secure, proxy_url=proxy_url, buffer_size=buffer_size)
+
+
+def _fetch(
+    remote: HttpBackend,
+    target: Target,
+    extents: Iterator[Any],
+    incremental: bool,
+    has_backing: bool,
+    max_workers: int,
+    counter: Counter,
+) -> None:
+    """Download into a target that is open."""
+    workers = _bounded(max_workers, remote.capabilities.max_readers)
+    limit = plan.copy_limit(remote.size, workers)
+    hunt = ZeroHunt() if target.is_file and target.reads_zero else None
+    steps: Iterator[Step]
+    if incremental:
+        steps = plan.incremental_steps(extents, copy_limit=limit)
+    else:
+        steps = plan.download_steps(
+            extents, has_backing=has_backing, target_is_zero=target.reads_zero, copy_limit=limit
+        )
+    executor = Executor(lambda: DownloadPair(remote.clone(), target.open(), hunt=hunt), counter, workers=workers)
+    executor.run(steps)
+
+
+def _check_numbers(buffer_size: int, max_workers: int) -> None:
+    if max_workers < 1:
+        raise ValueError(f"invalid max_workers {max_workers}: expected 1 or more")
+    if buffer_size < 1:
+        raise ValueError(f"invalid buffer_size {buffer_size}: expected 1 byte or more")
+
+
+def _check_upload(remote: HttpBackend, size: int, verify: bool) -> None:
+    if remote.capabilities.read_only:
+        raise UnsupportedOperation("the ticket does not allow writing to this disk")
+    if size > remote.size:
+        raise TransferError(f"the image of {size} bytes does not fit: the disk has {remote.size} bytes")
+    if verify:
+        require_checksum(remote, size)
+
+
+def _check_download(
+    fmt: str, incremental: bool, backing_file: str | None, backing_format: str | None, verify: bool
+) -> None:
+    if fmt not in FORMATS:
+        raise ValueError(f"invalid format {fmt!r} to download to: expected one of {', '.join(FORMATS)}")
+    if fmt == "raw" and (incremental or backing_file):
+        what = "an incremental download" if incremental else f"the backing file {backing_file!r}"
+        raise ValueError(f"{what} needs the format 'qcow2', not 'raw'")
+    if backing_format and not backing_file:
+        raise ValueError(f"the backing format {backing_format!r} was given without a backing file")
+    if verify and incremental and not backing_file:
+        raise ValueError("an incremental download can only be verified over its backing file")
+
+
+def _bounded(max_workers: int, limit: int) -> int:
+    return max(1, min(max_workers, limit))
