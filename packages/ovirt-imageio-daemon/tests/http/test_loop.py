@@ -84,7 +84,7 @@ def test_readers_and_writers_of_one_descriptor(run: Run, pair: Pair) -> None:
             await run.loop.writable(ours.fileno())
         events.append("written")
         theirs.send(b"x")
-        await run.loop.sleep(SOON)
+        await until(run.loop, lambda: len(events) == 2)
 
     run(main())
     assert events == ["written", "read"]
@@ -185,7 +185,7 @@ def test_stale_event_of_a_closed_descriptor_is_dropped(run: Run) -> None:
         await run.loop.sleep(0)
         a_peer.send(b"x")
         b_peer.send(b"x")
-        await run.loop.sleep(4 * SOON)
+        await until(run.loop, lambda: len(woken) == 2)
 
     run(main())
     assert sorted(woken) == ["first", "second"]
@@ -257,7 +257,7 @@ def test_deadlines_expire_in_order(run: Run) -> None:
     async def main() -> None:
         for i in (3, 1, 2):
             run.loop.spawn(wait(i))
-        await run.loop.sleep(4 * SOON)
+        await until(run.loop, lambda: len(order) == 3)
 
     run(main())
     assert order == [1, 2, 3]
@@ -344,8 +344,7 @@ def test_cancel_throws_where_the_task_waits(run: Run, pair: Pair) -> None:
             await run.loop.sleep(0)
             task.cancel()
             task.cancel()
-            await run.loop.sleep(SOON)
-            assert task.done
+            await until(run.loop, lambda task=task: task.done)  # type: ignore[misc]
 
     run(main())
     assert seen == ["ended"] * 3
@@ -359,8 +358,7 @@ def test_cancel_before_the_first_step(run: Run) -> None:
     async def main() -> None:
         task = run.loop.spawn(never())
         task.cancel()
-        await run.loop.sleep(0)
-        assert task.done
+        await until(run.loop, lambda: task.done)
 
     run(main())
 
@@ -377,7 +375,7 @@ def test_task_may_cancel_itself(run: Run) -> None:
 
     async def main() -> None:
         tasks.append(run.loop.spawn(own()))
-        await run.loop.sleep(SOON)
+        await until(run.loop, lambda: tasks[0].done)
 
     run(main())
     assert seen == ["runs on until it waits"]
@@ -393,7 +391,7 @@ def test_on_done_is_called_once(run: Run) -> None:
     async def main() -> None:
         task = run.loop.spawn(nothing(), name="x")
         task.on_done(lambda t: ended.append(t.name))
-        await run.loop.sleep(0)
+        await until(run.loop, lambda: task.done)
         task.on_done(lambda t: ended.append("late"))
 
     run(main())
@@ -405,10 +403,10 @@ def test_failed_task_is_logged_and_hurts_no_other(run: Run, caplog: pytest.LogCa
         raise KeyError("what went wrong")
 
     async def main() -> None:
-        run.loop.spawn(fail(), name="failing")
+        task = run.loop.spawn(fail(), name="failing")
         run.loop.call_soon_threadsafe(int, "no number")
         run.loop.before_wait(lambda: int("no number"))
-        await run.loop.sleep(SOON)
+        await until(run.loop, lambda: task.done and caplog.text.count("no number") > 1)
 
     with caplog.at_level(logging.ERROR):
         run(main())
@@ -427,7 +425,8 @@ def test_before_wait_runs_once_after_what_is_ready(run: Run) -> None:
         run.loop.before_wait(lambda: calls.append("flush"))
         run.loop.spawn(step("a"))
         run.loop.spawn(step("b"))
-        await run.loop.sleep(SOON)
+        await until(run.loop, lambda: len(calls) == 3)
+        await run.loop.sleep(0)
 
     run(main())
     assert calls.count("flush") == 1
@@ -451,27 +450,26 @@ def test_worker_returns_and_raises(run: Run) -> None:
 
 
 def test_calls_past_the_limit_wait_in_order(run: Run) -> None:
-    gate = threading.Event()
-    order: list[int] = []
+    gates = [threading.Event() for _ in range(6)]
+    ended: list[int] = []
 
     async def call(i: int) -> None:
-        await run.loop.worker(gate.wait, 10)
-        order.append(i)
+        await run.loop.worker(gates[i].wait, 10)
+        ended.append(i)
 
     async def main() -> None:
         for i in range(6):
             run.loop.spawn(call(i))
         await run.loop.sleep(0)
-        assert run.loop._workers.threads == 2
-        assert run.loop._workers.waiting == 4
-        gate.set()
-        while len(order) < 6:
-            await run.loop.sleep(SOON)
+        workers = run.loop._workers
+        for i in range(6):
+            # Two run, the others wait: opening a later gate would end nothing.
+            assert (workers.threads, workers.waiting) == (2, max(4 - i, 0))
+            gates[i].set()
+            await until(run.loop, lambda i=i: len(ended) == i + 1)  # type: ignore[misc]
 
     run(main())
-    assert sorted(order[:2]) == [0, 1]
-    assert sorted(order[2:4]) == [2, 3]
-    assert run.loop._workers.threads == 2
+    assert ended == [0, 1, 2, 3, 4, 5]
 
 
 def overloaded(**options: Any) -> None:
@@ -525,8 +523,7 @@ def test_cancelled_task_waits_for_its_worker(run: Run) -> None:
         await run.loop.sleep(SOON)
         assert not task.done
         gate.set()
-        while not task.done:
-            await run.loop.sleep(SOON)
+        await until(run.loop, lambda: task.done)
 
     run(main())
     assert ended == [True]
@@ -543,11 +540,9 @@ def test_cancelled_task_withdraws_a_waiting_call(run: Run) -> None:
         task = run.loop.spawn(call(ran.append, 1))
         await run.loop.sleep(0)
         task.cancel()
-        await run.loop.sleep(0)
-        assert task.done
+        await until(run.loop, lambda: task.done)
         gate.set()
-        while not all(b.done for b in busy):
-            await run.loop.sleep(SOON)
+        await until(run.loop, lambda: all(b.done for b in busy))
 
     run(main())
     assert not ran
@@ -559,8 +554,7 @@ def test_idle_worker_ends(run: Run) -> None:
 
     async def main() -> None:
         await run.loop.worker(int)
-        while run.loop._workers._threads:
-            await run.loop.sleep(SOON)
+        await until(run.loop, lambda: not run.loop._workers._threads)
         assert await run.loop.worker(int) == 0  # and comes back on demand
 
     run(main())
@@ -655,6 +649,12 @@ def test_close_lets_tasks_clean_up() -> None:
     loop.run()
     loop.close()
     assert ended == ["clean"]
+
+
+async def until(loop: Loop, condition: Callable[[], bool]) -> None:
+    """Let the loop turn until the condition holds; the runner gives up in the end."""
+    while not condition():
+        await loop.sleep(0.001)
 
 
 def fill(sock: socket.socket) -> int:
