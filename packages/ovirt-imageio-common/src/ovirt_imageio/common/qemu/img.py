@@ -93,6 +93,7 @@ def measure(
     fmt: str | None = None,
     offset: int | None = None,
     size: int | None = None,
+    backing: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Tell how much room an image needs in another format.
 
@@ -105,7 +106,7 @@ def measure(
     if fmt is None:
         source = _probed(filename, offset, size)
     else:
-        source = image.reference(filename, fmt, offset=offset, size=size)
+        source = image.reference(filename, fmt, offset=offset, size=size, backing=backing)
     command = ["measure", "--force-share", "--output", "json", "-O", dst_fmt, source]
     result: dict[str, Any] = json.loads(_run(command))
     return result
