@@ -156,6 +156,8 @@ class App:
             raise Overloaded
         if how == "cancel":
             raise OperationCancelled("secret")
+        if how == "bug":
+            raise KeyError("secret")
         raise OSError("secret /path")
 
     async def stream(self, request: Request) -> Response:
@@ -377,13 +379,25 @@ def test_error_is_a_sentence_with_its_own_fields(client: Client) -> None:
     assert client.get("/echo").status == 200
 
 
-def test_unexpected_error_tells_the_log_not_the_client(client: Client, caplog: pytest.LogCaptureFixture) -> None:
-    answer = client.get("/fail/other")
+def test_failing_storage_tells_the_log_not_the_client(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        answer = client.get("/fail/other")
     assert answer.status == 500
     assert b"secret" not in answer.body
-    assert "secret /path" in caplog.text
-    assert "Traceback" in caplog.text
+    assert [record.getMessage().split("GET ")[1] for record in caplog.records] == [
+        "'/fail/other': failed: OSError: secret /path"
+    ]
+    assert "Traceback" not in caplog.text
     assert client.get("/echo").status == 200
+
+
+@pytest.mark.parametrize(("path", "level"), [("/fail/bug", logging.INFO), ("/fail/other", logging.DEBUG)])
+def test_bugs_have_a_traceback_at_level_debug_everything(
+    client: Client, caplog: pytest.LogCaptureFixture, path: str, level: int
+) -> None:
+    with caplog.at_level(level):
+        assert client.get(path).status == 500
+    assert "Traceback" in caplog.text
 
 
 def test_cancelled_operation(client: Client) -> None:

@@ -156,15 +156,6 @@ class Server:
 
     def _observe(self, request: Request, status: int, seconds: float) -> None:
         self.totals.response(request.service, status)
-        log.debug(
-            "%s: %s %s %.200s: %d in %.6f s",
-            request.service,
-            request.peer,
-            request.method,
-            request.path,
-            status,
-            seconds,
-        )
 
     def _log_start(self, file_limit: int) -> None:
         log.info(

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 from ovirt_imageio.common.errors import OperationCancelled, PeerGone, PeerTimeout, ServerGone
 
 from ..errors import DeadlineExpired, HttpError
+from . import report
 from .cors import cors_fields, is_preflight
 from .head import HeadWriter
 from .message import Request, RequestBody, Response, StreamedBody
@@ -137,7 +138,7 @@ class Router:
             except Exception as e:
                 if connection.head_sent:
                     connection.broken = True
-                    self._log_broken(request, e)
+                    report.broke_off(request, e)
                     return False
                 response = self._error_response(request, e)
                 status = response.status
@@ -242,8 +243,6 @@ class Router:
 
     def _error_response(self, request: Request, error: Exception) -> Response:
         answer = self._http_error(request, error)
-        level = logging.WARNING if answer.status >= 500 else logging.INFO
-        log.log(level, "%s: %s %.200r: %s", self.name, request.method, request.path, answer)
         if answer.status == 403 and is_preflight(request.method, request.headers):
             # A refused preflight would hide the reason from the page: its request gets it.
             return Response(200)
@@ -252,33 +251,22 @@ class Router:
 
     def _http_error(self, request: Request, error: Exception) -> HttpError:
         """Return what the client is told; the details of a 500 go to the log."""
-        if isinstance(error, HttpError):
-            return error
-        if isinstance(error, OperationCancelled):
-            return HttpError(403, "the ticket was cancelled", close=True)
-        if isinstance(error, PeerGone) and not isinstance(error, ServerGone):
-            return HttpError(400, "the connection ended before the body", close=True)
-        if isinstance(error, PeerTimeout):
-            return HttpError(408, "the body did not come in time", close=True)
-        log.error(
-            "%s: %s %.200r failed",
-            self.name,
-            request.method,
-            request.path,
-            exc_info=error,
-        )
-        return HttpError(500, "the server could not do that")
+        answer = _answer_to(error)
+        if answer is None:
+            report.failed(request, error)
+            return HttpError(500, "the server could not do that")
+        report.refused(request, answer)
+        return answer
 
-    def _log_broken(self, request: Request, error: Exception) -> None:
-        """Log an error that came after the head: the client sees a connection that ends."""
-        quiet = (PeerGone, PeerTimeout, OperationCancelled, DeadlineExpired)
-        expected = isinstance(error, quiet) and not isinstance(error, ServerGone)
-        log.log(
-            logging.INFO if expected else logging.ERROR,
-            "%s: %s %.200r broke off: %s",
-            self.name,
-            request.method,
-            request.path,
-            error or type(error).__name__,
-            exc_info=None if expected else error,
-        )
+
+def _answer_to(error: Exception) -> HttpError | None:
+    """Return the answer to what is no failure of the server; None if it is one."""
+    if isinstance(error, HttpError):
+        return error
+    if isinstance(error, OperationCancelled):
+        return HttpError(403, "the ticket was cancelled", close=True)
+    if isinstance(error, PeerGone) and not isinstance(error, ServerGone):
+        return HttpError(400, "the connection ended before the body", close=True)
+    if isinstance(error, PeerTimeout):
+        return HttpError(408, "the body did not come in time", close=True)
+    return None

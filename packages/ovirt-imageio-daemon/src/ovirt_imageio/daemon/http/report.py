@@ -1,0 +1,71 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""What the log says about requests that went wrong: one line each, without ticket ids.
+
+Storage that fails is daily life, and its error names the reason. Only what nobody expected comes
+with a traceback, everything at level DEBUG.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from ovirt_imageio.common.errors import (
+    ImageioError,
+    OperationCancelled,
+    PeerGone,
+    PeerTimeout,
+    ServerGone,
+)
+
+from ..errors import DeadlineExpired, HttpError
+from ..log import short_id
+from .message import Request
+
+_CLIENT_LEFT = (PeerGone, PeerTimeout, OperationCancelled, DeadlineExpired)
+
+log = logging.getLogger(__name__)
+
+
+def refused(request: Request, answer: HttpError) -> None:
+    """Log who was refused what, and why."""
+    level = logging.WARNING if answer.status >= 500 else logging.INFO
+    log.log(level, "%s: %s", _subject(request), _without_id(request, str(answer)))
+
+
+def failed(request: Request, error: Exception) -> None:
+    """Log why a request is answered 500, which does not tell the client."""
+    log.error("%s: failed: %s", _subject(request), _cause(request, error), exc_info=_traceback(error))
+
+
+def broke_off(request: Request, error: Exception) -> None:
+    """Log an error that came after the head: the client sees a connection that ends."""
+    quiet = isinstance(error, _CLIENT_LEFT) and not isinstance(error, ServerGone)
+    log.log(
+        logging.INFO if quiet else logging.ERROR,
+        "%s: broke off: %s",
+        _subject(request),
+        _cause(request, error),
+        exc_info=None if quiet else _traceback(error),
+    )
+
+
+def _subject(request: Request) -> str:
+    path = _without_id(request, repr(request.path[:200]))
+    return f"{request.service}: {request.peer}: {request.method} {path}"
+
+
+def _cause(request: Request, error: Exception) -> str:
+    return _without_id(request, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+
+
+def _without_id(request: Request, text: str) -> str:
+    """Abbreviate the id of the ticket that the path names: whoever knows it may use it."""
+    ticket_id = request.params.get("id")
+    return text.replace(ticket_id, short_id(ticket_id)) if ticket_id else text
+
+
+def _traceback(error: Exception) -> Exception | None:
+    expected = isinstance(error, (OSError, ImageioError))
+    return None if expected and not log.isEnabledFor(logging.DEBUG) else error

@@ -1,0 +1,54 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from ovirt_imageio.common.errors import OperationCancelled, PeerGone
+from ovirt_imageio.daemon.errors import HttpError
+from ovirt_imageio.daemon.http import report
+from ovirt_imageio.daemon.http.message import Request
+
+ID = "01234567-89ab-cdef"
+
+
+def request(ticket_id: str | None = ID) -> Request:
+    params = {"id": ticket_id} if ticket_id else {}
+    fields = {"service": "remote", "peer": "192.0.2.1:7", "method": "GET", "path": f"/images/{ID}", "params": params}
+    return cast(Request, SimpleNamespace(**fields))
+
+
+def test_refusal_names_client_and_reason_but_no_ticket_id(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        report.refused(request(), HttpError(403, f"there is no ticket {ID!r}"))
+    assert caplog.messages == ["remote: 192.0.2.1:7: GET '/images/01234567…': 403 there is no ticket '01234567…'"]
+
+
+def test_failure_names_cause_but_no_ticket_id(caplog: pytest.LogCaptureFixture) -> None:
+    report.failed(request(), OSError(f"cannot reach /images/{ID}"))
+    assert ID not in caplog.text
+    assert "OSError: cannot reach /images/01234567…" in caplog.text
+
+
+@pytest.mark.parametrize("error", [PeerGone("client went"), OperationCancelled("stopped")])
+def test_client_that_left_is_no_error(caplog: pytest.LogCaptureFixture, error: Exception) -> None:
+    with caplog.at_level(logging.INFO):
+        report.broke_off(request(), error)
+    assert [record.levelno for record in caplog.records] == [logging.INFO]
+
+
+def test_storage_that_broke_off_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    report.broke_off(request(), OSError(5, "Input/output error"))
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    assert "Input/output error" in caplog.text
+
+
+def test_path_without_a_ticket_is_shown_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        report.refused(request(None), HttpError(404, "there is no such thing"))
+    assert f"'/images/{ID}'" in caplog.text
