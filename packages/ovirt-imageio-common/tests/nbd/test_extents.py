@@ -1,0 +1,186 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ovirt_imageio.common.errors import ProtocolError
+from ovirt_imageio.common.extents import DirtyExtent, ZeroExtent, merge
+from ovirt_imageio.common.nbd import extents, wire
+
+DATA, ZERO, HOLE = 0, wire.STATE_ZERO, wire.STATE_ZERO | wire.STATE_HOLE
+
+
+def runs(*pairs):
+    return b"".join(wire.STATUS_EXTENT.pack(*pair) for pair in pairs)
+
+
+def test_base_allocation_alone_tells_no_holes():
+    #   | data | hole, zero | zero | hole with data |
+    base = runs((10, DATA), (10, HOLE), (10, ZERO), (10, wire.STATE_HOLE))
+    assert list(extents.zero_extents(100, 40, base=base)) == [
+        ZeroExtent(100, 10, False, False),
+        ZeroExtent(110, 10, True, False),
+        ZeroExtent(120, 10, True, False),
+        ZeroExtent(130, 10, False, False),
+    ]
+
+
+def test_a_hole_is_zero_and_allocated_at_no_depth():
+    base = runs((10, DATA), (30, HOLE))
+    depth = runs((5, 1), (15, 0), (10, 1), (10, 2))
+    assert list(extents.zero_extents(0, 40, base=base, depth=depth)) == [
+        ZeroExtent(0, 5, False, False),
+        # Data that is allocated nowhere: never call that a hole.
+        ZeroExtent(5, 5, False, False),
+        ZeroExtent(10, 10, True, True),
+        ZeroExtent(20, 10, True, False),
+        ZeroExtent(30, 10, True, False),
+    ]
+
+
+def test_extents_end_where_the_first_context_ends():
+    found = list(extents.zero_extents(0, 100, base=runs((100, DATA)), depth=runs((30, 1))))
+    assert found == [ZeroExtent(0, 30, False, False)]
+    found = list(extents.zero_extents(0, 100, base=runs((20, DATA)), depth=runs((100, 1))))
+    assert found == [ZeroExtent(0, 20, False, False)]
+
+
+def test_extents_past_the_request_are_cut_off():
+    assert list(extents.zero_extents(7, 10, base=runs((4, DATA), (1000, ZERO)))) == [
+        ZeroExtent(7, 4, False, False),
+        ZeroExtent(11, 6, True, False),
+    ]
+
+
+def test_dirty_extents_tell_zero_where_it_is_known():
+    bitmap = runs((10, 1), (30, 0))
+    base = runs((5, DATA), (10, ZERO), (25, DATA))
+    assert list(extents.dirty_extents(0, 40, bitmap=bitmap, base=base)) == [
+        DirtyExtent(0, 5, True, False),
+        DirtyExtent(5, 5, True, True),
+        DirtyExtent(10, 5, False, True),
+        DirtyExtent(15, 25, False, False),
+    ]
+    assert list(extents.dirty_extents(0, 40, bitmap=bitmap)) == [
+        DirtyExtent(0, 10, True, False),
+        DirtyExtent(10, 30, False, False),
+    ]
+
+
+lists_of_runs = st.lists(st.tuples(st.integers(1, 20), st.integers(0, 3)), min_size=1, max_size=10)
+
+
+@given(base=lists_of_runs, depth=lists_of_runs, length=st.integers(1, 150))
+def test_overlay_agrees_with_single_bytes(base, depth, length):
+    def spread(pairs):
+        return [flags for size, flags in pairs for _ in range(size)]
+
+    expected = [(bool(b & 2), bool(b & 2) and d == 0) for b, d in list(zip(spread(base), spread(depth)))[:length]]
+    found = list(extents.zero_extents(50, length, base=runs(*base), depth=runs(*depth)))
+    assert [kind[2:] for kind in found for _ in range(kind.length)] == expected
+    position = 50
+    for extent in found:
+        assert extent.start == position
+        position += extent.length
+
+
+class Server:
+    """An image of single bytes that answers as much as it likes."""
+
+    def __init__(self, image, tell, over=0):
+        self.image = image
+        self.tell = tell
+        self.over = over
+        self.asked = []
+
+    def __call__(self, offset, length):
+        self.asked.append((offset, length))
+        end = min(offset + min(length, self.tell), len(self.image))
+        return extents.zero_extents(
+            offset, length, base=runs(*((1, ZERO if b else DATA) for b in self.image[offset : end + self.over]))
+        )
+
+
+@given(
+    image=st.lists(st.booleans(), min_size=1, max_size=80),
+    tell=st.integers(1, 100),
+    over=st.integers(0, 5),
+    data=st.data(),
+)
+def test_walk_covers_a_range_exactly(image, tell, over, data):
+    offset = data.draw(st.integers(0, len(image)))
+    end = data.draw(st.integers(offset, len(image)))
+    server = Server(image, tell, over)
+    found = list(merge(extents.walk(offset, end, size=len(image), block=1, ask=server)))
+    assert [e.zero for e in found for _ in range(e.length)] == image[offset:end]
+    assert all(a + n <= len(image) for a, n in server.asked)
+
+
+@given(block=st.sampled_from([1, 2, 4, 8]), offset=st.integers(0, 63), size=st.integers(0, 64))
+def test_walk_asks_for_whole_blocks(block, offset, size):
+    image = [i % 3 == 0 for i in range(64)]
+    end = min(offset + size, 64)
+    server = Server(image, 16)
+    found = list(extents.walk(offset, end, size=64, block=block, ask=server))
+    assert [e.zero for e in found for _ in range(e.length)] == image[offset:end]
+    assert all(a % block == 0 and n % block == 0 for a, n in server.asked)
+
+
+def test_walk_grows_its_requests_while_replies_are_short():
+    asked = []
+
+    def ask(offset, length):
+        asked.append(length)
+        return iter([ZeroExtent(offset, length, True, False)])
+
+    size = 64 * 1024**3
+    assert sum(e.length for e in extents.walk(0, size, size=size, block=4096, ask=ask)) == size
+    assert asked[:3] == [extents.FIRST_STEP, 2 * extents.FIRST_STEP, 4 * extents.FIRST_STEP]
+    assert max(asked) == 2**32 - 4096
+    assert len(asked) < 25
+
+
+def test_walk_shrinks_its_requests_while_replies_are_long():
+    asked = []
+
+    def ask(offset, length):
+        asked.append(length)
+        many = 1 if len(asked) < 3 else 5000
+        step = length // many
+        return (ZeroExtent(offset + i * step, step, i % 2 == 0, False) for i in range(many))
+
+    walk = extents.walk(0, 2**40, size=2**40, block=1, ask=ask)
+    while len(asked) < 6:
+        next(walk)
+    first = extents.FIRST_STEP
+    assert asked == [first, 2 * first, 4 * first, 2 * first, first, first]
+
+
+def test_walk_is_lazy():
+    asked = []
+
+    def ask(offset, length):
+        asked.append(offset)
+        return iter([ZeroExtent(offset, length, True, False)])
+
+    walk = extents.walk(0, 2**40, size=2**40, block=1, ask=ask)
+    next(walk)
+    assert asked == [0]
+
+
+def test_walk_rejects_a_reply_that_tells_nothing_new():
+    def nothing(offset, length):
+        return iter([])
+
+    with pytest.raises(ProtocolError, match="told nothing about the extents at 5"):
+        list(extents.walk(5, 10, size=10, block=1, ask=nothing))
+
+    def only_before(offset, length):
+        return iter([ZeroExtent(offset, 1, True, False)])
+
+    with pytest.raises(ProtocolError, match="told nothing about the extents at 5"):
+        list(extents.walk(5, 10, size=10, block=4, ask=only_before))
