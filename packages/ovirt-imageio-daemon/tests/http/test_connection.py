@@ -173,6 +173,32 @@ def test_worker_times_out_in_the_kernel(run: Run, connection: Connection) -> Non
         run(connection.in_worker(lambda p: p.send_all(bytes(10_000_000))))
 
 
+def test_worker_gives_up_on_a_client_that_sends_drop_by_drop(run: Run, connection: Connection) -> None:
+    connection.timeouts = Timeouts(body=0)
+    connection.inactivity_timeout = 10
+    client_of(connection).send(b"drops")
+
+    def receive(peer: Any) -> None:
+        view = memoryview(bytearray(1))
+        for _ in range(5):
+            peer.recv_into(view)
+
+    with pytest.raises(ClientTimeout, match="next to nothing"):
+        run(connection.in_worker(receive, body=RequestBody(connection, 1000)))
+
+
+def test_time_spent_by_storage_is_not_the_clients(run: Run, connection: Connection) -> None:
+    client_of(connection).send(b"drops")
+    gate = threading.Event()
+
+    def receive(peer: Any) -> int:
+        connection.timeouts = Timeouts(body=SOON)
+        gate.wait(2 * SOON)
+        return int(peer.recv_into(memoryview(bytearray(5))))
+
+    assert run(connection.in_worker(receive, body=RequestBody(connection, 1000))) == 5
+
+
 def test_splice_where_bytes_need_no_handling(run: Run, connection: Connection) -> None:
     def splice_fd(peer: Any) -> Any:
         return peer.splice_fd

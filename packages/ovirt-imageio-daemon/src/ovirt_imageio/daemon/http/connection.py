@@ -57,7 +57,7 @@ class Timeouts(NamedTuple):
     Attributes:
         handshake: For the TLS handshake.
         head: From the first to the last byte of a request's head.
-        body: For a body that is read in the loop.
+        body: For a body that is read in the loop; in a worker, to move 64 KiB.
         inactivity: To send or take anything at all, also between requests.
     """
 

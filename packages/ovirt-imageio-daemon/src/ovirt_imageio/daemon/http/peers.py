@@ -10,6 +10,7 @@ connection has set in the kernel, and releases the GIL while it does.
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Union
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 Buffer = Union[bytes, bytearray, memoryview]
 
+_LEAST = 64 * 1024  # bytes to move in the time of a body, `Timeouts.body`: 1 KiB a second
 _FRAMING = 4096  # bytes to receive where a chunk's size is expected
 
 
@@ -45,6 +47,8 @@ class WorkerPeer:
         self._head = head
         self._body = body
         self._decoded = b""  # payload of chunks, not taken yet
+        self._waited = 0.0  # seconds for the client, since that many bytes:
+        self._moved = 0
 
     @property
     def chunked(self) -> bool:
@@ -105,20 +109,50 @@ class WorkerPeer:
             return 0
         if left < len(view):
             view = view[:left]
-        count = self._buffered_into(view) or self._receive(view)
+        count = self._buffered_into(view) or self._receive_in_time(view)
         body.left = left - count
         return count
 
     def release(self) -> None:
         """Give the connection back. In the loop's thread, when the worker has ended."""
 
-    @abstractmethod
     def _send(self, data: Buffer) -> None:
         """Send all of data."""
+        self._send_raw(data)
 
     @abstractmethod
     def _receive(self, view: memoryview) -> int:
         """Receive at least one byte; PeerGone at the end of the stream."""
+
+    def _send_raw(self, data: Buffer) -> None:
+        """Send all of data as it is, however often the kernel takes only a part."""
+        view = memoryview(data)
+        while True:
+            began = time.monotonic()
+            try:
+                sent = self._connection.socket.send(view)
+            except OSError as e:
+                raise lost(self._connection.peer, e, "takes") from e
+            if sent == len(view):
+                return
+            view = view[sent:]
+            # A blocking send takes a part only if its time was up, or on a signal.
+            self._count(sent, time.monotonic() - began, "takes")
+
+    def _receive_in_time(self, view: memoryview) -> int:
+        began = time.monotonic()
+        count = self._receive(view)
+        self._count(count, time.monotonic() - began, "sends")
+        return count
+
+    def _count(self, count: int, seconds: float, verb: str) -> None:
+        """Give up on a client that moves a few bytes now and then, to keep a worker busy."""
+        self._moved += count
+        self._waited += seconds
+        if self._moved >= _LEAST:
+            self._moved, self._waited = 0, 0.0
+        elif self._waited > self._connection.timeouts.body:
+            raise ClientTimeout(f"{self._connection.peer} {verb} next to nothing")
 
     def _buffered_into(self, view: memoryview) -> int:
         buffer = self._connection.buffer
@@ -143,11 +177,11 @@ class WorkerPeer:
             if decoder.done:
                 return 0
             if decoder.remaining:
-                count = self._receive(view[: decoder.remaining])
+                count = self._receive_in_time(view[: decoder.remaining])
                 decoder.took(count)
                 return count
             framing = bytearray(_FRAMING)
-            count = self._receive(memoryview(framing))
+            count = self._receive_in_time(memoryview(framing))
             self._connection.buffer += bytes(framing[:count])
 
     def _decode(self) -> None:
@@ -166,12 +200,6 @@ class PlainPeer(WorkerPeer):
         self._socket = connection.socket
         if connection.can_splice and (body is None or body.decoder is None):
             self.splice_fd = connection.fd
-
-    def _send(self, data: Buffer) -> None:
-        try:
-            self._socket.sendall(data)
-        except OSError as e:
-            raise lost(self._connection.peer, e, "takes") from e
 
     def _receive(self, view: memoryview) -> int:
         try:

@@ -193,12 +193,6 @@ class TlsPeer(WorkerPeer):
         for start in range(0, len(view), _PIECE):
             self._send_raw(encrypt(self._tls, view[start : start + _PIECE]))
 
-    def _send_raw(self, data: bytes) -> None:
-        try:
-            self._tls.socket.sendall(data)
-        except OSError as e:
-            raise lost(self._tls.peer, e, "takes") from e
-
     def _receive(self, view: memoryview) -> int:
         """Fill view with what is there; wait only for the first byte."""
         have = 0
