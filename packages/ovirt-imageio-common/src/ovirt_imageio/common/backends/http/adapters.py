@@ -79,7 +79,8 @@ class TcpAdapter(Adapter):
         port: TCP port.
         context: For TLS; None for plain HTTP.
         timeout: Seconds of silence before a connection counts as dead.
-        connect_timeout: Seconds to connect to each address of the host.
+        connect_timeout: Seconds to connect to each address of the host, and for each answer
+            in the handshake.
         maxsize: Idle connections kept.
     """
 
@@ -120,6 +121,7 @@ class TcpAdapter(Adapter):
                 sock,
                 self.name,
                 self._timeout,
+                connect_timeout=self._connect_timeout,
                 context=self._context,
                 server_hostname=self._host,
             )

@@ -14,6 +14,7 @@ from typing import Any, Callable, Mapping
 
 import requests
 import urllib3.exceptions
+from requests.structures import CaseInsensitiveDict
 
 from ovirt_imageio.common import imagesapi
 from ovirt_imageio.common.errors import ImageioError, ProtocolError, ServerGone
@@ -145,7 +146,7 @@ class Reply:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is None:
+        if error is None or (self.body.isclosed() and self.cut_short is None):
             self.finish()
         else:
             self.close()
@@ -204,7 +205,7 @@ class Channel:
             Exception: What the sender of a StreamedBody raised.
         """
         prepared = self._prepare(method, suffix)
-        prepared.headers = requests.structures.CaseInsensitiveDict(_HEADERS)
+        prepared.headers = CaseInsensitiveDict(_HEADERS)
         prepared.headers.update(headers or {})
         if length is not None:
             prepared.headers["Content-Length"] = str(length)

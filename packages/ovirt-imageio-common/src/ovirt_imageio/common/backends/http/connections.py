@@ -96,8 +96,11 @@ class BodyResponse(http.client.HTTPResponse):
             http.client.HTTPException: The chunks are malformed.
         """
         left = self.left
-        if left is None or not left:
-            return self.readinto(view) if left is None else 0
+        if left is None:
+            return self.readinto(view)
+        if not left:
+            self.close()  # http.client leaves an empty body open
+            return 0
         count = self.reader.receive(view[:left])
         if not count:
             raise ServerGone(f"connection lost {left} bytes before the end of a response")

@@ -139,6 +139,7 @@ class TlsStream(Stream):
         sock: As for Stream.
         name: As for Stream.
         timeout: As for Stream.
+        connect_timeout: As timeout, for the handshake.
         context: How to verify the server.
         server_hostname: Name or address that the certificate must be for.
 
@@ -153,16 +154,18 @@ class TlsStream(Stream):
         name: str,
         timeout: float | None,
         *,
+        connect_timeout: float | None,
         context: ssl.SSLContext,
         server_hostname: str,
     ) -> None:
-        super().__init__(sock, name, timeout)
+        super().__init__(sock, name, connect_timeout)
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_hostname)
         self._raw = memoryview(bytearray(_RAW))
         self._early = b""  # decrypted by `answered`
         self._handshake()
+        self.settimeout(timeout)
 
     @property
     def splice_fd(self) -> int | None:
@@ -214,7 +217,7 @@ class TlsStream(Stream):
         except ssl.SSLError as e:
             reason = e.reason or e
             raise Unreachable(f"no TLS connection to {self._name}: {reason}") from e
-        except ServerGone as e:
+        except (ServerGone, ConnectionTimeout) as e:
             raise Unreachable(f"no TLS connection to {self._name}: {e}") from e
 
     def _shake_hands(self) -> None:
