@@ -39,4 +39,5 @@ def format_size(size: float) -> str:
         size /= 1024
     if unit == "bytes":
         return f"{size:.0f} {unit}"
-    return f"{size:#.3g} {unit}" if abs(size) < 1000 else f"{size:.0f} {unit}"
+    digits = sum(abs(size) < limit for limit in (0.9995, 9.995, 99.95))
+    return f"{size:.{digits}f} {unit}"
