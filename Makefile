@@ -4,21 +4,42 @@
 # Each target does its own set-up, on a fresh machine too. NO_INSTALL=1 keeps it from
 # installing system packages, PYTHON=… chooses the interpreter.
 
-.PHONY: help check demo format clean
+.PHONY: help check check-all demo docs dist rpm format clean
 
 help:
-	@echo 'make check   tests, lint, types and import rules'
-	@echo 'make demo    move a real disk image, and show it'
-	@echo 'make format  format the sources'
-	@echo 'make clean   remove what these commands made'
+	@echo 'make check      tests, lint, types and import rules'
+	@echo 'make check-all  also every environment of tox.ini, packages installed and used'
+	@echo 'make demo       move a real disk image, and show it'
+	@echo 'make docs       the documentation, in .cache/docs'
+	@echo 'make dist       sdists and wheels, in dist'
+	@echo 'make rpm        RPMs, in dist/rpm'
+	@echo 'make format     format the sources'
+	@echo 'make clean      remove what these commands made'
 
 check:
 	@ci/bootstrap.sh qemu nbdkit
 	@ci/check.sh
 
+check-all:
+	@ci/bootstrap.sh qemu nbdkit rpm createrepo dnf busybox
+	@ci/check.sh
+	@.venv/bin/tox run-parallel --parallel-no-spinner
+
 demo:
 	@ci/bootstrap.sh qemu e2fsprogs
 	@.venv/bin/python tools/demo.py
+
+docs:
+	@ci/bootstrap.sh
+	@.venv/bin/tox run -q -e docs
+
+dist:
+	@ci/bootstrap.sh
+	@.venv/bin/tox run -q -e dist
+
+rpm:
+	@ci/bootstrap.sh rpm
+	@.venv/bin/tox run -q -e dist,rpm
 
 format:
 	@ci/bootstrap.sh
@@ -26,4 +47,4 @@ format:
 	@.venv/bin/ruff format .
 
 clean:
-	rm -rf .venv .cache .tox .hypothesis .demo .bench
+	rm -rf .venv .cache .tox .hypothesis .demo .bench dist

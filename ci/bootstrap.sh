@@ -20,7 +20,7 @@ inputs() {
     echo "$python"
     "$python" -VV
     pwd
-    sha256sum ci/bootstrap.sh ci/requirements-dev.txt \
+    sha256sum ci/bootstrap.sh ci/requirements-*.txt \
         "${packages[@]/%//setup.cfg}" "${packages[@]/%//pyproject.toml}" \
         packages/*/src/ovirt_imageio/*/VERSION
 }

@@ -24,6 +24,8 @@ present() {
         qemu) has qemu-nbd && has qemu-img && has qemu-io ;;
         # Debian keeps administrators' commands off the path of others.
         e2fsprogs) has mkfs.ext4 || has /usr/sbin/mkfs.ext4 ;;
+        rpm) has rpmbuild ;;
+        createrepo) has createrepo_c ;;
         *) has "$1" ;;
     esac
 }
@@ -35,7 +37,12 @@ packages() {
         dnf:python) echo "python3" ;;
         apt-get:qemu) echo "qemu-utils" ;;
         dnf:qemu) echo "qemu-img" ;;
-        *:nbdkit | *:e2fsprogs | *:chromium | *:openssl) echo "$2" ;;
+        apt-get:rpm) echo "rpm" ;;
+        dnf:rpm) echo "rpm-build" ;;
+        apt-get:createrepo) echo "createrepo-c" ;;
+        dnf:createrepo) echo "createrepo_c" ;;
+        apt-get:busybox) echo "busybox-static" ;;
+        *:busybox | *:dnf | *:nbdkit | *:e2fsprogs | *:chromium | *:openssl) echo "$2" ;;
         *)
             say "unknown software: $2"
             exit 2
