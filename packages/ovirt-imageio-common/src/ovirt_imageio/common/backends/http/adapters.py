@@ -13,8 +13,10 @@ import ssl
 from typing import Any
 from urllib.parse import quote
 
+import requests
 import requests.adapters
 import requests_unixsocket.adapters
+from requests.structures import CaseInsensitiveDict
 
 from ovirt_imageio.common.errors import ConnectionTimeout
 from ovirt_imageio.common.sockets import connect_tcp, connect_unix
@@ -57,6 +59,17 @@ class Adapter(requests.adapters.HTTPAdapter):
     def request_url(self, request: Any, proxies: Any) -> str:
         """Return the path: there is no forwarding proxy."""
         return str(request.path_url)
+
+    def build_response(self, req: Any, resp: Any) -> requests.Response:
+        """Make the response, without looking for cookies: 30 µs of 180."""
+        response = requests.Response()
+        response.status_code = resp.status
+        response.headers = CaseInsensitiveDict(resp.headers)
+        response.reason = resp.reason
+        response.url = req.url
+        response.raw = resp
+        response.request = req
+        return response
 
     def close(self) -> None:
         """Close idle connections. The adapter may still be used."""

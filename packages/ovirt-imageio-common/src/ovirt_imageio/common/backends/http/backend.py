@@ -154,7 +154,7 @@ class HttpBackend(Backend):
             self.check_range(offset, len(view))
             if view:
                 with self._get(offset, len(view)) as reply:
-                    _fill(reply, view)
+                    reply.body.fill(view)
 
     def write(self, offset: int, buf: Buffer) -> None:
         """Write buf by one PUT, without a flush.
@@ -560,12 +560,6 @@ def _size_of(reply: Reply) -> int | None:
         return imagesapi.parse_content_range(reply.headers.get("Content-Range", "")).size
     except ValueError:
         return None
-
-
-def _fill(reply: Reply, view: memoryview) -> None:
-    done = 0
-    while done < len(view):
-        done += reply.body.receive(view[done:])
 
 
 def _read_checksum(data: bytes) -> ChecksumResult:

@@ -101,11 +101,18 @@ class BodyResponse(http.client.HTTPResponse):
         if not left:
             self.close()  # http.client leaves an empty body open
             return 0
-        count = self.reader.receive(view[:left])
-        if not count:
-            raise ServerGone(f"connection lost {left} bytes before the end of a response")
-        self.took(count)
-        return count
+        return self._took_some(self.reader.receive(view[:left]), left)
+
+    def fill(self, view: memoryview) -> None:
+        """Fill view, which is not longer than what is left of the body.
+
+        Raises:
+            ServerGone: The body ended too early.
+            ConnectionTimeout: The server sends nothing.
+        """
+        done = 0
+        while done < len(view):
+            done += self._took_some(self.reader.receive_all(view[done:]), len(view) - done)
 
     def took(self, count: int) -> None:
         """Count bytes of the body that somebody took from the stream."""
@@ -113,6 +120,12 @@ class BodyResponse(http.client.HTTPResponse):
         self.length -= count
         if not self.length:
             self.close()  # urllib3 sees that the connection is free
+
+    def _took_some(self, count: int, left: int) -> int:
+        if not count:
+            raise ServerGone(f"connection lost {left} bytes before the end of a response")
+        self.took(count)
+        return count
 
     def flush(self) -> None:
         """Do nothing: closing an io object flushes it."""

@@ -96,6 +96,19 @@ class Stream:
         except OSError as e:
             raise self._failure(e, "sent") from e
 
+    def recv_all(self, view: memoryview) -> int:
+        """Receive until view is full; less at the end of the stream, or when it pauses.
+
+        One system call where recv_into makes forty for 8 MiB: recv(2), MSG_WAITALL.
+
+        Raises:
+            As recv_into.
+        """
+        try:
+            return self._sock.recv_into(view, 0, socket.MSG_WAITALL)
+        except OSError as e:
+            raise self._failure(e, "sent") from e
+
     def answered(self) -> bool:
         """Tell without waiting if there is something to receive, or an end."""
         poll = select.poll()
@@ -191,6 +204,16 @@ class TlsStream(Stream):
                 return count
             self._send_pending()
             self._receive()
+
+    def recv_all(self, view: memoryview) -> int:
+        """Receive until view is full, see Stream."""
+        done = 0
+        while done < len(view):
+            count = self.recv_into(view[done:])
+            if not count:
+                break
+            done += count
+        return done
 
     def answered(self) -> bool:
         """Tell without waiting if there is payload or an end; tickets do not count."""
@@ -315,6 +338,17 @@ class Reader:
             view[: len(data)] = data
             return len(data)
         return self._stream.recv_into(view)
+
+    def receive_all(self, view: memoryview) -> int:
+        """Receive until view is full; less at the end of the stream, or when it pauses."""
+        first = 0
+        if self._buffer:
+            data = self.take(len(view))
+            first = len(data)
+            view[:first] = data
+            if first == len(view):
+                return first
+        return first + self._stream.recv_all(view[first:])
 
     def readline(self, limit: int = -1) -> bytes:
         """Read a line with its end; without one only if limit bytes came before it.
