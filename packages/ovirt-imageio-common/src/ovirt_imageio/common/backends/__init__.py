@@ -59,7 +59,7 @@ def open(
     if scheme in ("http", "https"):
         from ovirt_imageio.common.backends.http import HttpBackend
 
-        return HttpBackend(url, cafile=cafile, secure=secure, timeout=timeout)
+        return HttpBackend(url, mode=mode, dirty=dirty, cafile=cafile, secure=secure, timeout=timeout)
     raise ValueError(f"unsupported storage URL {url!r}: expected {_SUPPORTED}")
 
 

@@ -49,6 +49,9 @@ class HttpBackend(Backend):
 
     Args:
         url: `https://HOST:PORT/images/ID`, or http.
+        mode: `r` refuses writing; `r+` leaves it to the ticket.
+        dirty: Dirty extents are wanted: only with this `capabilities.can_dirty` may be
+            true. The server does not tell before it is asked for them.
         cafile: Certificates to verify the server with; None means the system's.
         secure: Verify the server. False accepts any certificate.
         proxy_url: The same image at another server, used when no connection to url can
@@ -77,6 +80,8 @@ class HttpBackend(Backend):
         self,
         url: str,
         *,
+        mode: str = "r+",
+        dirty: bool = False,
         cafile: str | None = None,
         secure: bool = True,
         proxy_url: str | None = None,
@@ -103,10 +108,10 @@ class HttpBackend(Backend):
             max_writers=self._offer.max_writers,
             can_zero=imagesapi.FEATURE_ZERO in self.features,
             can_extents=imagesapi.FEATURE_EXTENTS in self.features,
-            can_dirty=imagesapi.FEATURE_EXTENTS in self.features,
+            can_dirty=dirty and imagesapi.FEATURE_EXTENTS in self.features,
             can_flush=imagesapi.FEATURE_FLUSH in self.features,
             multi_conn=self._offer.flushes_all,
-            read_only=not self._offer.writable,
+            read_only=mode == "r" or not self._offer.writable,
         )
 
     @property
@@ -369,7 +374,7 @@ class HttpBackend(Backend):
 
     def _check_write(self, offset: int, length: int) -> None:
         if self.capabilities.read_only:
-            raise UnsupportedOperation("the ticket does not allow writing")
+            raise UnsupportedOperation("the image was opened for reading, or the ticket does not allow writing")
         self.check_range(offset, length)
 
     def _request(self, method: str, suffix: str = "", **arguments: Any) -> Reply:
@@ -434,7 +439,9 @@ class HttpBackend(Backend):
 
     def _receive_gathered(self, peer: Peer, offset: int, length: int, op: Operation) -> None:
         """Receive a body of unknown length: the origin is only told of what is at hand."""
-        with borrow(min(length, defaults.BUFFER_SIZE)) as view:
+        if not length:
+            return
+        with borrow(min(length, defaults.PIECE)) as view:
             for start, count in pieces(offset, length, len(view)):
                 got = fill_from(peer, view[:count])
                 op.check()
