@@ -25,15 +25,11 @@ from ovirt_imageio.common.extents import Extent, ZeroExtent
 
 
 class Peer(Protocol):
-    """The other end of a stream. One thread uses it at a time.
-
-    Attributes:
-        splice_fd: Descriptor of a plain socket for splice(2); None where payload must
-            pass through memory, as with TLS.
-    """
+    """The other end of a stream. One thread uses it at a time."""
 
     @property
-    def splice_fd(self) -> int | None: ...
+    def splice_fd(self) -> int | None:
+        """Descriptor of a plain socket for splice(2); None where payload must pass through memory, as with TLS."""
 
     def begin(self) -> None:
         """Called when the first payload is at hand, before its first byte. Idempotent.
