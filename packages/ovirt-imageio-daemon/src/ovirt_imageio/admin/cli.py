@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from . import report
 from .client import DEFAULT_CONF_DIR, Client, ServerError, load_config
 from .client import Error as AdminError
 
@@ -60,9 +61,12 @@ def _parser() -> argparse.ArgumentParser:
         command = add(name, run, text)
         command.add_argument("ticket_id", help="the ticket's uuid")
         if name == "mod-ticket":
-            command.add_argument(
-                "--timeout", type=int, required=True, help="seconds it is valid from now on"
-            )
+            command.add_argument("--timeout", type=int, required=True, help="seconds it is valid from now on")
+    for name, run, text in [
+        ("list", _list, "List the transfers: what they do and how far they are."),
+        ("status", _status, "Show how the daemon does."),
+    ]:
+        add(name, run, text).add_argument("--json", action="store_true", help="print JSON")
     add("start-profile", _start_profile, "Start profiling the daemon.")
     add("stop-profile", _stop_profile, "Stop profiling and write the result.")
     return parser
@@ -98,6 +102,22 @@ def _mod_ticket(client: Client, args: argparse.Namespace) -> None:
 
 def _del_ticket(client: Client, args: argparse.Namespace) -> None:
     client.del_ticket(args.ticket_id)
+
+
+def _list(client: Client, args: argparse.Namespace) -> None:
+    transfers = client.status()["transfers"]
+    if args.json:
+        print(json.dumps(transfers, indent=2))
+    else:
+        print("\n".join(report.transfers(transfers)))
+
+
+def _status(client: Client, args: argparse.Namespace) -> None:
+    status = client.status()
+    if args.json:
+        print(json.dumps(status, indent=2))
+    else:
+        print("\n".join(report.daemon(status)))
 
 
 def _start_profile(client: Client, args: argparse.Namespace) -> None:

@@ -111,6 +111,14 @@ class Client:
         timeout = self._timeout + self._cfg.control.remove_timeout
         self._call("DELETE", _ticket_path(ticket_id), timeout=timeout)
 
+    def status(self) -> dict[str, Any]:
+        """Return how the daemon does and what its transfers are up to, see `GET /status`.
+
+        Raises:
+            ServerError: code 404 if the daemon is ovirt-imageio 2.x.
+        """
+        return self._call_json("GET", "/status")
+
     def start_profile(self) -> None:
         """Start profiling the daemon."""
         self._call("POST", "/profile/?run=y")
@@ -129,18 +137,14 @@ class Client:
             raise ClientError(f"{method} {path}: expected a JSON object: {body[:200]!r}")
         return cast("dict[str, Any]", document)
 
-    def _call(
-        self, method: str, path: str, document: object = None, *, timeout: float | None = None
-    ) -> bytes:
+    def _call(self, method: str, path: str, document: object = None, *, timeout: float | None = None) -> bytes:
         body = None if document is None else json.dumps(document).encode()
         status, answer = self._request(method, path, body, timeout or self._timeout)
         if status >= 400:
             raise ServerError(status, answer.decode("utf-8", "replace").strip())
         return answer
 
-    def _request(
-        self, method: str, path: str, body: bytes | None, timeout: float
-    ) -> tuple[int, bytes]:
+    def _request(self, method: str, path: str, body: bytes | None, timeout: float) -> tuple[int, bytes]:
         reused = self._connection is not None
         try:
             return self._exchange(method, path, body, timeout)
@@ -160,9 +164,7 @@ class Client:
             self.close()
             raise ClientError(f"Connection to the daemon failed: {e}") from e
 
-    def _exchange(
-        self, method: str, path: str, body: bytes | None, timeout: float
-    ) -> tuple[int, bytes]:
+    def _exchange(self, method: str, path: str, body: bytes | None, timeout: float) -> tuple[int, bytes]:
         if self._connection is None:
             self._connection = _Connection(self._cfg)
         self._connection.set_timeout(timeout)

@@ -31,6 +31,7 @@ from .handlers.extents import Extents
 from .handlers.images import Images
 from .handlers.info import Info
 from .handlers.profile import Profile
+from .handlers.status import Status
 from .handlers.tickets import TicketsHandler
 from .http.loop import Loop
 from .http.message import Request
@@ -144,8 +145,19 @@ class Server:
             routes = [
                 *TicketsHandler(self.tickets, self.cfg).routes(),
                 *Profile(self.cfg.profile.filename).routes(),
+                *self._status().routes(),
             ]
             self._start(self.control, routes, Connections(self._loop, _CONTROL_CONNECTIONS))
+
+    def _status(self) -> Status:
+        return Status(
+            self._loop,
+            self.tickets,
+            connections=self._connections,
+            totals=self.totals,
+            services={service.name: service.address for service in self._services()},
+            stopping=lambda: self._stops > 0,
+        )
 
     def _local_address(self) -> str | None:
         """Where clients of this host may come without encryption; None if they may not."""

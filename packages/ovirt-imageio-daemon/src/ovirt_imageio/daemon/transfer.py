@@ -86,6 +86,11 @@ class Transfer:
         return bool(self._running)
 
     @property
+    def running(self) -> list[Operation]:
+        """The operations that run, oldest first."""
+        return list(self._running.values())
+
+    @property
     def expired(self) -> bool:
         """Whether the time is over."""
         return self._clock() >= self.expires

@@ -110,6 +110,11 @@ class Loop:
             max_queue=max_queue,
         )
 
+    @property
+    def workers(self) -> Workers:
+        """The worker threads, to look at their numbers."""
+        return self._workers
+
     # What coroutines await.
 
     def readable(self, fd: int, timeout: float = math.inf) -> Awaitable[None]:

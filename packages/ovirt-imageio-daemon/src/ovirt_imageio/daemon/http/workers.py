@@ -76,7 +76,7 @@ class Workers:
             raise ValueError(f"limit of workers is {limit}, at least 1 is needed")
         self.busy = 0
         self._call_soon = call_soon
-        self._limit = limit
+        self.limit = limit
         self._nice = nice
         self._max_queue = max_queue
         self._idle_timeout = idle_timeout
@@ -103,7 +103,7 @@ class Workers:
         Raises:
             Overloaded: Too many jobs wait already, or no thread could be started.
         """
-        if self.busy < self._limit:
+        if self.busy < self.limit:
             self._start(job)
         elif len(self._waiting) < self._max_queue:
             self._waiting.append(job)

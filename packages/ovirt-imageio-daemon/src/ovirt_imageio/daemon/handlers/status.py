@@ -1,0 +1,115 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""How the daemon does, and what each transfer waits for: `GET /status`, control service only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Any
+
+from ..http.loop import Loop
+from ..http.message import Request, Response
+from ..http.registry import Connections
+from ..http.router import Route
+from ..stats import Totals
+from ..transfer import Transfer
+from ..version import __version__
+
+
+class Status:
+    """The resource `/status`. Loop thread only.
+
+    Args:
+        loop: whose workers are counted.
+        transfers: the tickets in use or waiting for use.
+        connections: of clients of images.
+        totals: what was done so far.
+        services: name → address of what is served.
+        stopping: tells whether new work is refused.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        transfers: Iterable[Transfer],
+        *,
+        connections: Connections,
+        totals: Totals,
+        services: dict[str, str],
+        stopping: Callable[[], bool],
+    ) -> None:
+        self._loop = loop
+        self._transfers = transfers
+        self._connections = connections
+        self._totals = totals
+        self._services = services
+        self._stopping = stopping
+
+    def routes(self) -> list[Route]:
+        """List the resources."""
+        return [Route("/status", {"GET": self.get})]
+
+    async def get(self, request: Request) -> Response:
+        """Tell everything at once; sizes in bytes, times in seconds."""
+        body = json.dumps(self._document()).encode() + b"\n"
+        return Response(200, [("Content-Type", "application/json")], body)
+
+    def _document(self) -> dict[str, Any]:
+        connections, workers = self._connections, self._loop.workers
+        return {
+            "version": __version__,
+            "uptime": int(self._totals.uptime),
+            "stopping": self._stopping(),
+            "services": self._services,
+            "connections": {
+                "open": len(connections),
+                "idle": connections.idle_count,
+                "limit": connections.limit,
+            },
+            "workers": {
+                "threads": workers.threads,
+                "busy": workers.busy,
+                "waiting": workers.waiting,
+                "limit": workers.limit,
+            },
+            "requests": self._requests(),
+            "operations": {kind: asdict(stats) for kind, stats in self._totals.operations.operations.items()},
+            "transfers": [self._transfer(transfer) for transfer in self._transfers],
+        }
+
+    def _requests(self) -> dict[str, dict[str, int]]:
+        """Count responses by service and status."""
+        result: dict[str, dict[str, int]] = {}
+        for (service, status), count in sorted(self._totals.requests.items()):
+            result.setdefault(service, {})[str(status)] = count
+        return result
+
+    def _transfer(self, transfer: Transfer) -> dict[str, Any]:
+        operations = [
+            {
+                "kind": op.kind,
+                "offset": op.offset,
+                "length": op.length,
+                "done": op.done,
+                "age": round(self._loop.now - op.started, 3),
+            }
+            for op in transfer.running
+        ]
+        return {
+            **transfer.info(),
+            "state": _state(transfer),
+            "operations": operations,
+            "finished": {kind: asdict(stats) for kind, stats in transfer.stats.operations.items()},
+        }
+
+
+def _state(transfer: Transfer) -> str:
+    """Say in one word what a transfer is up to."""
+    if transfer.cancelled:
+        return "cancelling" if transfer.active else "cancelled"
+    if transfer.active:
+        return "active"
+    return "expired" if transfer.expired else "idle"

@@ -1,0 +1,80 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+from __future__ import annotations
+
+from typing import Any
+
+from ovirt_imageio.admin import report
+
+IDLE: dict[str, Any] = {
+    "uuid": "01234567-89ab",
+    "state": "idle",
+    "connections": 0,
+    "idle_time": 7,
+    "size": 1 << 30,
+    "operations": [],
+    "finished": {},
+}
+
+
+def test_transfers_are_a_table_with_a_heading() -> None:
+    active = {
+        **IDLE,
+        "transfer_id": "my-transfer",
+        "state": "active",
+        "transferred": 512 << 20,
+        "operations": [{"kind": "write", "offset": 0, "length": 1 << 30, "done": 512 << 20, "age": 2.14}],
+        "finished": {"write": {"size": 1 << 30, "seconds": 0.5}, "flush": {"size": 0, "seconds": 9}},
+    }
+    heading, first, second = (line.split("  ") for line in report.transfers([IDLE, active]))
+    assert heading[0].strip() == "TICKET"
+    assert [text.strip() for text in first if text.strip()] == [
+        "01234567-89ab", "idle", "0", "7 s", "1.00 GiB", "-", "-", "-",
+    ]  # fmt: skip
+    assert [text.strip() for text in second if text.strip()] == [
+        "my-transfer",
+        "active",
+        "0",
+        "7 s",
+        "1.00 GiB",
+        "512 MiB",
+        "2.00 GiB/s",
+        "write 1.00 GiB at 0 (50%, 2.1 s)",
+    ]
+
+
+def test_operation_of_unknown_length_has_no_share() -> None:
+    operation = {"kind": "flush", "offset": 0, "length": 0, "done": 0, "age": 3}
+    (_, line) = report.transfers([{**IDLE, "operations": [operation]}])
+    assert line.endswith("flush 0 bytes at 0 (3.0 s)")
+
+
+def test_no_transfers_are_a_heading_alone() -> None:
+    assert len(report.transfers([])) == 1
+
+
+def test_daemon_is_one_fact_a_line() -> None:
+    lines = report.daemon(
+        {
+            "version": "3.0.0",
+            "uptime": 5,
+            "stopping": False,
+            "services": {"local": "\0/org/ovirt/imageio"},
+            "connections": {"open": 3, "idle": 2, "limit": 4096},
+            "workers": {"threads": 2, "busy": 1, "waiting": 0, "limit": 64},
+            "requests": {"remote": {"200": 4, "403": 1}},
+            "operations": {},
+            "transfers": [IDLE, {**IDLE, "state": "active"}, IDLE],
+        }
+    )
+    assert [line.split("  ", 1)[1].strip() for line in lines] == [
+        "3.0.0",
+        "serving",
+        "5 s",
+        "@/org/ovirt/imageio",
+        "3 of 4096, 2 idle",
+        "1 of 64 busy, 2 threads, 0 requests waiting",
+        "2 idle, 1 active",
+        "4 200, 1 403",
+    ]
