@@ -114,7 +114,11 @@ class Talk:
 
     def wait_for_hangup(self) -> None:
         """Say nothing more until the client closes the connection."""
-        while self.sock.recv(65536):
+        try:
+            while self.sock.recv(65536):
+                pass
+        except ConnectionError:
+            # Closed without reading what we said.
             pass
 
     # Negotiation.
@@ -326,26 +330,31 @@ class Talk:
 
 
 class Peer:
-    """A scripted server on a Unix socket of its own.
+    """A scripted server on a Unix socket of its own, or on a free TCP port.
 
     Args:
         script: called with a `Talk` for each connection, each in a thread.
+        tcp: listen on TCP.
 
     Attributes:
         address: for a client.
         errors: what scripts raised, apart from HungUp. Raised again at the end.
     """
 
-    def __init__(self, script: Callable[[Talk], None]) -> None:
+    def __init__(self, script: Callable[[Talk], None], *, tcp: bool = False) -> None:
         self._script = script
         self._folder = tempfile.mkdtemp(prefix="nbdpeer-")
-        self._listener = socket.socket(socket.AF_UNIX)
         self._threads: list[threading.Thread] = []
         self._socks: list[socket.socket] = []
         self.errors: list[BaseException] = []
-        path = os.path.join(self._folder, "sock")
-        self.address = uri.unix(path)
-        self._listener.bind(path)
+        if tcp:
+            self._listener = socket.create_server(("127.0.0.1", 0))
+            self.address = uri.tcp(*self._listener.getsockname())
+        else:
+            path = os.path.join(self._folder, "sock")
+            self.address = uri.unix(path)
+            self._listener = socket.socket(socket.AF_UNIX)
+            self._listener.bind(path)
         self._listener.listen(16)
         self._acceptor = threading.Thread(target=self._accept, name="nbdpeer-accept")
 
@@ -392,9 +401,9 @@ class Peer:
                 self.errors.append(e)
 
 
-def serve(image: Image) -> Peer:
+def serve(image: Image, *, tcp: bool = False) -> Peer:
     """Return an honest server of an image."""
-    return Peer(lambda talk: talk.serve(image))
+    return Peer(lambda talk: talk.serve(image), tcp=tcp)
 
 
 def _queries(data: bytes) -> list[str]:

@@ -1,0 +1,470 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""The blocking driver against a scripted server."""
+
+from __future__ import annotations
+
+import errno
+import threading
+
+import pytest
+
+from imageio_testing.nbdpeer import FLAGS, Image, Peer, serve
+from ovirt_imageio.common import nbd
+from ovirt_imageio.common.errors import ProtocolError, RequestError, UnsupportedOperation
+from ovirt_imageio.common.extents import DirtyExtent, ZeroExtent
+from ovirt_imageio.common.nbd import wire
+
+KiB = 1024
+MiB = 1024 * KiB
+BASE, DEPTH, DIRTY = wire.BASE_ALLOCATION, wire.ALLOCATION_DEPTH, wire.DIRTY_BITMAP + "b"
+
+
+def pattern(size):
+    return bytearray(i * 7 % 251 for i in range(size))
+
+
+def commands(image):
+    return [asked.command for asked in image.asked]
+
+
+# Honest servers of all kinds.
+
+
+@pytest.mark.parametrize("structured", [True, False])
+@pytest.mark.parametrize("hole_block", [0, 512])
+def test_read_write_and_zero(structured, hole_block):
+    image = Image(pattern(16 * KiB), structured=structured, hole_block=hole_block)
+    image.data[4096:8192] = bytes(4096)
+    with serve(image) as peer, nbd.Client(peer.address) as client:
+        assert client.size == 16 * KiB
+        buf = bytearray(b"?" * 16 * KiB)
+        client.read_into(0, buf)
+        assert buf == image.data
+        client.write(1000, b"x" * 3000)
+        client.zero(9000, 100)
+        client.flush()
+        client.read_into(0, buf)
+        assert buf == image.data
+    assert image.data[1000:4000] == b"x" * 3000
+    assert image.data[9000:9100] == bytes(100)
+    assert commands(image)[-2:] == [wire.CMD_FLUSH, wire.CMD_READ]
+
+
+def test_long_buffers_are_cut_into_pieces():
+    image = Image(bytearray(5 * MiB + 100))
+    with serve(image) as peer, nbd.Client(peer.address) as client:
+        data = pattern(5 * MiB)
+        client.write(50, data)
+        buf = bytearray(5 * MiB)
+        client.read_into(50, buf)
+    assert buf == data
+    assert [a.length for a in image.asked] == 2 * [MiB] * 5
+    assert [a.offset for a in image.asked[:5]] == [50 + i * MiB for i in range(5)]
+
+
+def test_maximum_below_ours_is_kept():
+    image = Image(bytearray(100 * KiB), block_sizes=(1, 4096, 32 * KiB), flags=FLAGS & ~wire.FLAG_SEND_WRITE_ZEROES)
+    with serve(image) as peer, nbd.Client(peer.address) as client:
+        client.write(0, b"x" * 100 * KiB)
+        client.read_into(0, bytearray(100 * KiB))
+        client.zero(0, 100 * KiB)
+    assert max(a.length for a in image.asked) == 32 * KiB
+    assert image.data == bytes(100 * KiB)
+
+
+def test_empty_calls_send_nothing():
+    image = Image(bytearray(10))
+    with serve(image) as peer, nbd.Client(peer.address) as client:
+        client.read_into(5, bytearray())
+        client.write(5, b"")
+        client.zero(5, 0)
+        assert list(client.extents(5, 0)) == []
+    assert image.asked == []
+
+
+@pytest.mark.parametrize(("punch", "flags"), [(False, wire.CMD_FLAG_NO_HOLE), (True, 0)])
+def test_zero_punches_holes_only_if_told(punch, flags):
+    image = Image(bytearray(b"x" * 100))
+    with serve(image) as peer, nbd.Client(peer.address) as client:
+        client.zero(0, 100, punch_hole=punch)
+    assert [(a.command, a.flags) for a in image.asked] == [(wire.CMD_WRITE_ZEROES, flags)]
+
+
+def test_server_that_cannot_zero_gets_zeros():
+    image = Image(bytearray(b"x" * 3 * MiB), flags=wire.FLAG_HAS_FLAGS)
+    with serve(image) as peer, nbd.Client(peer.address) as client:
+        client.zero(10, 2 * MiB)
+    assert set(commands(image)) == {wire.CMD_WRITE}
+    assert image.data == b"x" * 10 + bytes(2 * MiB) + b"x" * (MiB - 10)
+
+
+def test_server_that_finds_out_late_gets_zeros():
+    image = Image(bytearray(b"x" * 100), errors={wire.CMD_WRITE_ZEROES: 95})
+    with serve(image) as peer, nbd.Client(peer.address) as client:
+        client.zero(10, 80)
+    assert commands(image) == [wire.CMD_WRITE_ZEROES, wire.CMD_WRITE]
+    assert image.data == b"x" * 10 + bytes(80) + b"x" * 10
+
+
+def test_zero_that_fails_is_not_tried_by_writing():
+    image = Image(bytearray(b"x" * 100), errors={wire.CMD_WRITE_ZEROES: 28})
+    with serve(image) as peer, nbd.Client(peer.address) as client:
+        with pytest.raises(RequestError) as e:
+            client.zero(10, 80)
+    assert e.value.errno == errno.ENOSPC
+    assert commands(image) == [wire.CMD_WRITE_ZEROES]
+
+
+def test_server_without_flush_gets_none():
+    image = Image(bytearray(100), flags=wire.FLAG_HAS_FLAGS)
+    with serve(image) as peer, nbd.Client(peer.address) as client:
+        client.flush()
+    assert image.asked == []
+
+
+@pytest.mark.parametrize("structured", [True, False])
+def test_failed_request_leaves_the_connection_alive(structured):
+    image = Image(pattern(8 * MiB), structured=structured, errors={wire.CMD_WRITE: 28})
+    with serve(image) as peer, nbd.Client(peer.address) as client:
+        for _ in range(3):
+            with pytest.raises(RequestError, match="ENOSPC") as e:
+                client.write(0, b"x" * 8 * MiB)
+            assert e.value.errno == errno.ENOSPC
+            assert client.broken is None
+            assert client.in_flight == 0
+        buf = bytearray(8 * MiB)
+        client.read_into(0, buf)
+    assert buf == image.data
+
+
+def test_write_beyond_the_end_of_space_stops_sending():
+    image = Image(bytearray(64 * MiB), errors={wire.CMD_WRITE: 28})
+    with serve(image) as peer, nbd.Client(peer.address) as client:
+        with pytest.raises(RequestError):
+            client.write(0, bytes(64 * MiB))
+    assert len(image.asked) == 4
+
+
+# Extents.
+
+
+def extents(image, *args, **options):
+    with serve(image) as peer, nbd.Client(peer.address, **options) as client:
+        return list(client.extents(*args))
+
+
+def test_extents_are_merged_over_contexts():
+    status = {BASE: [(100, 0), (50, 3), (50, 3), (200, 3)], DEPTH: [(150, 1), (250, 0)]}
+    assert extents(Image(bytearray(400), status=status)) == [
+        ZeroExtent(0, 100, False, False),
+        ZeroExtent(100, 50, True, False),
+        ZeroExtent(150, 250, True, True),
+    ]
+
+
+def test_extents_of_a_range_are_exact():
+    image = Image(bytearray(4096 * 4), status={BASE: [(4096, 0), (3 * 4096, 2)]}, block_sizes=(4096, 4096, MiB))
+    assert extents(image, 100, 5000) == [ZeroExtent(100, 3996, False, False), ZeroExtent(4096, 1004, True, False)]
+    assert [(a.offset, a.length) for a in image.asked] == [(0, 8192)]
+
+
+def test_extents_without_block_status_are_one_of_data():
+    image = Image(bytearray(400))
+    assert extents(image, 10, 100) == [ZeroExtent(10, 100, False, False)]
+    assert image.asked == []
+
+
+def test_dirty_extents_of_the_only_bitmap():
+    status = {BASE: [(300, 0), (100, 2)], DIRTY: [(200, 1), (200, 0)]}
+    assert extents(Image(bytearray(400), status=status), 0, None, "dirty", dirty=True) == [
+        DirtyExtent(0, 200, True, False),
+        DirtyExtent(200, 100, False, False),
+        DirtyExtent(300, 100, False, True),
+    ]
+
+
+@pytest.mark.parametrize(("bitmap", "dirty"), [("b", True), ("c", False)])
+def test_dirty_extents_of_a_named_bitmap(bitmap, dirty):
+    status = {BASE: [(400, 0)], DIRTY: [(400, 1)], wire.DIRTY_BITMAP + "c": [(400, 0)]}
+    found = extents(Image(bytearray(400), status=status), 0, None, "dirty", bitmap=bitmap)
+    assert found == [DirtyExtent(0, 400, dirty, False)]
+
+
+def test_dirty_extents_need_a_bitmap():
+    with serve(Image(bytearray(400), status={BASE: [(400, 0)]})) as peer:
+        with nbd.Client(peer.address, dirty=True) as client:
+            with pytest.raises(UnsupportedOperation, match="it has no bitmap"):
+                client.extents(context="dirty")
+
+
+@pytest.mark.parametrize(("offset", "length"), [(-1, 5), (0, 401), (401, 0), (5, -1)])
+def test_extents_outside_the_export_are_a_mistake(offset, length):
+    with pytest.raises(ValueError, match="outside the export of 400 bytes"):
+        extents(Image(bytearray(400)), offset, length)
+
+
+def test_unknown_context_is_a_mistake():
+    with pytest.raises(ValueError, match="unknown context 'holes'"):
+        extents(Image(bytearray(400)), 0, None, "holes")
+
+
+def test_short_and_long_block_status():
+    def script(talk):
+        talk.negotiate(1000, contexts={BASE: 1})
+        runs = [[(10, 0)], [(5, 0), (500, 2)], [(100000, 2)]]
+        for r in runs:
+            asked = talk.expect(wire.CMD_BLOCK_STATUS)
+            talk.status(asked, 1, r, done=True)
+        talk.wait_for_hangup()
+
+    with Peer(script) as peer, nbd.Client(peer.address) as client:
+        assert list(client.extents()) == [ZeroExtent(0, 15, False, False), ZeroExtent(15, 985, True, False)]
+
+
+def test_many_extents_in_one_reply():
+    def script(talk):
+        talk.negotiate(200_000, contexts={BASE: 1})
+        asked = talk.expect(wire.CMD_BLOCK_STATUS)
+        talk.status(asked, 1, [(1, i & 2) for i in range(200_000)], done=True)
+        talk.wait_for_hangup()
+
+    with Peer(script) as peer, nbd.Client(peer.address) as client:
+        assert len(list(client.extents())) == 100_000
+
+
+# Out of order, and lies that need a stream.
+
+
+def test_replies_out_of_order_find_their_buffers():
+    def script(talk):
+        talk.negotiate(4 * MiB, structured=False)
+        asked = [talk.expect(wire.CMD_READ) for _ in range(4)]
+        for a in reversed(asked):
+            talk.simple(a, bytes([a.offset // MiB]) * a.length)
+        talk.wait_for_hangup()
+
+    with Peer(script) as peer, nbd.Client(peer.address) as client:
+        buf = bytearray(4 * MiB)
+        client.read_into(0, buf)
+    assert [buf[i * MiB] for i in range(4)] == [0, 1, 2, 3]
+    assert [buf[i * MiB - 1] for i in range(1, 5)] == [0, 1, 2, 3]
+
+
+def test_early_reply_is_kept_until_it_is_wanted():
+    def script(talk):
+        talk.negotiate(20)
+        first, second = talk.request(), talk.request()
+        talk.data(second, 10, b"b" * 5)
+        talk.data(first, 0, b"a" * 10, done=True)
+        talk.data(second, 15, b"c" * 5, done=True)
+        talk.wait_for_hangup()
+
+    with Peer(script) as peer, nbd.Client(peer.address) as client:
+        first = client.start_read(0, length=10)
+        second = client.start_read(10, length=10)
+        one, two = memoryview(bytearray(10)), memoryview(bytearray(10))
+        client.finish_read(first, one)
+        client.finish_read(second, two)
+    assert one == b"a" * 10
+    assert two == b"bbbbbccccc"
+
+
+def test_error_in_the_middle_of_a_read_fails_only_that_read():
+    def script(talk):
+        talk.negotiate(30)
+        asked = talk.request()
+        talk.data(asked, 0, b"a" * 10)
+        talk.error(asked, 5, "bad sector", offset=10, done=False)
+        talk.hole(asked, 20, 10, done=True)
+        asked = talk.request()
+        talk.data(asked, 0, b"b" * 30, done=True)
+        talk.wait_for_hangup()
+
+    with Peer(script) as peer, nbd.Client(peer.address) as client:
+        buf = bytearray(30)
+        with pytest.raises(RequestError, match=r"at offset 10: EIO \(bad sector\)"):
+            client.read_into(0, buf)
+        client.read_into(0, buf)
+        assert buf == b"b" * 30
+        assert client.broken is None
+
+
+def broken_by(reply, error=ProtocolError, match="", **options):
+    """A server that answers the first read with a reply; the client must close the connection."""
+    closed = threading.Event()
+
+    def script(talk):
+        talk.negotiate(4096, **options)
+        reply(talk, talk.expect(wire.CMD_READ))
+        if error is not nbd.ServerGone:
+            talk.wait_for_hangup()
+        closed.set()
+
+    with Peer(script) as peer:
+        client = nbd.Client(peer.address, timeout=0.05 if error is nbd.ServerTimeout else 10)
+        with pytest.raises(error, match=match) as e:
+            client.read_into(0, bytearray(4096))
+        assert client.broken is e.value
+        assert client.sock.fileno() == -1
+        assert closed.wait(10)
+        with pytest.raises(ProtocolError, match="is closed: "):
+            client.flush()
+        assert client.stale()
+        client.close()
+
+
+def test_chunk_outside_its_request_closes_the_connection():
+    broken_by(lambda t, a: t.data(a, 4000, bytes(97), done=True), match="97 bytes at 4000")
+
+
+def test_byte_delivered_twice_closes_the_connection():
+    def reply(talk, asked):
+        talk.data(asked, 0, bytes(4096))
+        talk.data(asked, 10, bytes(10), done=True)
+
+    broken_by(reply, match="bytes at 10 twice")
+
+
+def test_missing_byte_closes_the_connection():
+    broken_by(lambda t, a: t.data(a, 1, bytes(4095), done=True), match="left out bytes")
+
+
+def test_huge_length_closes_the_connection_before_memory_is_taken():
+    broken_by(
+        lambda t, a: t.chunk(a, wire.REPLY_OFFSET_DATA, wire.OFFSET.pack(0), length=2**32 - 1), match="4294967287"
+    )
+
+
+def test_bad_magic_closes_the_connection():
+    broken_by(lambda t, a: t.send(b"HTTP/1.1 200 OK\r\n"), match="reply with magic 0x48545450")
+
+
+def test_unknown_handle_closes_the_connection():
+    def reply(talk, asked):
+        talk.send(wire.SIMPLE_REPLY.pack(wire.SIMPLE_REPLY_MAGIC, 0, 77))
+
+    broken_by(reply, match="unknown handle 77", structured=False)
+
+
+@pytest.mark.parametrize("structured", [True, False])
+def test_server_that_hangs_up_is_gone(structured):
+    broken_by(lambda t, a: None, nbd.ServerGone, "closed after 0 of 16 bytes", structured=structured)
+
+
+def test_server_that_hangs_up_within_payload_is_gone():
+    def reply(talk, asked):
+        talk.simple(asked, bytes(100))
+
+    broken_by(reply, nbd.ServerGone, "closed after 100 of 4096 bytes", structured=False)
+
+
+def test_silent_server_runs_into_the_timeout():
+    broken_by(lambda t, a: None, nbd.ServerTimeout, r"did not respond in 0.05 seconds")
+
+
+def test_server_that_takes_nothing_runs_into_the_timeout():
+    released = threading.Event()
+
+    def script(talk):
+        talk.negotiate(64 * MiB)
+        released.wait(10)
+
+    with Peer(script) as peer, nbd.Client(peer.address, timeout=0.05) as client:
+        with pytest.raises(nbd.ServerTimeout):
+            client.write(0, bytes(64 * MiB))
+        released.set()
+        assert isinstance(client.broken, nbd.ServerTimeout)
+
+
+def test_server_that_hangs_up_within_a_write_is_gone():
+    def script(talk):
+        talk.negotiate(64 * MiB)
+        talk.receive(1000)
+
+    with Peer(script) as peer, nbd.Client(peer.address) as client:
+        with pytest.raises(nbd.ServerGone, match="lost connection to NBD server"):
+            client.write(0, bytes(64 * MiB))
+
+
+def test_extents_that_tell_nothing_close_the_connection():
+    def script(talk):
+        talk.negotiate(8192, contexts={BASE: 1}, block_sizes=(4096, 4096, MiB))
+        asked = talk.expect(wire.CMD_BLOCK_STATUS)
+        talk.status(asked, 1, [(50, 0)], done=True)
+        talk.wait_for_hangup()
+
+    with Peer(script) as peer, nbd.Client(peer.address) as client:
+        with pytest.raises(ProtocolError, match="told nothing about the extents at 100"):
+            list(client.extents(100))
+        assert client.broken is not None
+
+
+# Ending.
+
+
+def test_close_says_goodbye():
+    said = []
+
+    def script(talk):
+        talk.negotiate(10)
+        said.append(wire.REQUEST.unpack(talk.receive(wire.REQUEST.size)))
+
+    with Peer(script) as peer:
+        client = nbd.Client(peer.address)
+        assert repr(client) == f"<Client {peer.address} size=10>"
+        client.close()
+        client.close()
+    assert said[0][2] == wire.CMD_DISC
+
+
+def test_idle_connection_that_the_server_closed_is_stale():
+    go = threading.Event()
+
+    def script(talk):
+        talk.negotiate(10)
+        go.wait(10)
+
+    with Peer(script) as peer:
+        with nbd.Client(peer.address) as client:
+            assert not client.stale()
+            go.set()
+            client.sock.recv(1)
+            assert client.stale()
+
+
+def test_interrupt_wakes_a_waiting_thread():
+    asked = threading.Event()
+
+    def script(talk):
+        talk.negotiate(10)
+        talk.request()
+        asked.set()
+        talk.wait_for_hangup()
+
+    with Peer(script) as peer, nbd.Client(peer.address) as client:
+
+        def interrupt():
+            asked.wait(10)
+            client.interrupt()
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(nbd.ServerGone):
+            client.read_into(0, bytearray(10))
+        thread.join()
+        client.interrupt()
+
+
+def test_handed_over_connection_cannot_be_used():
+    with serve(Image(bytearray(10))) as peer, nbd.Client(peer.address) as client:
+        client.start_read(0, memoryview(bytearray(10)))
+        with pytest.raises(ValueError, match="1 requests in flight"):
+            client.hand_over()
+        client.serve()
+        while client.in_flight:
+            client.serve()
+        client.hand_over()
+        with pytest.raises(ProtocolError, match="handed over"):
+            client.read_into(0, bytearray(10))
