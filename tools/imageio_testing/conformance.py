@@ -1,0 +1,618 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The contract of backends as tests, which every backend has to pass.
+
+    @pytest.fixture
+    def make(tmp_path):
+        with contextlib.ExitStack() as stack:
+            yield lambda size: stack.enter_context(my_storage(tmp_path, size))
+
+    class TestMine(conformance.Suite):
+        '''Storage of mine.'''
+
+`make(size)` returns a `Storage`. Everything is compared with bytes in memory.
+"""
+
+# ruff: noqa: D102  (the names of the tests say the rules)
+
+from __future__ import annotations
+
+import io
+import mmap
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Callable, Protocol
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from imageio_testing.streams import Count, SocketPeer, received, sending
+from ovirt_imageio.common import checksum
+from ovirt_imageio.common.backends.base import Backend, NullOperation
+from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
+from ovirt_imageio.common.errors import OperationCancelled, PeerGone, UnsupportedOperation
+from ovirt_imageio.common.extents import ZeroExtent, check_cover
+
+KiB = 1 << 10
+MiB = 1 << 20
+
+SIZE = 3 * MiB
+
+
+class Open(Protocol):
+    """Opens an instance of one storage."""
+
+    def __call__(self, mode: str = "r+", sparse: bool = False) -> Backend:
+        """`mode` and `sparse` as for `backends.open`."""
+
+
+@dataclass
+class Storage:
+    """One image to test with.
+
+    Attributes:
+        open: Opens another instance.
+        size: Bytes of the image.
+        unit: Its size is a multiple of this.
+        writers: Instances that may write side by side.
+        model: What it should read as; the tests keep it up.
+    """
+
+    open: Open
+    size: int
+    unit: int = 1
+    writers: int = 8
+    model: bytearray = field(default_factory=bytearray)
+
+    def __post_init__(self) -> None:
+        self.model.extend(bytes(self.size - len(self.model)))
+
+    def content(self) -> bytes:
+        """What a new instance reads."""
+        with self.open("r") as backend:
+            return read(backend, 0, self.size)
+
+    def fill(self) -> None:
+        """Write something different everywhere."""
+        data = pattern(0, self.size)
+        self.model[:] = data
+        with self.open() as backend:
+            for start in range(0, self.size, MiB):
+                backend.write(start, data[start : start + MiB])
+
+
+Make = Callable[..., Storage]
+
+
+def read(backend: Backend, offset: int, length: int) -> bytes:
+    """Return a range of an image; its buffer was full of something else before."""
+    buf = bytearray(b"\xa5" * length)
+    backend.read_into(offset, buf)
+    return bytes(buf)
+
+
+def pattern(offset: int, length: int) -> bytes:
+    """Bytes, none of them zero, of which no two neighbouring pages are the same."""
+    first = offset // 251
+    line = b"".join(b"%250d\n" % (n + 1) for n in range(first, (offset + length) // 251 + 1))
+    return line[offset - first * 251 :][:length]
+
+
+RANGES = [
+    (0, 1),
+    (0, 512),
+    (1, 511),
+    (511, 2),
+    (4096, 4096),
+    (4095, 4098),
+    (100, 5000),
+    (64 * KiB - 1, 64 * KiB + 2),
+    (MiB - 7, MiB + 14),
+    (0, SIZE),
+    (1, SIZE - 2),
+    (SIZE - 1, 1),
+    (SIZE - 4097, 4097),
+]
+"""Offset and length at, over and between the borders of sectors, pages, clusters, pieces."""
+
+OUTSIDE = [(-1, 1), (SIZE, 1), (SIZE - 1, 2), (SIZE + 4096, 4096), (1 << 62, 512)]
+
+any_range = pytest.mark.parametrize(("offset", "length"), RANGES)
+outside = pytest.mark.parametrize(("offset", "length"), OUTSIDE)
+with_splice = pytest.mark.parametrize("splice", [True, False], ids=["splice", "copy"])
+
+_change = st.tuples(
+    st.sampled_from(["write", "zero", "flush", "read"]),
+    st.integers(0, SIZE - 1) | st.integers(0, SIZE // 4096 - 1).map(lambda n: n * 4096),
+    st.integers(1, 300 * KiB) | st.sampled_from([512, 4096, 64 * KiB]),
+)
+
+
+class _StorageSuite:
+    @pytest.fixture
+    def storage(self, make: Make) -> Storage:
+        """An image of `SIZE` bytes."""
+        return make(SIZE)
+
+
+class ReadWriteSuite(_StorageSuite):
+    """What is written, and nothing else, is read."""
+
+    def test_size_is_that_of_the_image(self, storage: Storage) -> None:
+        with storage.open() as backend:
+            assert backend.size == SIZE
+
+    def test_image_reads_as_it_was_made(self, storage: Storage) -> None:
+        assert storage.content() == storage.model
+
+    @any_range
+    def test_write_is_read(self, storage: Storage, offset: int, length: int) -> None:
+        data = pattern(offset + 17, length)
+        with storage.open() as backend:
+            backend.write(offset, data)
+            assert read(backend, offset, length) == data
+        storage.model[offset : offset + length] = data
+        assert storage.content() == storage.model
+
+    @any_range
+    def test_read_returns_the_range(self, storage: Storage, offset: int, length: int) -> None:
+        storage.fill()
+        with storage.open("r") as backend:
+            assert read(backend, offset, length) == storage.model[offset : offset + length]
+
+    @pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "allocated"])
+    @any_range
+    def test_zero_is_read_as_zeroes(self, storage: Storage, offset: int, length: int, sparse: bool) -> None:
+        storage.fill()
+        with storage.open(sparse=sparse) as backend:
+            backend.zero(offset, length)
+            assert read(backend, offset, length) == bytes(length)
+        storage.model[offset : offset + length] = bytes(length)
+        assert storage.content() == storage.model
+
+    @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+    def test_write_takes_any_buffer(self, storage: Storage, kind: Callable[[bytes], Any]) -> None:
+        data = pattern(0, 8192)
+        with storage.open() as backend:
+            backend.write(4096, kind(data))
+            assert read(backend, 4096, 8192) == data
+
+    def test_aligned_and_unaligned_memory(self, storage: Storage) -> None:
+        data = pattern(0, 8192)
+        with storage.open() as backend, mmap.mmap(-1, 3 * 8192) as memory, memoryview(memory) as view:
+            for skip in (0, 1, 512):
+                view[skip : skip + 8192] = data
+                backend.write(4096, view[skip : skip + 8192])
+                view[skip : skip + 8192] = bytes(8192)
+                backend.read_into(4096, view[skip : skip + 8192])
+                assert view[skip : skip + 8192] == data
+
+    def test_caller_keeps_what_it_wrote(self, storage: Storage) -> None:
+        data = bytearray(pattern(0, 8192))
+        with storage.open() as backend:
+            backend.write(0, data)
+            data[:] = bytes(8192)
+            assert read(backend, 0, 8192) == pattern(0, 8192)
+
+    def test_nothing_is_a_valid_length(self, storage: Storage) -> None:
+        with storage.open() as backend:
+            for offset in (0, 1, SIZE):
+                backend.read_into(offset, bytearray())
+                backend.write(offset, b"")
+                backend.zero(offset, 0)
+            assert not backend.unflushed
+        assert storage.content() == storage.model
+
+    @outside
+    def test_range_outside_the_image_is_refused(self, storage: Storage, offset: int, length: int) -> None:
+        storage.fill()
+        with storage.open() as backend:
+            with pytest.raises(ValueError, match=str(offset)):
+                backend.read_into(offset, bytearray(length))
+            with pytest.raises(ValueError, match=str(offset)):
+                backend.write(offset, b"x" * length)
+            with pytest.raises(ValueError, match=str(offset)):
+                backend.zero(offset, length)
+            assert backend.broken is None
+            assert read(backend, 0, 16) == storage.model[:16]
+        assert storage.content() == storage.model
+
+    def test_instance_for_reading_does_not_write(self, storage: Storage) -> None:
+        with storage.open("r") as backend:
+            assert backend.capabilities.read_only
+            with pytest.raises(UnsupportedOperation):
+                backend.write(0, b"x")
+            with pytest.raises(UnsupportedOperation):
+                backend.zero(0, 1)
+        assert storage.content() == storage.model
+
+    @pytest.mark.parametrize("size", [0, 1, 511, 512, 513, 4096, 4097, 64 * KiB + 1, MiB + 777])
+    def test_any_size(self, make: Make, size: int) -> None:
+        storage = make(size)
+        if size % storage.unit:
+            pytest.skip(f"storage comes in units of {storage.unit} bytes")
+        storage.fill()
+        with storage.open() as backend:
+            assert backend.size == size
+            backend.zero(size // 2, size - size // 2)
+            backend.flush()
+        storage.model[size // 2 :] = bytes(size - size // 2)
+        assert storage.content() == storage.model
+
+    def test_flush_covers_what_was_written(self, storage: Storage) -> None:
+        with storage.open() as backend:
+            assert not backend.unflushed
+            backend.flush()
+            changes: list[Callable[[], None]] = [lambda: backend.write(0, b"x"), lambda: backend.zero(1, 1)]
+            for change in changes:
+                change()
+                assert owes_flush(backend)
+                backend.flush()
+                assert not owes_flush(backend)
+
+    def test_other_instance_sees_what_was_written(self, storage: Storage) -> None:
+        with storage.open() as one, storage.open("r") as other:
+            assert read(other, 0, 4096) == storage.model[:4096]
+            one.write(0, pattern(0, 4096))
+            one.flush()
+            assert read(other, 0, 4096) == pattern(0, 4096)
+
+    def test_close_twice(self, storage: Storage) -> None:
+        backend = storage.open()
+        backend.close()
+        backend.close()
+
+    @settings(
+        max_examples=15,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
+    )
+    @given(st.lists(_change, max_size=12), st.booleans())
+    def test_random_changes(self, storage: Storage, changes: list[tuple[str, int, int]], sparse: bool) -> None:
+        with storage.open(sparse=sparse) as backend:
+            for kind, offset, length in changes:
+                end = min(offset + length, SIZE)
+                if kind == "write":
+                    storage.model[offset:end] = pattern(offset + length, end - offset)
+                    backend.write(offset, storage.model[offset:end])
+                elif kind == "zero":
+                    storage.model[offset:end] = bytes(end - offset)
+                    backend.zero(offset, end - offset)
+                elif kind == "flush":
+                    backend.flush()
+                else:
+                    assert read(backend, offset, end - offset) == storage.model[offset:end]
+        assert storage.content() == storage.model
+
+    def test_eight_threads_on_neighbouring_ranges(self, storage: Storage) -> None:
+        # The borders lie inside sectors, so that threads meet in the same ones.
+        borders = [SIZE * n // 8 + (n % 8 and 100 + n) for n in range(9)]
+        errors: list[BaseException] = []
+
+        def change(start: int, end: int) -> None:
+            try:
+                with storage.open() as backend:
+                    for at in range(start, end, 10_007):
+                        stop = min(at + 10_007, end)
+                        backend.write(at, pattern(at, stop - at))
+                    backend.zero(start, 200)
+                    backend.flush()
+            except BaseException as e:
+                errors.append(e)
+
+        threads = [threading.Thread(target=change, args=pair) for pair in zip(borders, borders[1:])]
+        for group in range(0, 8, storage.writers):
+            for thread in threads[group : group + storage.writers]:
+                thread.start()
+            for thread in threads[group : group + storage.writers]:
+                thread.join()
+        assert not errors
+        storage.model[:] = pattern(0, SIZE)
+        for start in borders[:-1]:
+            storage.model[start : start + 200] = bytes(200)
+        assert storage.content() == storage.model
+
+
+class ExtentsSuite(_StorageSuite):
+    """Extents cover the image, and never call data zero."""
+
+    def test_extents_cover_the_image(self, storage: Storage) -> None:
+        with storage.open() as backend:
+            backend.write(MiB + 5, pattern(0, 100))
+            backend.zero(2 * MiB, 64 * KiB)
+            backend.flush()
+            found = list(check_cover(zero_extents(backend), SIZE))
+            assert_zeroes(backend, found)
+        assert [pair for pair in zip(found, found[1:]) if pair[0][2:] == pair[1][2:]] == []
+
+    @pytest.mark.parametrize(("offset", "length"), [(0, SIZE), (512, 4096), (MiB, MiB), (MiB - 1, 3), (SIZE, 0)])
+    def test_extents_of_a_range(self, storage: Storage, offset: int, length: int) -> None:
+        with storage.open() as backend:
+            backend.write(MiB, b"x" * 4096)
+            backend.flush()
+            found = list(zero_extents(backend, offset=offset, length=length))
+            assert sum(extent.length for extent in found) == length
+            assert not found or found[0].start == offset
+            assert_zeroes(backend, found)
+
+    def test_extents_to_the_end(self, storage: Storage) -> None:
+        with storage.open("r") as backend:
+            found = list(zero_extents(backend, offset=MiB))
+        assert found[0].start == MiB
+        assert sum(extent.length for extent in found) == SIZE - MiB
+
+    def test_deallocated_range_is_zero(self, storage: Storage) -> None:
+        storage.fill()
+        with storage.open(sparse=True) as backend:
+            if not backend.capabilities.can_extents:
+                pytest.skip("storage does not tell what is allocated")
+            backend.zero(MiB, MiB)
+            backend.flush()
+            found = list(zero_extents(backend))
+        assert [(extent.start, extent.length, extent.zero) for extent in found] == [
+            (0, MiB, False),
+            (MiB, MiB, True),
+            (2 * MiB, SIZE - 2 * MiB, False),
+        ]
+
+    def test_hole_reads_as_zeroes(self, storage: Storage) -> None:
+        with storage.open("r") as backend:
+            assert [extent for extent in zero_extents(backend) if extent.hole and not extent.zero] == []
+
+    @outside
+    def test_extents_outside_the_image_are_refused(self, storage: Storage, offset: int, length: int) -> None:
+        with storage.open("r") as backend, pytest.raises(ValueError, match=str(offset)):
+            list(backend.extents(offset=offset, length=length))
+
+    def test_unknown_context_is_named(self, storage: Storage) -> None:
+        with storage.open("r") as backend, pytest.raises((UnsupportedOperation, ValueError), match="unheard-of"):
+            list(backend.extents("unheard-of"))
+
+    def test_storage_without_bitmap_has_no_dirty_extents(self, storage: Storage) -> None:
+        with storage.open("r") as backend:
+            assert not backend.capabilities.can_dirty
+            with pytest.raises(UnsupportedOperation):
+                list(backend.extents("dirty"))
+
+    def test_extents_of_an_empty_image(self, make: Make) -> None:
+        with make(0).open("r") as backend:
+            assert list(backend.extents()) == []
+
+    def test_block_hash_is_that_of_memory(self, storage: Storage) -> None:
+        with storage.open() as backend:
+            backend.write(MiB + 5, pattern(0, 100))
+            backend.flush()
+            storage.model[MiB + 5 : MiB + 105] = pattern(0, 100)
+            found = checksum.checksum([backend], extents=zero_extents(backend), block_size=MiB)
+        assert found == checksum.checksum([MemoryBackend(Memory(storage.model))], block_size=MiB)
+
+
+class StreamsSuite(_StorageSuite):
+    """Streams move exactly their range, count it, and end when they are told to."""
+
+    @with_splice
+    @any_range
+    def test_send(self, storage: Storage, offset: int, length: int, splice: bool) -> None:
+        storage.fill()
+        op, peers = Count(), []
+
+        def send(sock: Any) -> None:
+            peers.append(SocketPeer(sock, splice=splice))
+            backend.send_to(peers[0], offset, length, op)
+
+        with storage.open("r") as backend:
+            data = received(send)
+            assert backend.broken is None
+        assert data == storage.model[offset : offset + length]
+        assert op.done == length
+        assert peers[0].begun
+        assert peers[0].began_first
+
+    @with_splice
+    def test_send_with_others(self, storage: Storage, splice: bool) -> None:
+        storage.fill()
+        with storage.open("r") as one, storage.open("r") as other:
+            data = received(
+                lambda sock: one.send_to(SocketPeer(sock, splice=splice), 1, SIZE - 2, Count(), others=[other])
+            )
+        assert data == storage.model[1:-1]
+
+    @with_splice
+    def test_send_sparse(self, storage: Storage, splice: bool) -> None:
+        with storage.open() as backend:
+            backend.write(MiB, b"x" * 4096)
+            storage.model[MiB : MiB + 4096] = b"x" * 4096
+            data = received(lambda sock: backend.send_to(SocketPeer(sock, splice=splice), 0, SIZE, Count()))
+        assert data == storage.model
+
+    def test_send_nothing_begins(self, storage: Storage) -> None:
+        peers = []
+
+        def send(sock: Any) -> None:
+            peers.append(SocketPeer(sock, splice=True))
+            backend.send_to(peers[0], 0, 0, NullOperation())
+
+        with storage.open("r") as backend:
+            assert received(send) == b""
+        assert peers[0].begun
+
+    @with_splice
+    @outside
+    def test_stream_outside_the_image_is_refused(
+        self, storage: Storage, offset: int, length: int, splice: bool
+    ) -> None:
+        def refuse(sock: Any) -> None:
+            peer = SocketPeer(sock, splice=splice)
+            with pytest.raises(ValueError, match=str(offset)):
+                backend.send_to(peer, offset, length, NullOperation())
+            with pytest.raises(ValueError, match=str(offset)):
+                backend.receive_from(peer, offset, length, NullOperation())
+            assert not peer.begun
+
+        with storage.open() as backend:
+            assert received(refuse) == b""
+        assert storage.content() == storage.model
+
+    @with_splice
+    def test_send_to_a_peer_that_went_away(self, storage: Storage, splice: bool) -> None:
+        storage.fill()
+
+        def send(sock: Any) -> None:
+            peer = SocketPeer(sock, splice=splice)
+            with pytest.raises(PeerGone):
+                backend.send_to(peer, 0, SIZE, Count())
+
+        with storage.open("r") as backend:
+            sending([], send)
+
+    @with_splice
+    def test_send_that_is_cancelled(self, storage: Storage, splice: bool) -> None:
+        storage.fill()
+        op = Count(limit=1)
+
+        def send(sock: Any) -> None:
+            with pytest.raises(OperationCancelled):
+                backend.send_to(SocketPeer(sock, splice=splice), 0, SIZE, op)
+
+        with storage.open("r") as backend:
+            data = received(send)
+        assert 0 < op.done < SIZE
+        assert data[: op.done] == storage.model[: op.done]
+
+    @with_splice
+    @any_range
+    def test_receive(self, storage: Storage, offset: int, length: int, splice: bool) -> None:
+        data, op = pattern(offset + 3, length), Count()
+        with storage.open() as backend:
+            sending([data], lambda sock: backend.receive_from(SocketPeer(sock, splice=splice), offset, length, op))
+            assert backend.unflushed
+            assert backend.broken is None
+        storage.model[offset : offset + length] = data
+        assert storage.content() == storage.model
+        assert op.done == length
+
+    @with_splice
+    @pytest.mark.parametrize("size", [1, 64, 1000, 4095])
+    def test_receive_small_pieces(self, storage: Storage, size: int, splice: bool) -> None:
+        length = min(100_000, 3000 * size)
+        data = pattern(5, length)
+        pieces = [data[at : at + size] for at in range(0, length, size)]
+        with storage.open() as backend:
+            sending(pieces, lambda sock: backend.receive_from(SocketPeer(sock, splice=splice), 777, length, Count()))
+        storage.model[777 : 777 + length] = data
+        assert storage.content() == storage.model
+
+    @with_splice
+    @pytest.mark.parametrize("taken", [1, 4096, 70_000, 2 * MiB])
+    def test_receive_what_was_read_before(self, storage: Storage, taken: int, splice: bool) -> None:
+        data = pattern(5, 2 * MiB)
+        with storage.open() as backend:
+            sending(
+                [data[taken:]],
+                lambda sock: backend.receive_from(
+                    SocketPeer(sock, splice=splice, taken=data[:taken]), 4096, len(data), Count()
+                ),
+            )
+        storage.model[4096 : 4096 + len(data)] = data
+        assert storage.content() == storage.model
+
+    @with_splice
+    def test_receive_leaves_what_follows(self, storage: Storage, splice: bool) -> None:
+        def receive(sock: Any) -> None:
+            backend.receive_from(SocketPeer(sock, splice=splice), 0, 8192, Count())
+            assert sock.recv(100) == b"GET /next"
+
+        with storage.open() as backend:
+            sending([b"x" * 8192 + b"GET /next"], receive)
+
+    @with_splice
+    def test_receive_with_others(self, storage: Storage, splice: bool) -> None:
+        data = pattern(9, SIZE - 2)
+        if storage.writers < 2:
+            pytest.skip("storage takes one writer at a time")
+        with storage.open() as one, storage.open() as other:
+            sending(
+                [data],
+                lambda sock: one.receive_from(SocketPeer(sock, splice=splice), 1, len(data), Count(), others=[other]),
+            )
+            one.flush()
+            other.flush()
+        storage.model[1:-1] = data
+        assert storage.content() == storage.model
+
+    @with_splice
+    @pytest.mark.parametrize("sent", [0, 1, 5000, MiB + 1])
+    def test_receive_from_a_peer_that_goes_away(self, storage: Storage, sent: int, splice: bool) -> None:
+        data, op = pattern(7, 2 * MiB), Count()
+
+        def receive(sock: Any) -> None:
+            with pytest.raises(PeerGone):
+                backend.receive_from(SocketPeer(sock, splice=splice), MiB, len(data), op)
+
+        with storage.open() as backend:
+            sending([data[:sent]], receive)
+        assert op.done <= sent
+        content = storage.content()
+        assert content[MiB : MiB + op.done] == data[: op.done]
+        assert content[:MiB] == storage.model[:MiB]
+        assert content[MiB + sent :] == storage.model[MiB + sent :]
+
+    @with_splice
+    def test_receive_that_is_cancelled(self, storage: Storage, splice: bool) -> None:
+        data, op = pattern(7, 2 * MiB + 512), Count(limit=1)
+
+        def receive(sock: Any) -> None:
+            with pytest.raises(OperationCancelled):
+                backend.receive_from(SocketPeer(sock, splice=splice), 0, len(data), op)
+
+        with storage.open() as backend:
+            sending([data], receive)
+        assert 0 < op.done <= len(data)
+        assert storage.content()[: op.done] == data[: op.done]
+
+    @any_range
+    def test_write_to_a_file(self, storage: Storage, offset: int, length: int) -> None:
+        storage.fill()
+        target, op = io.BytesIO(), Count()
+        with storage.open("r") as backend:
+            backend.write_to(target, offset, length, op)
+        assert target.getvalue() == storage.model[offset : offset + length]
+        assert op.done == length
+
+    @any_range
+    def test_read_from_a_file(self, storage: Storage, offset: int, length: int) -> None:
+        data, op = pattern(offset + 1, length), Count()
+        with storage.open() as backend:
+            backend.read_from(io.BytesIO(data + b"more"), offset, length, op)
+        storage.model[offset : offset + length] = data
+        assert storage.content() == storage.model
+        assert op.done == length
+
+    def test_read_from_a_file_that_is_too_short(self, storage: Storage) -> None:
+        with storage.open() as backend, pytest.raises(PeerGone):
+            backend.read_from(io.BytesIO(b"x" * 5000), 0, 5001)
+
+
+class Suite(ReadWriteSuite, ExtentsSuite, StreamsSuite):
+    """All of the contract."""
+
+
+def zero_extents(backend: Backend, **options: int) -> Iterator[ZeroExtent]:
+    """The zero extents of a backend."""
+    for extent in backend.extents("zero", **options):
+        assert isinstance(extent, ZeroExtent)
+        yield extent
+
+
+def owes_flush(backend: Backend) -> bool:
+    """Whether something was written since the last flush; asked anew each time."""
+    return backend.unflushed
+
+
+def assert_zeroes(backend: Backend, extents: list[ZeroExtent]) -> None:
+    """Make sure that what is said to be zero is."""
+    for start, length, zero, _ in extents:
+        assert not zero or read(backend, start, length) == bytes(length)
