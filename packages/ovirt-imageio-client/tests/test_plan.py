@@ -100,6 +100,11 @@ def test_download_skips_zeroes_of_a_new_image():
     assert kinds(plan.download_steps(extents)) == [(Action.COPY, 0, 10), (Action.SKIP, 10, 50)]
 
 
+def test_download_to_a_device_zeroes_what_is_zero():
+    extents = zero_extents((10, DATA), (20, ZERO), (30, HOLE))
+    assert kinds(plan.download_steps(extents, target_is_zero=False)) == [(Action.COPY, 0, 10), (Action.ZERO, 10, 50)]
+
+
 def test_download_over_backing_hides_it_where_zero_and_shows_it_where_hole():
     extents = zero_extents((10, DATA), (20, ZERO), (30, HOLE))
     assert kinds(plan.download_steps(extents, has_backing=True)) == [
