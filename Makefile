@@ -27,7 +27,7 @@ check-all:
 
 demo:
 	@ci/bootstrap.sh qemu e2fsprogs
-	@.venv/bin/python tools/demo.py
+	@PYTHONPATH=tools .venv/bin/python -m demo
 
 docs:
 	@ci/bootstrap.sh
