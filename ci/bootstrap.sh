@@ -40,6 +40,8 @@ say "making $venv with $("$python" -V) ($python)"
 rm -rf "$venv"
 "$python" -m venv "$venv"
 export PIP_DISABLE_PIP_VERSION_CHECK=1
+# Nothing is left outside this folder.
+export PIP_CACHE_DIR=${PIP_CACHE_DIR:-$PWD/.cache/pip}
 # Editable installs of projects without setup.py came with pip 21.3.
 "$venv/bin/python" -m pip install --quiet "pip>=21.3"
 "$venv/bin/python" -m pip install --quiet \
