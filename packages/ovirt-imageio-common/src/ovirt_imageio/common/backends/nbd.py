@@ -132,26 +132,26 @@ class NbdBackend(Backend):
 
     def read_into(self, offset: int, buf: Buffer) -> None:
         """Fill buf with the bytes from offset on; see `Backend.read_into`."""
-        view = memoryview(buf).cast("B")
-        self.check_range(offset, len(view))
-        for part in self._parts(offset, len(view)):
-            target = view[part.offset - offset :][: part.length]
-            if part.whole:
-                self._client.read_into(part.offset, target)
-            else:
-                start, block = self._read_block(part)
-                target[:] = block[part.offset - start :][: part.length]
+        with memoryview(buf) as raw, raw.cast("B") as view:
+            self.check_range(offset, len(view))
+            for part in self._parts(offset, len(view)):
+                target = view[part.offset - offset :][: part.length]
+                if part.whole:
+                    self._client.read_into(part.offset, target)
+                else:
+                    start, block = self._read_block(part)
+                    target[:] = block[part.offset - start :][: part.length]
 
     def write(self, offset: int, buf: Buffer) -> None:
         """Write all of buf at offset; see `Backend.write`."""
-        view = memoryview(buf).cast("B")
-        self._check_write(offset, len(view))
-        for part in self._parts(offset, len(view)):
-            source = view[part.offset - offset :][: part.length]
-            if part.whole:
-                self._client.write(part.offset, source)
-            else:
-                self._write_edge(part, source)
+        with memoryview(buf) as raw, raw.cast("B") as view:
+            self._check_write(offset, len(view))
+            for part in self._parts(offset, len(view)):
+                source = view[part.offset - offset :][: part.length]
+                if part.whole:
+                    self._client.write(part.offset, source)
+                else:
+                    self._write_edge(part, source)
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeroes; see `Backend.zero`."""
@@ -201,7 +201,7 @@ class NbdBackend(Backend):
         self._check_write(offset, length)
         team = self._team(others)
         for backend in team:
-            backend.unflushed = True
+            backend.unflushed = backend.unflushed or length > 0
         clients = [backend._client for backend in team]
         for part in self._parts(offset, length):
             if part.whole:
@@ -229,7 +229,7 @@ class NbdBackend(Backend):
         if self.capabilities.read_only:
             raise UnsupportedOperation(f"{self.address} was opened for reading only")
         self.check_range(offset, length)
-        self.unflushed = True
+        self.unflushed = self.unflushed or length > 0
 
     def _team(self, others: Sequence[Backend]) -> list[NbdBackend]:
         """This instance, and others to work with it."""

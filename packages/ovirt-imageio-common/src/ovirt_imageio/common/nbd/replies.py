@@ -274,6 +274,8 @@ class Replies:
 
     def _end_chunk(self) -> Event:
         request = self._current()
+        # Not kept: it holds the buffer of whoever asked.
+        self._request = None
         self._next(self._magic, wire.SIMPLE_REPLY.size)
         done = bool(self._flags & wire.REPLY_FLAG_DONE)
         event = Event(request, 0, 0, False, done)
