@@ -74,15 +74,20 @@ class SocketPeer:
 
 
 class Count:
-    """An operation that counts, and is cancelled after so many bytes.
+    """An operation that counts, and is cancelled at some point.
+
+    Args:
+        limit: Cancelled after so many bytes.
+        checks: Cancelled when it is asked so often.
 
     Attributes:
         done: Bytes counted.
     """
 
-    def __init__(self, limit: int | None = None) -> None:
+    def __init__(self, limit: int | None = None, *, checks: int | None = None) -> None:
         self.done = 0
         self._limit = limit
+        self._checks = checks
 
     def advance(self, n: int) -> None:
         """See Operation."""
@@ -92,6 +97,10 @@ class Count:
         """See Operation."""
         if self._limit is not None and self.done >= self._limit:
             raise OperationCancelled("enough")
+        if self._checks is not None:
+            self._checks -= 1
+            if self._checks <= 0:
+                raise OperationCancelled("asked often enough")
 
 
 def received(call: Callable[[socket.socket], object]) -> bytes:

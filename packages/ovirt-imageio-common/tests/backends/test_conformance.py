@@ -155,13 +155,13 @@ def compressed(path, fmt, size):
 
 
 @contextlib.contextmanager
-def nbdkit(size, *options, unit=1):
+def nbdkit(size, *options, unit=1, tells_holes=True):
     need("nbdkit")
     if size % unit:
         yield Storage(lambda mode="r+", sparse=False: pytest.fail("not opened"), size, unit=unit)
         return
     with qemu.nbdkit("memory", str(size), *options) as url:
-        yield Storage(functools.partial(open_url, url), size, unit=unit)
+        yield Storage(functools.partial(open_url, url), size, unit=unit, tells_holes=tells_holes)
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ ROWS = {
         )
     ),
     "nbdkit-plain": lambda size, request, stack: stack.enter_context(
-        nbdkit(size, "--filter=noextents", "--filter=nozero", "zeromode=none")
+        nbdkit(size, "--filter=noextents", "--filter=nozero", "zeromode=none", tells_holes=False)
     ),
 }
 
