@@ -17,11 +17,11 @@ help:
 	@echo 'make clean      remove what these commands made'
 
 check:
-	@ci/bootstrap.sh qemu nbdkit
+	@ci/bootstrap.sh qemu nbdkit xfsprogs
 	@ci/check.sh
 
 check-all:
-	@ci/bootstrap.sh qemu nbdkit rpm createrepo dnf busybox
+	@ci/bootstrap.sh qemu nbdkit xfsprogs rpm createrepo dnf busybox
 	@ci/check.sh
 	@.venv/bin/tox run-parallel --parallel-no-spinner
 

@@ -24,6 +24,7 @@ present() {
         qemu) has qemu-nbd && has qemu-img && has qemu-io ;;
         # Debian keeps administrators' commands off the path of others.
         e2fsprogs) has mkfs.ext4 || has /usr/sbin/mkfs.ext4 ;;
+        xfsprogs) has mkfs.xfs || has /usr/sbin/mkfs.xfs ;;
         rpm) has rpmbuild ;;
         createrepo) has createrepo_c ;;
         *) has "$1" ;;
@@ -42,7 +43,7 @@ packages() {
         apt-get:createrepo) echo "createrepo-c" ;;
         dnf:createrepo) echo "createrepo_c" ;;
         apt-get:busybox) echo "busybox-static" ;;
-        *:busybox | *:dnf | *:nbdkit | *:e2fsprogs | *:chromium | *:openssl) echo "$2" ;;
+        *:busybox | *:dnf | *:nbdkit | *:e2fsprogs | *:xfsprogs | *:chromium | *:openssl) echo "$2" ;;
         *)
             say "unknown software: $2"
             exit 2
