@@ -2,19 +2,33 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# Lint, types, import rules and tests. All of them run; one that fails fails the check.
+#   ci/check.sh [--all] [PYTEST ARGUMENT …]
+#
+# Lint, types, import rules and the tests that are not marked slow. With --all also every
+# environment of tox.ini, over installed wheels, with the slow tests. All steps run and say
+# what they took; one that fails fails the check.
 
 set -eu
 
 cd "$(dirname "$0")/.."
 bin=$PWD/.venv/bin
+all=
+if [ "${1:-}" = --all ]; then
+    all=yes
+    shift
+fi
 failed=()
+times=()
 
 step() {
-    local name=$1
+    local name=$1 start=$SECONDS state=ok
     shift
     echo "== $name"
-    "$@" || failed+=("$name")
+    "$@" </dev/null || {
+        failed+=("$name")
+        state=failed
+    }
+    times+=("$(printf '%-8s %5d s  %s' "$name" $((SECONDS - start)) "$state")")
 }
 
 step lint "$bin/ruff" check --quiet .
@@ -23,8 +37,14 @@ step imports "$bin/lint-imports" --cache-dir .cache/import-linter
 if command -v shellcheck >/dev/null; then
     step shell shellcheck ci/*.sh .ci/run
 fi
-step tests "$bin/python" -m pytest -q -n auto "$@"
+step tests "$bin/python" -m pytest -q -n auto -m "not slow" "$@"
+if [ -n "$all" ]; then
+    # As many environments at a time as there are processors; each prints what failed in it.
+    step tox "$bin/tox" run-parallel --parallel auto --parallel-no-spinner
+fi
 
+echo "== times"
+printf '%s\n' "${times[@]}" "$(printf '%-8s %5d s' all "$SECONDS")"
 if [ "${#failed[@]}" -gt 0 ]; then
     echo "check failed: ${failed[*]}" >&2
     exit 1

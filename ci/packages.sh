@@ -27,6 +27,7 @@ present() {
         xfsprogs) has mkfs.xfs || has /usr/sbin/mkfs.xfs ;;
         rpm) has rpmbuild ;;
         createrepo) has createrepo_c ;;
+        systemd) has systemd-analyze ;;
         *) has "$1" ;;
     esac
 }
@@ -34,16 +35,27 @@ present() {
 # The packages that hold software $2, as package manager $1 names them.
 packages() {
     case $1:$2 in
+        apt-get:busybox) echo "busybox-static" ;;
+        apt-get:createrepo) echo "createrepo-c" ;;
+        dnf:createrepo) echo "createrepo_c" ;;
         apt-get:python) echo "python3 python3-venv" ;;
         dnf:python) echo "python3" ;;
         apt-get:qemu) echo "qemu-utils" ;;
         dnf:qemu) echo "qemu-img" ;;
         apt-get:rpm) echo "rpm" ;;
         dnf:rpm) echo "rpm-build" ;;
-        apt-get:createrepo) echo "createrepo-c" ;;
-        dnf:createrepo) echo "createrepo_c" ;;
-        apt-get:busybox) echo "busybox-static" ;;
-        *:busybox | *:dnf | *:nbdkit | *:e2fsprogs | *:xfsprogs | *:chromium | *:openssl) echo "$2" ;;
+        dnf:shellcheck) echo "ShellCheck" ;;
+        # Called the same by both.
+        *:busybox) echo "$2" ;;
+        *:chromium) echo "$2" ;;
+        *:dnf) echo "$2" ;;
+        *:e2fsprogs) echo "$2" ;;
+        *:nbdkit) echo "$2" ;;
+        *:openssl) echo "$2" ;;
+        *:rpmlint) echo "$2" ;;
+        *:shellcheck) echo "$2" ;;
+        *:systemd) echo "$2" ;;
+        *:xfsprogs) echo "$2" ;;
         *)
             say "unknown software: $2"
             exit 2
@@ -79,13 +91,28 @@ as_root() {
     fi
 }
 
+# Installs packages, as many as can be had: one that this system does not know would stop
+# the others.
 install() {
+    local manager=$1 name
+    shift
+    if [ "$manager" = apt-get ]; then
+        as_root apt-get update -q || say "going on with old package lists"
+    fi
+    install_now "$manager" "$@" && return
+    [ $# -gt 1 ] || return
+    say "trying one by one"
+    for name in "$@"; do
+        install_now "$manager" "$name" || say "$manager has no $name"
+    done
+}
+
+install_now() {
     local manager=$1
     shift
     if [ "$manager" = apt-get ]; then
-        as_root apt-get update -q &&
-            as_root env DEBIAN_FRONTEND=noninteractive \
-                apt-get install -q -y --no-install-recommends "$@"
+        as_root env DEBIAN_FRONTEND=noninteractive \
+            apt-get install -q -y --no-install-recommends "$@"
     else
         as_root dnf install -q -y "$@"
     fi

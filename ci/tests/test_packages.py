@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -143,6 +144,42 @@ def test_install_that_brings_nothing_fails(machine: Machine):
     assert done.returncode == 1
     assert "dnf failed" in done.stderr
     assert "missing still: qemu" in done.stderr
+
+
+def test_software_that_cannot_be_had_does_not_keep_the_rest_away(machine: Machine):
+    made = " ".join(str(machine.bin / name) for name in ("qemu-img", "qemu-nbd", "qemu-io"))
+    machine.command(
+        "dnf", f'case "$*" in *nbdkit*) exit 1;; esac; for f in {made}; do echo >$f; chmod +x $f; done'
+    )
+    done = machine.run("qemu", "nbdkit")
+    assert done.returncode == 1
+    assert machine.calls("dnf") == [
+        "dnf install -q -y qemu-img nbdkit",
+        "dnf install -q -y qemu-img",
+        "dnf install -q -y nbdkit",
+    ]
+    assert "missing still: nbdkit\n" in done.stderr
+
+
+def test_apt_goes_on_with_old_lists(machine: Machine):
+    made = " ".join(str(machine.bin / name) for name in ("qemu-img", "qemu-nbd", "qemu-io"))
+    machine.command(
+        "apt-get", f'[ "$1" = update ] && exit 1; for f in {made}; do echo >$f; chmod +x $f; done'
+    )
+    assert machine.run("qemu").returncode == 0
+
+
+@pytest.mark.parametrize("manager", ["apt-get", "dnf"])
+def test_every_software_of_the_makefile_has_packages(machine: Machine, manager: str):
+    makefile = CI.parent.joinpath("Makefile").read_text()
+    lists = re.findall(r"^\w+_TOOLS = (.*)", makefile, re.MULTILINE)
+    lists += re.findall(r"ci/bootstrap\.sh (.*)", makefile)
+    names = sorted({name for line in lists for name in line.split() if name[0] != "$"})
+    machine.command(manager)
+    done = machine.run(*names, NO_INSTALL="1")
+    assert "qemu" in names
+    assert "unknown" not in done.stderr
+    assert f"sudo {manager} install" in done.stderr
 
 
 def test_nothing_missing_installs_nothing(machine: Machine):
