@@ -1,6 +1,10 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
 import os
+import select
+import shutil
+import subprocess
+import sys
 import tempfile
 
 import pytest
@@ -151,3 +155,35 @@ def test_dirty_bitmap_is_offered(tmp_path):
         finally:
             client.close()
     assert [(extent.start, extent.length) for extent in dirty] == [(2 * MiB, 64 * KiB)]
+
+
+_OWNER = """
+import sys, time
+from ovirt_imageio.common.qemu.nbd import Server
+with Server(sys.argv[1], "raw") as server:
+    print(server.pid, server.socket_path, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_server_ends_when_its_owner_is_killed(tmp_path):
+    command = [sys.executable, "-c", _OWNER, make(tmp_path, "raw")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
+        pid, path = owner.stdout.readline().split()
+        watch = os.pidfd_open(int(pid))
+        try:
+            owner.kill()
+            poll = select.poll()
+            poll.register(watch, select.POLLIN)
+            assert poll.poll(30000), f"qemu-nbd {pid} outlived the process that started it"
+        finally:
+            os.close(watch)
+    shutil.rmtree(os.path.dirname(path))
+
+
+def test_killed_server_leaves_no_socket(tmp_path):
+    server = Server(make(tmp_path, "qcow2"), "qcow2")
+    server.start()
+    folder = os.path.dirname(server.socket_path)
+    server.stop(kill=True)
+    assert not os.path.exists(folder)

@@ -5,6 +5,10 @@
 The socket is made and listened on before qemu-nbd starts, and handed to it the way
 systemd does (sd_listen_fds(3)): nobody ever waits for a file to appear, and a
 connection is served as soon as qemu-nbd has opened the image.
+
+qemu-nbd ends by itself with its last connection. We keep one open, so it lives as long
+as we do, and not longer: were this process killed, qemu-nbd would hold the image's lock
+for ever, and nobody could continue.
 """
 
 from __future__ import annotations
@@ -45,7 +49,7 @@ class Server:
         fmt: Format, never guessed.
         socket_path: Where to listen; None for a private folder.
         read_only: Refuse writing.
-        shared: Connections at a time.
+        shared: Connections at a time, beside our own.
         export_name: Name of the export.
         cache: `none`, `writeback`, `unsafe`, …
         aio: `threads`, `native` or `io_uring`; None for qemu's default.
@@ -83,8 +87,7 @@ class Server:
     ) -> None:
         self._command = [
             PROGRAM,
-            "--persistent",
-            f"--shared={shared}",
+            f"--shared={shared + 1}",
             f"--export-name={export_name}",
             f"--cache={cache}",
             f"--discard={'unmap' if discard else 'ignore'}",
@@ -106,6 +109,7 @@ class Server:
         self._export_name = export_name
         self._stderr: IO[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._keeper: nbd.Client | None = None
         self.socket_path = socket_path or ""
 
     @property
@@ -169,9 +173,9 @@ class Server:
         )
 
     def _greet(self) -> None:
-        """Talk to the server once: it answers when the image is open."""
+        """Talk to the server: it answers when the image is open."""
         try:
-            nbd.Client(self.address, greeting_timeout=30).close()
+            self._keeper = nbd.Client(self.address, greeting_timeout=30)
         except (ImageioError, OSError) as e:
             said = self._said()
             raise QemuNbdError(f"qemu-nbd cannot serve {self._filename}: {said or e}") from e
@@ -185,11 +189,20 @@ class Server:
         text = self._stderr.read().decode("utf-8", "replace").strip()
         return text.removeprefix("qemu-nbd: ")
 
-    def stop(self) -> None:
-        """End qemu-nbd; it writes out what it holds. Idempotent."""
+    def stop(self, *, kill: bool = False) -> None:
+        """End qemu-nbd; it writes out what it holds. Idempotent.
+
+        Args:
+            kill: End it at once. What was not flushed is lost, maybe rooms in the image
+                that nothing refers to are left, and nothing worse.
+        """
         process, self._process = self._process, None
+        keeper, self._keeper = self._keeper, None
         if process is not None:
-            process.terminate()
+            process.kill() if kill else process.terminate()
+        if keeper is not None:
+            keeper.close()
+        if process is not None:
             try:
                 process.wait(_STOP_TIMEOUT)
             except subprocess.TimeoutExpired:
