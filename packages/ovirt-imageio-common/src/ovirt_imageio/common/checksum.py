@@ -149,15 +149,24 @@ def _update_with_zeroes(digest: Any, length: int) -> None:
     digest.update(memoryview(_ZEROES)[:rest])
 
 
-class _Block:
-    """The digest of one block that comes in pieces; zero pieces are only counted."""
+class BlockDigest:
+    """The digest of one block that comes in pieces; zero pieces are only counted.
+
+    Args:
+        algorithm: One of `algorithms()`.
+    """
 
     def __init__(self, algorithm: str) -> None:
         self._algorithm = algorithm
         self._digest: Any = None
         self._zeroes = 0
 
+    def update_zeroes(self, length: int) -> None:
+        """Append so many zero bytes."""
+        self._zeroes += length
+
     def update(self, data: Buffer) -> None:
+        """Append bytes."""
         with memoryview(data) as view:
             if is_zero(view):
                 self._zeroes += view.nbytes
@@ -169,6 +178,7 @@ class _Block:
             self._digest.update(view)
 
     def digest(self) -> bytes:
+        """Return the digest of what came so far."""
         if self._digest is None:
             return zero_digest(self._algorithm, self._zeroes)
         _update_with_zeroes(self._digest, self._zeroes)
@@ -178,7 +188,7 @@ class _Block:
 
 def block_digest(algorithm: str, data: Buffer) -> bytes:
     """Return the digest of one block. Thread-safe; hashing releases the GIL."""
-    block = _Block(algorithm)
+    block = BlockDigest(algorithm)
     block.update(data)
     return block.digest()
 
@@ -310,7 +320,7 @@ def checksum(
     length = sources[0].size - offset if length is None else length
     check_range(offset, length, size=sources[0].size, block_size=block_size)
     watch = op or _Unwatched()
-    runs = list(_block_runs(_watched(extents or (), watch), offset, offset + length, block_size))
+    runs = list(block_runs(_watched(extents or (), watch), offset, offset + length, block_size))
     data_blocks = sum(-(-(stop - start) // block_size) for start, stop, zero in runs if not zero)
     _Hashing(sources[: max(data_blocks, 1)], total, watch).run(runs)
     return total.result()
@@ -377,7 +387,7 @@ class _Hashing:
             self._idle.put(source)
 
     def _hash(self, source: Source, offset: int, length: int) -> bytes:
-        block = _Block(self._total.algorithm)
+        block = BlockDigest(self._total.algorithm)
         end = offset + length
         with borrow(min(length, defaults.PIECE)) as view:
             while offset < end and not self._ended:
@@ -416,10 +426,16 @@ def _watched(extents: Iterable[ZeroExtent], op: Watch) -> Iterator[ZeroExtent]:
         yield extent
 
 
-def _block_runs(
+def block_runs(
     extents: Iterable[ZeroExtent], offset: int, end: int, block_size: int
 ) -> Iterator[tuple[int, int, bool]]:
-    """Cut a range where whole zero blocks begin and end: start, stop, zero.
+    """Cut a range where whole zero blocks begin and end: start, stop, zero. Lazy.
+
+    Args:
+        extents: Of the range or of more, in order; what is none of them counts as data.
+        offset: Start of the range, a multiple of block_size.
+        end: Of the range.
+        block_size: Bytes of a block.
 
     zero extents   |      ===========================|
     blocks         |-------|-------|-------|-------|-|
