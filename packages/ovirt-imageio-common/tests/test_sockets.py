@@ -74,6 +74,18 @@ def test_connect_unix_names_nobody_behind(tmp_path):
         sockets.connect_unix(str(tmp_path / "none"), timeout=5)
 
 
+def test_connect_errors_name_the_address_and_keep_their_class(tmp_path):
+    path = str(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match=path):
+        sockets.connect_unix(path)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(ConnectionRefusedError, match=f"127.0.0.1:{port}"):
+        sockets.connect_tcp("127.0.0.1", port, timeout=5)
+    with pytest.raises(socket.gaierror, match="no such host.invalid"):
+        sockets.connect_tcp("no such host.invalid", 1, timeout=5)
+
+
 def test_connect_unix_times_out_on_a_full_backlog(tmp_path):
     path = str(tmp_path / "s")
     with socket.socket(socket.AF_UNIX) as listener:

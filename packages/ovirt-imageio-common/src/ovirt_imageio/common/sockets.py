@@ -52,7 +52,7 @@ def connect_unix(address: str, timeout: float | None = None) -> socket.socket:
         A blocking socket, without time limits. `set_timeouts` sets them.
 
     Raises:
-        OSError: Nobody listens, or no permission.
+        OSError: Nobody listens, or no permission; it names the address.
         ConnectionTimeout: The server accepts nobody.
     """
     s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -64,6 +64,9 @@ def connect_unix(address: str, timeout: float | None = None) -> socket.socket:
     except BlockingIOError as e:
         s.close()
         raise ConnectionTimeout(f"the server at {address!r} accepted no connection within {timeout} seconds") from e
+    except OSError as e:
+        s.close()
+        raise _naming(e, address) from e
     except BaseException:
         s.close()
         raise
@@ -82,16 +85,25 @@ def connect_tcp(host: str, port: int, timeout: float | None = None) -> socket.so
         A blocking socket, without time limits. `set_timeouts` sets them.
 
     Raises:
-        OSError: The name is unknown, or nobody listens.
+        OSError: The name is unknown, or nobody listens; it names host and port.
         ConnectionTimeout: No address answered.
     """
     try:
         s = socket.create_connection((host, port), timeout=timeout)
     except socket.timeout as e:
         raise ConnectionTimeout(f"no connection to {host}:{port} within {timeout} seconds") from e
+    except socket.gaierror as e:
+        raise socket.gaierror(e.errno, f"{e.strerror}: {host!r}") from e
+    except OSError as e:
+        raise _naming(e, f"{host}:{port}") from e
     s.setblocking(True)
     s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return s
+
+
+def _naming(error: OSError, address: str) -> OSError:
+    """Return the same error, of the same class, with the address that connect(2) leaves out."""
+    return OSError(error.errno, error.strerror, address) if error.errno else error
 
 
 def set_timeouts(sock: socket.socket, seconds: float) -> None:
