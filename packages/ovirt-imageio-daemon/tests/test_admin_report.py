@@ -13,6 +13,8 @@ IDLE: dict[str, Any] = {
     "connections": 0,
     "idle_time": 7,
     "size": 1 << 30,
+    "rate": 0,
+    "reason": "no request came yet",
     "operations": [],
     "finished": {},
 }
@@ -25,12 +27,12 @@ def test_transfers_are_a_table_with_a_heading() -> None:
         "state": "active",
         "transferred": 512 << 20,
         "operations": [{"kind": "write", "offset": 0, "length": 1 << 30, "done": 512 << 20, "age": 2.14}],
-        "finished": {"write": {"size": 1 << 30, "seconds": 0.5}, "flush": {"size": 0, "seconds": 9}},
+        "rate": 2 << 30,
     }
     heading, first, second = (line.split("  ") for line in report.transfers([IDLE, active]))
     assert heading[0].strip() == "TICKET"
     assert [text.strip() for text in first if text.strip()] == [
-        "01234567-89ab", "idle", "0", "7 s", "1.00 GiB", "-", "-", "-",
+        "01234567-89ab", "idle", "0", "7 s", "1.00 GiB", "-", "-", "no request came yet",
     ]  # fmt: skip
     assert [text.strip() for text in second if text.strip()] == [
         "my-transfer",
@@ -42,6 +44,13 @@ def test_transfers_are_a_table_with_a_heading() -> None:
         "2.00 GiB/s",
         "write 1.00 GiB at 0 (50%, 2.1 s)",
     ]
+
+
+def test_last_error_stands_below_its_transfer() -> None:
+    failed = {**IDLE, "last_error": {"age": 3, "text": "flush: OSError: No space left on device"}}
+    lines = report.transfers([failed, IDLE])
+    assert lines[2] == "  last error, 3 s ago: flush: OSError: No space left on device"
+    assert len(lines) == 4
 
 
 def test_operation_of_unknown_length_has_no_share() -> None:

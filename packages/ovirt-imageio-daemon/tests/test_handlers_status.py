@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def test_status_tells_what_a_transfer_waits_for(tmp_path: Path, capsys: pytest.C
             finished = client.status()["transfers"][1]["finished"]
         assert finished["write"]["size"] == SIZE
         assert finished["write"]["errors"] == 0
+    assert daemon.log.count(f"used over local by unix:pid={os.getpid()},") == 1
 
 
 def test_status_is_for_the_control_service_only(tmp_path: Path) -> None:
@@ -61,3 +63,21 @@ def test_status_is_for_the_control_service_only(tmp_path: Path) -> None:
         sock.connect(daemon.local_socket)
         sock.sendall(b"GET /status HTTP/1.1\r\nHost: x\r\n\r\n")
         assert sock.recv(1000).startswith(b"HTTP/1.1 404 ")
+
+
+def test_ticket_tells_why_its_requests_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gone = tmp_path / "gone.sock"
+    with Daemon(tmp_path, tls=False) as daemon, socket.socket(socket.AF_UNIX) as sock:
+        ticket_id = daemon.add_ticket(f"nbd:unix:{gone}", size=SIZE)
+        before = daemon.ticket(ticket_id)
+        assert (before["state"], before["reason"]) == ("idle", "no request came yet")
+        assert "last_error" not in before
+        sock.settimeout(30)
+        sock.connect(daemon.local_socket)
+        sock.sendall(f"GET /images/{ticket_id} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert sock.recv(1000).startswith(b"HTTP/1.1 500 ")
+        error = daemon.ticket(ticket_id)["last_error"]
+        assert error["age"] >= 0
+        assert str(gone) in error["text"]
+        assert cli.main(["list", "-c", daemon.conf_dir]) == 0
+        assert str(gone) in capsys.readouterr().out

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ovirt_imageio.daemon.stats import Stats, Totals
+from ovirt_imageio.daemon.stats import Meter, Stats, Totals
 
 
 def test_summary_names_each_kind_with_count_size_time_and_rate() -> None:
@@ -40,3 +40,13 @@ def test_totals_tell_requests_failures_and_uptime() -> None:
     totals.response("remote", 403)
     now = 107.0
     assert totals.summary() == "2 requests, 1 refused or failed in 7 s [no operations]"
+
+
+def test_rate_is_that_of_the_last_samples() -> None:
+    meter = Meter()
+    assert meter.rate(5.0, 100) == 0
+    for second in range(20):
+        meter.sample(second, second * 10)
+    # Ten samples are kept, from second 10 on.
+    assert meter.rate(20.0, 1100) == 100
+    assert meter.rate(10.0, 1100) == 0

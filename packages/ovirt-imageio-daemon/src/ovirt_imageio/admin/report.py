@@ -10,20 +10,27 @@ from typing import Any
 
 from ovirt_imageio.common.units import format_size
 
-_COLUMNS = ("TICKET", "STATE", "CONNECTIONS", "IDLE", "SIZE", "MOVED", "RATE", "RUNNING")
+_COLUMNS = ("TICKET", "STATE", "CONNECTIONS", "IDLE", "SIZE", "MOVED", "RATE", "DOES")
 
 
 def transfers(documents: Sequence[dict[str, Any]]) -> list[str]:
-    """Return a table of transfers, one a line after the heading."""
-    rows = [_COLUMNS, *(_row(document) for document in documents)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
-    return ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows]
+    """Return a table of transfers: a line each after the heading, and one for its last error."""
+    rows = [_row(document) for document in documents]
+    widths = [max(len(row[i]) for row in (_COLUMNS, *rows)) for i in range(len(_COLUMNS))]
+    lines = [_line(_COLUMNS, widths)]
+    for document, row in zip(documents, rows):
+        lines.append(_line(row, widths))
+        error = document.get("last_error")
+        if error is not None:
+            lines.append(f"  last error, {error['age']} s ago: {error['text']}")
+    return lines
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip()
 
 
 def _row(document: dict[str, Any]) -> tuple[str, ...]:
-    moved = [document["finished"][kind] for kind in ("read", "write") if kind in document["finished"]]
-    size = sum(stats["size"] for stats in moved)
-    seconds = sum(stats["seconds"] for stats in moved)
     return (
         document.get("transfer_id") or document["uuid"],
         document["state"],
@@ -31,8 +38,8 @@ def _row(document: dict[str, Any]) -> tuple[str, ...]:
         f"{document['idle_time']} s",
         format_size(document["size"]),
         format_size(document["transferred"]) if "transferred" in document else "-",
-        f"{format_size(size / seconds)}/s" if seconds else "-",
-        ", ".join(_operation(op) for op in document["operations"]) or "-",
+        f"{format_size(document['rate'])}/s" if document["rate"] else "-",
+        ", ".join(_operation(op) for op in document["operations"]) or document["reason"],
     )
 
 

@@ -178,8 +178,9 @@ class Tickets:
         await self.clear()
 
     def sweep(self) -> None:
-        """Release the storage of expired tickets that nobody uses."""
+        """Release the storage of expired tickets that nobody uses, and note how far all are."""
         for transfer in self._transfers.values():
+            transfer.sample()
             if transfer.expired and not transfer.active and transfer.pool.open_count:
                 transfer.pool.close_idle()
 

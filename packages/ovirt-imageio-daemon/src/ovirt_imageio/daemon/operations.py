@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from ovirt_imageio.common.errors import OperationCancelled
+from ovirt_imageio.common.units import format_size
 
 READ, WRITE, ZERO, FLUSH, CHECKSUM, EXTENTS = (
     "read",
@@ -59,7 +60,7 @@ class Operation:
         length: int = 0,
         *,
         started: float = 0.0,
-        on_end: Callable[[Operation, bool], None] | None = None,
+        on_end: Callable[[Operation, BaseException | None], None] | None = None,
     ) -> None:
         self.number = next(_numbers)
         self.kind = kind
@@ -87,7 +88,7 @@ class Operation:
         self._wake = None
         on_end, self._on_end = self._on_end, None
         if on_end is not None:
-            on_end(self, error is not None)
+            on_end(self, error)
         if not self.cancelled or not isinstance(error, Exception):
             return
         if not isinstance(error, OperationCancelled):
@@ -96,6 +97,11 @@ class Operation:
     def advance(self, n: int) -> None:
         """Count n more bytes, in order from offset. The thread that does the work."""
         self.done += n
+
+    def describe(self) -> str:
+        """Say what it does, for a log or an operator: `read of 1.00 GiB at 0`."""
+        size = f" of {format_size(self.length)} at {self.offset}" if self.length else ""
+        return f"{self.kind}{size}"
 
     def check(self) -> None:
         """Raise if the operation has to end. Any thread.

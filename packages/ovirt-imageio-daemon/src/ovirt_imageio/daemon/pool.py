@@ -172,6 +172,11 @@ class Pool:
         self._lost: BaseException | None = None
 
     @property
+    def waiting_count(self) -> int:
+        """Operations that wait for a backend."""
+        return len(self._queue)
+
+    @property
     def open_count(self) -> int:
         """Backends that are open, being opened or being closed."""
         return self._open

@@ -9,11 +9,13 @@ Belongs to the loop's thread: counting needs no lock.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ovirt_imageio.common.units import format_size
+
+_SAMPLES = 10
 
 
 @dataclass
@@ -62,10 +64,36 @@ class Stats:
         if self._parent is not None:
             self._parent.record(kind, size, seconds=seconds, failed=failed)
 
+    @property
+    def size(self) -> int:
+        """Bytes moved by all operations."""
+        return sum(stats.size for stats in self.operations.values())
+
     def summary(self) -> str:
         """Write it for the log: `[read 3 ops, 1.0 GiB, …] [flush 1 op, 0.01 s]`."""
         parts = [f"[{kind} {stats.summary()}]" for kind, stats in self.operations.items()]
         return " ".join(parts) or "[no operations]"
+
+
+class Meter:
+    """How fast a number grows: over the last samples, which are taken every second or so.
+
+    A transfer that moves small ranges has pauses; over ten seconds they do not show.
+    """
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
+
+    def sample(self, now: float, value: int) -> None:
+        """Remember a value. `now` in monotonic seconds."""
+        self._samples.append((now, value))
+
+    def rate(self, now: float, value: int) -> int:
+        """Return the growth a second since the oldest sample."""
+        if not self._samples or now <= self._samples[0][0]:
+            return 0
+        since, before = self._samples[0]
+        return int((value - before) / (now - since))
 
 
 @dataclass

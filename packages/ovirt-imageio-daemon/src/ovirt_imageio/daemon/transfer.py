@@ -24,10 +24,13 @@ from .http.connection import Connection
 from .http.loop import Loop
 from .http.tasks import Token
 from .operations import READ, WRITE, ZERO, Operation
-from .pool import Pool
+from .pool import Pool, Storage
 from .progress import Progress
-from .stats import Stats
+from .stats import Meter, Stats
 from .tickets import Ticket
+
+# Clients that are told apart in the log; past it nobody reads on.
+_MOST_USERS = 100
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +77,11 @@ class Transfer:
         one_way = len(set(ticket.ops)) == 1
         self._counted = ((WRITE, ZERO) if ticket.writable else (READ,)) if one_way else ()
         self._waiting: list[Token] = []
+        self._users: set[str] = set()
+        self._meter = Meter()
+        self._meter.sample(clock(), 0)
+        self._last_error: tuple[float, str] | None = None
+        self._opening = 0
 
     @property
     def name(self) -> str:
@@ -120,6 +128,21 @@ class Transfer:
 
     # Operations.
 
+    async def open_storage(self) -> Storage:
+        """Return what the storage is; it is opened by the first request.
+
+        Raises:
+            Exception: It cannot be opened; remembered as the last error.
+        """
+        self._opening += 1
+        try:
+            return await self.pool.prepare()
+        except Exception as e:
+            self._last_error = (self._clock(), f"opening the storage: {error_text(e)}")
+            raise
+        finally:
+            self._opening -= 1
+
     def operation(self, kind: str, offset: int, length: int, connection: Connection) -> Operation:
         """Return a running operation; it ends when its context is left.
 
@@ -152,15 +175,28 @@ class Transfer:
         if connection not in self._connections:
             self._connections.add(connection)
             connection.on_close.append(self._connections.discard)
+            self._greet(connection)
 
-    def _ended(self, op: Operation, failed: bool) -> None:
+    def _greet(self, connection: Connection) -> None:
+        """Log who uses the ticket; once for each client, however many connections it opens."""
+        peer = connection.peer
+        # Of a TCP client only the port differs between connections.
+        client = peer if peer.startswith("unix:") else peer.rpartition(":")[0]
+        user = f"{connection.service} by {client}"
+        if user not in self._users and len(self._users) < _MOST_USERS:
+            self._users.add(user)
+            log.info("%s: used over %s", self.name, user)
+
+    def _ended(self, op: Operation, error: BaseException | None) -> None:
         del self._running[op.number]
         now = self._touched = self._clock()
+        if error is not None and not op.cancelled:
+            self._last_error = (now, f"{op.describe()}: {error_text(error)}")
         if now + self.ticket.timeout > self.expires:
             self.expires = now + self.ticket.timeout
         if op.done and op.kind in self._counted:
             self._progress.add(op.offset, op.done)
-        self.stats.record(op.kind, op.done, seconds=now - op.started, failed=failed)
+        self.stats.record(op.kind, op.done, seconds=now - op.started, failed=error is not None)
         if self._waiting and not self._running:
             waiting, self._waiting = self._waiting, []
             for token in waiting:
@@ -217,8 +253,42 @@ class Transfer:
         """Whole seconds since the client was last heard of, 0 while an operation runs."""
         return 0 if self._running else int(self._clock() - self._touched)
 
+    @property
+    def state(self) -> str:
+        """What it is up to, in a word."""
+        if self.cancelled:
+            return "cancelling" if self.active else "cancelled"
+        if self.active:
+            return "active"
+        return "expired" if self.expired else "idle"
+
+    @property
+    def reason(self) -> str:
+        """Why it is in that state, in a sentence for an operator."""
+        if self.cancelled:
+            return "waiting for running operations to end" if self.active else "cancelled, waiting to be removed"
+        if self.active:
+            waiting = self.pool.waiting_count
+            return f"{waiting} operations wait for a connection to the storage" if waiting else "operations run"
+        if self._opening:
+            return "opening the storage"
+        if self.expired:
+            return "the ticket has expired; new requests are refused until it is extended"
+        if not self.stats.operations:
+            return "no request came yet" if not self.connection_count else "connected, no operation yet"
+        return f"waiting for the client's next request for {self.idle_time} s"
+
+    @property
+    def moved(self) -> int:
+        """Bytes that operations have worked on, the running ones included."""
+        return self.stats.size + sum(op.done for op in self._running.values())
+
+    def sample(self) -> None:
+        """Remember how far it is, for its rate; to be called every second or so."""
+        self._meter.sample(self._clock(), self.moved)
+
     def info(self) -> dict[str, Any]:
-        """Return what ``GET /tickets/{id}`` shows."""
+        """Return what ``GET /tickets/{id}`` shows; sizes in bytes, times in seconds."""
         document = self.ticket.to_json()
         document.update(
             active=self.active,
@@ -226,8 +296,30 @@ class Transfer:
             connections=self.connection_count,
             expires=int(self.expires),
             idle_time=self.idle_time,
+            state=self.state,
+            reason=self.reason,
+            rate=self._meter.rate(self._clock(), self.moved),
+            operations=[self._operation(op) for op in self._running.values()],
         )
+        if self._last_error is not None:
+            when, text = self._last_error
+            document["last_error"] = {"age": int(self._clock() - when), "text": text}
         transferred = self.transferred
         if transferred is not None:
             document["transferred"] = transferred
         return document
+
+    def _operation(self, op: Operation) -> dict[str, Any]:
+        return {
+            "kind": op.kind,
+            "offset": op.offset,
+            "length": op.length,
+            "done": op.done,
+            "age": round(self._clock() - op.started, 3),
+        }
+
+
+def error_text(error: BaseException) -> str:
+    """Name an error and its text, in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -50,7 +50,7 @@ class Extents:
         """Send the extents as a JSON list, as storage tells them."""
         transfer = self._tickets.authorize(request.params["id"], "read")
         context = params.query_choice(request.query, "context", imagesapi.CONTEXTS, imagesapi.CONTEXT_ZERO)
-        storage = transfer.pool.storage or await transfer.pool.prepare()
+        storage = transfer.pool.storage or await transfer.open_storage()
         if context == imagesapi.CONTEXT_DIRTY:
             if not transfer.ticket.dirty:
                 raise HttpError(404, "the ticket does not allow dirty extents")

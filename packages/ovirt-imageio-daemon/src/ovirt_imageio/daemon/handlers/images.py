@@ -69,7 +69,7 @@ class Images:
         if ticket_id != "*":
             transfer = self._tickets.authorize(ticket_id, "read")
             transfer.touch(request.connection)
-            storage = transfer.pool.storage or await transfer.pool.prepare()
+            storage = transfer.pool.storage or await transfer.open_storage()
             document["max_readers"] = storage.capabilities.max_readers
             document["max_writers"] = storage.capabilities.max_writers
             writable = transfer.ticket.writable
@@ -81,7 +81,7 @@ class Images:
     async def get(self, request: Request) -> Response:
         """Send the image or a range of it."""
         transfer = self._tickets.authorize(request.params["id"], "read")
-        storage = transfer.pool.storage or await transfer.pool.prepare()
+        storage = transfer.pool.storage or await transfer.open_storage()
         offset, status, headers = 0, 200, request.headers
         length = size = usable_size(transfer, storage)
         fields: list[tuple[str, str]] = []
@@ -109,7 +109,7 @@ class Images:
         """Write the body to the image, from the offset that Content-Range tells."""
         transfer = self._tickets.authorize(request.params["id"], "write")
         flush = params.query_flag(request.query, "flush", default=True)
-        storage = transfer.pool.storage or await transfer.pool.prepare()
+        storage = transfer.pool.storage or await transfer.open_storage()
         size = usable_size(transfer, storage)
         body, headers = request.body, request.headers
         length = body.length
@@ -140,7 +140,7 @@ class Images:
         transfer = self._tickets.authorize(request.params["id"], "write")
         document = params.parse_object(await request.body.read(_DOCUMENT_LIMIT))
         what = params.choice(document, "op", (imagesapi.OP_ZERO, imagesapi.OP_FLUSH))
-        storage = transfer.pool.storage or await transfer.pool.prepare()
+        storage = transfer.pool.storage or await transfer.open_storage()
         if what == imagesapi.OP_FLUSH:
             with transfer.operation(FLUSH, 0, 0, request.connection) as op:
                 await transfer.pool.flush(op)

@@ -77,7 +77,7 @@ class Status:
             },
             "requests": self._requests(),
             "operations": {kind: asdict(stats) for kind, stats in self._totals.operations.operations.items()},
-            "transfers": [self._transfer(transfer) for transfer in self._transfers],
+            "transfers": [_transfer(transfer) for transfer in self._transfers],
         }
 
     def _requests(self) -> dict[str, dict[str, int]]:
@@ -87,29 +87,9 @@ class Status:
             result.setdefault(service, {})[str(status)] = count
         return result
 
-    def _transfer(self, transfer: Transfer) -> dict[str, Any]:
-        operations = [
-            {
-                "kind": op.kind,
-                "offset": op.offset,
-                "length": op.length,
-                "done": op.done,
-                "age": round(self._loop.now - op.started, 3),
-            }
-            for op in transfer.running
-        ]
-        return {
-            **transfer.info(),
-            "state": _state(transfer),
-            "operations": operations,
-            "finished": {kind: asdict(stats) for kind, stats in transfer.stats.operations.items()},
-        }
 
-
-def _state(transfer: Transfer) -> str:
-    """Say in one word what a transfer is up to."""
-    if transfer.cancelled:
-        return "cancelling" if transfer.active else "cancelled"
-    if transfer.active:
-        return "active"
-    return "expired" if transfer.expired else "idle"
+def _transfer(transfer: Transfer) -> dict[str, Any]:
+    return {
+        **transfer.info(),
+        "finished": {kind: asdict(stats) for kind, stats in transfer.stats.operations.items()},
+    }
