@@ -2,4 +2,4 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the tests of all packages share."""
 
-pytest_plugins = ["imageio_testing.leaks"]
+pytest_plugins = ["imageio_testing.leaks", "imageio_testing.rows"]

@@ -136,6 +136,8 @@ _change = st.tuples(
 
 
 class _StorageSuite:
+    conformance_rows = True  # see rows.py
+
     @pytest.fixture
     def storage(self, make: Make) -> Storage:
         """An image of `SIZE` bytes."""

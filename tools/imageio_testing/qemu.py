@@ -127,38 +127,40 @@ def content(size: int, fills: Iterable[Fill] = ()) -> bytearray:
 
 
 @contextlib.contextmanager
-def nbdkit(plugin: str, *args: str) -> Iterator[str]:
+def nbdkit(plugin: str, *args: str, tcp: bool = False) -> Iterator[str]:
     """Run nbdkit on a Unix socket and yield the URL of its export, ``nbd:unix:PATH``.
 
     Args:
         plugin: name of the plugin, like ``memory``.
         args: its parameters, and options of nbdkit like ``--filter=NAME``.
+        tcp: on a free port of this machine instead: ``nbd:127.0.0.1:PORT``.
 
     Connections are taken at once and answered when the plugin is ready: the socket
     is handed over listening (nbdkit-service(1), "SOCKET ACTIVATION"). With wrong
     arguments nbdkit ends, and connections to it fail.
     """
     with tempfile.TemporaryDirectory(prefix="imageio-") as folder:
-        path = os.path.join(folder, "nbd.sock")
-        process = _listening(path, ["nbdkit", "--foreground", plugin, *args])
+        with socket.socket(socket.AF_INET if tcp else socket.AF_UNIX) as listener:
+            path = os.path.join(folder, "nbd.sock")
+            listener.bind(("127.0.0.1", 0) if tcp else path)
+            url = f"nbd:127.0.0.1:{listener.getsockname()[1]}" if tcp else f"nbd:unix:{path}"
+            process = _listening(listener, ["nbdkit", "--foreground", plugin, *args])
         try:
-            yield f"nbd:unix:{path}"
+            yield url
         finally:
             _stop(process)
 
 
-def _listening(path: str, command: list[str]) -> subprocess.Popen[bytes]:
-    """Start `command` with a socket that listens on `path` as descriptor 3, see sd_listen_fds(3)."""
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-        listener.listen(64)
-        # By way of standard input: a shell need not know numbers of two digits.
-        script = 'exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
-        return subprocess.Popen(
-            ["/bin/sh", "-c", script, "sh", *command],
-            stdin=listener.fileno(),
-            stdout=subprocess.DEVNULL,
-        )
+def _listening(listener: socket.socket, command: list[str]) -> subprocess.Popen[bytes]:
+    """Start `command` with a bound socket that listens as descriptor 3, see sd_listen_fds(3)."""
+    listener.listen(64)
+    # By way of standard input: a shell need not know numbers of two digits.
+    script = 'exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
+    return subprocess.Popen(
+        ["/bin/sh", "-c", script, "sh", *command],
+        stdin=listener.fileno(),
+        stdout=subprocess.DEVNULL,
+    )
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

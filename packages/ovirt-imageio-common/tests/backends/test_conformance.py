@@ -16,7 +16,7 @@ import pytest
 
 from imageio_testing import conformance, qemu
 from imageio_testing.conformance import Storage, pattern
-from ovirt_imageio.common import backends
+from ovirt_imageio.common import backends, linux
 from ovirt_imageio.common.backends.file import FileBackend
 from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
 from ovirt_imageio.common.qemu import img
@@ -25,24 +25,35 @@ from ovirt_imageio.common.qemu.nbd import Server
 SECTOR = 512
 
 
-def memory(size):
-    image = Memory(size=size)
-    return Storage(lambda mode="r+", sparse=False: MemoryBackend(image, mode=mode), size)
+class Places:
+    """Folders on several file systems, made when they are asked for."""
+
+    def __init__(self, folder):
+        self._folder = folder
+        self._mounted = {}
+        self._stack = contextlib.ExitStack()
+
+    def close(self):
+        self._stack.close()
+
+    def on(self, kind):
+        """A folder on a file system of this kind."""
+        if kind == temporary():
+            return self._folder
+        if kind == "tmpfs":
+            return "/dev/shm"
+        if kind not in self._mounted:
+            self._mounted[kind] = self._stack.enter_context(file_system(self._folder, kind))
+        return self._mounted[kind]
 
 
-@contextlib.contextmanager
-def file_in(folder, size, *, direct):
-    with tempfile.NamedTemporaryFile(dir=folder) as f:
-        f.truncate(size)
-        yield Storage(
-            lambda mode="r+", sparse=False: FileBackend(f.name, mode=mode, sparse=sparse, direct=direct), size
-        )
-
-
-@contextlib.contextmanager
-def shared_memory():
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        yield folder
+def temporary():
+    """Name of the file system that holds temporary files; they are the only ones a user can be sure to have."""
+    fd = os.open(tempfile.gettempdir(), os.O_RDONLY)
+    try:
+        return {0xEF53: "ext4", 0x58465342: "xfs", 0x01021994: "tmpfs"}.get(linux.file_system(fd), "temporary")
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager
@@ -61,35 +72,14 @@ def loop_device(path, *options):
 
 
 @contextlib.contextmanager
-def block_device(folder, size, *, sector, direct=None):
-    if not size:
-        pytest.skip("a loop device is never empty")
-    path = os.path.join(folder, "loop")
-    with open(path, "wb") as f:
-        f.truncate(size)
-    if size % sector:
-        # The kernel would cut it off.
-        yield Storage(lambda mode="r+", sparse=False: pytest.fail("not opened"), size, unit=sector)
-        return
-    with loop_device(path, f"--sector-size={sector}") as device:
-        yield Storage(
-            lambda mode="r+", sparse=False: FileBackend(device, mode=mode, sparse=sparse, direct=direct),
-            size,
-            unit=sector,
-        )
-
-
-@contextlib.contextmanager
 def file_system(folder, kind):
     """A file system of this kind in a file."""
-    program = f"mkfs.{kind}"
-    if not shutil.which(program):
-        pytest.skip(f"{program} is not installed")
-    path, mounted = os.path.join(folder, "fs"), os.path.join(folder, "mounted")
+    need(f"mkfs.{kind}")
+    path, mounted = os.path.join(folder, kind), os.path.join(folder, f"{kind}-mounted")
     with open(path, "wb") as f:
         f.truncate(320 << 20)
     os.mkdir(mounted)
-    subprocess.run([program, "-q", path], check=True, capture_output=True)
+    subprocess.run([f"mkfs.{kind}", "-q", path], check=True, capture_output=True)
     with loop_device(path) as device:
         done = subprocess.run(["mount", device, mounted], capture_output=True, text=True, check=False)
         if done.returncode:
@@ -98,6 +88,42 @@ def file_system(folder, kind):
             yield mounted
         finally:
             subprocess.run(["umount", mounted], check=True)
+
+
+@contextlib.contextmanager
+def memory(places, size):
+    image = Memory(size=size)
+    yield Storage(lambda mode="r+", sparse=False: MemoryBackend(image, mode=mode), size)
+
+
+@contextlib.contextmanager
+def file(places, size, *, on, direct=False):
+    with tempfile.NamedTemporaryFile(dir=places.on(on)) as f:
+        f.truncate(size)
+        yield Storage(
+            lambda mode="r+", sparse=False: FileBackend(f.name, mode=mode, sparse=sparse, direct=direct), size
+        )
+
+
+@contextlib.contextmanager
+def block_device(places, size, *, sector):
+    if not size:
+        pytest.skip("a loop device is never empty")
+    if size % sector:
+        # The kernel would cut it off.
+        yield unused(size, sector)
+        return
+    with tempfile.NamedTemporaryFile(dir=places.on("tmpfs")) as f:
+        f.truncate(size)
+        with loop_device(f.name, f"--sector-size={sector}") as device:
+            yield Storage(
+                lambda mode="r+", sparse=False: FileBackend(device, mode=mode, sparse=sparse), size, unit=sector
+            )
+
+
+def unused(size, unit):
+    """Storage cannot have this size: the test skips it, and opens nothing."""
+    return Storage(lambda mode="r+", sparse=False: pytest.fail("not opened"), size, unit=unit)
 
 
 def open_url(url, mode="r+", sparse=False):
@@ -111,15 +137,16 @@ def need(*programs):
 
 
 @contextlib.contextmanager
-def qemu_nbd(folder, size, *, fmt, prepare=None):
+def qemu_nbd(places, size, *, fmt, prepare=None):
     need("qemu-img", "qemu-nbd")
-    path = os.path.join(folder, "disk")
     if size % SECTOR:
-        yield Storage(lambda mode="r+", sparse=False: pytest.fail("not opened"), size, unit=SECTOR)
+        yield unused(size, SECTOR)
         return
-    model = (prepare or create)(path, fmt, size)
-    with Server(path, fmt) as server:
-        yield Storage(functools.partial(open_url, server.url), size, unit=SECTOR, model=model)
+    with tempfile.TemporaryDirectory(dir=places.on("tmpfs")) as folder:
+        path = os.path.join(folder, "disk")
+        model = (prepare or create)(path, fmt, size)
+        with Server(path, fmt) as server:
+            yield Storage(functools.partial(open_url, server.url), size, unit=SECTOR, model=model)
 
 
 def create(path, fmt, size):
@@ -155,78 +182,64 @@ def compressed(path, fmt, size):
 
 
 @contextlib.contextmanager
-def nbdkit(size, *options, unit=1, tells_holes=True):
+def nbdkit(places, size, *options, unit=1, tells_holes=True, tcp=False):
     need("nbdkit")
     if size % unit:
-        yield Storage(lambda mode="r+", sparse=False: pytest.fail("not opened"), size, unit=unit)
+        yield unused(size, unit)
         return
-    with qemu.nbdkit("memory", str(size), *options) as url:
+    with qemu.nbdkit("memory", str(size), *options, tcp=tcp) as url:
         yield Storage(functools.partial(open_url, url), size, unit=unit, tells_holes=tells_holes)
 
 
-@pytest.fixture(scope="module")
-def xfs(tmp_path_factory):
-    with file_system(str(tmp_path_factory.mktemp("xfs")), "xfs") as folder:
-        yield folder
+def blocks(minimum, maximum):
+    """Options for a server that refuses other requests."""
+    return [
+        "--filter=blocksize-policy",
+        f"blocksize-minimum={minimum}",
+        "blocksize-preferred=64K",
+        f"blocksize-maximum={maximum}",
+        "blocksize-error-policy=error",
+    ]
 
 
+# Each gets places and a size, and is a context of a Storage.
 ROWS = {
-    "memory": lambda size, request, stack: memory(size),
-    "file": lambda size, request, stack: stack.enter_context(
-        file_in(request.getfixturevalue("tmp_path"), size, direct=None)
+    "memory": memory,
+    **{
+        f"file-{on}{'-direct' if direct else ''}": functools.partial(file, on=on, direct=direct)
+        for on in sorted({temporary(), "ext4", "xfs", "tmpfs"})
+        for direct in ([False] if on == "tmpfs" else [False, True])
+    },
+    "device-512": functools.partial(block_device, sector=512),
+    "device-4096": functools.partial(block_device, sector=4096),
+    "nbd-raw": functools.partial(qemu_nbd, fmt="raw"),
+    "nbd-qcow2": functools.partial(qemu_nbd, fmt="qcow2"),
+    "nbd-qcow2-backing": functools.partial(qemu_nbd, fmt="qcow2", prepare=with_backing),
+    "nbd-qcow2-compressed": functools.partial(qemu_nbd, fmt="qcow2", prepare=compressed),
+    "nbdkit": nbdkit,
+    "nbdkit-tcp": functools.partial(nbdkit, tcp=True),
+    "nbdkit-blocks-512-64K": lambda places, size: nbdkit(places, size, *blocks(512, "64K"), unit=512),
+    "nbdkit-blocks-4096": lambda places, size: nbdkit(places, size, *blocks(4096, "32M"), unit=4096),
+    # The two below know neither zeroing nor allocation; the last one not even structured replies.
+    "nbdkit-plain": lambda places, size: nbdkit(
+        places, size, "--filter=noextents", "--filter=nozero", "zeromode=none", tells_holes=False
     ),
-    "file-direct": lambda size, request, stack: stack.enter_context(
-        file_in(request.getfixturevalue("tmp_path"), size, direct=True)
-    ),
-    "file-tmpfs": lambda size, request, stack: stack.enter_context(
-        file_in(stack.enter_context(shared_memory()), size, direct=None)
-    ),
-    "file-xfs": lambda size, request, stack: stack.enter_context(
-        file_in(request.getfixturevalue("xfs"), size, direct=None)
-    ),
-    "file-xfs-direct": lambda size, request, stack: stack.enter_context(
-        file_in(request.getfixturevalue("xfs"), size, direct=True)
-    ),
-    "device-512": lambda size, request, stack: stack.enter_context(
-        block_device(stack.enter_context(shared_memory()), size, sector=512)
-    ),
-    "device-4096": lambda size, request, stack: stack.enter_context(
-        block_device(stack.enter_context(shared_memory()), size, sector=4096)
-    ),
-    "nbd-raw": lambda size, request, stack: stack.enter_context(
-        qemu_nbd(stack.enter_context(shared_memory()), size, fmt="raw")
-    ),
-    "nbd-qcow2": lambda size, request, stack: stack.enter_context(
-        qemu_nbd(stack.enter_context(shared_memory()), size, fmt="qcow2")
-    ),
-    "nbd-qcow2-backing": lambda size, request, stack: stack.enter_context(
-        qemu_nbd(stack.enter_context(shared_memory()), size, fmt="qcow2", prepare=with_backing)
-    ),
-    "nbd-qcow2-compressed": lambda size, request, stack: stack.enter_context(
-        qemu_nbd(stack.enter_context(shared_memory()), size, fmt="qcow2", prepare=compressed)
-    ),
-    "nbdkit": lambda size, request, stack: stack.enter_context(nbdkit(size)),
-    "nbdkit-4096": lambda size, request, stack: stack.enter_context(
-        nbdkit(
-            size,
-            "--filter=blocksize-policy",
-            "blocksize-minimum=4096",
-            "blocksize-preferred=64K",
-            "blocksize-error-policy=error",
-            unit=4096,
-        )
-    ),
-    "nbdkit-plain": lambda size, request, stack: stack.enter_context(
-        nbdkit(size, "--filter=noextents", "--filter=nozero", "zeromode=none", tells_holes=False)
-    ),
+    "nbdkit-simple": lambda places, size: nbdkit(places, size, "--no-sr", "--filter=nozero", "zeromode=none"),
 }
 
 
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    found = Places(str(tmp_path_factory.mktemp("places")))
+    yield found
+    found.close()
+
+
 @pytest.fixture(params=ROWS)
-def make(request):
+def make(request, places):
     """Makes the storage of a row."""
     with contextlib.ExitStack() as stack:
-        yield lambda size: ROWS[request.param](size, request, stack)
+        yield lambda size: stack.enter_context(ROWS[request.param](places, size))
 
 
 @pytest.mark.system
