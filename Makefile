@@ -2,19 +2,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
 # Each target does its own set-up, on a fresh machine too. NO_INSTALL=1 keeps it from
-# installing system packages, PYTHON=… chooses the interpreter.
+# installing system packages, PYTHON=… chooses the interpreter. BENCH=… are options of
+# `make bench`, see `make bench BENCH=--help`.
 
 # System software that tests use, as ci/packages.sh calls it. What is missing and cannot be
 # installed is named, and the tests that need it are skipped.
 TEST_TOOLS = qemu nbdkit xfsprogs
 ALL_TOOLS = $(TEST_TOOLS) rpm createrepo dnf busybox rpmlint systemd shellcheck
 
-.PHONY: help check check-all demo docs dist rpm format clean
+.PHONY: help check check-all demo bench docs dist rpm format clean
 
 help:
 	@echo 'make check      tests, lint, types and import rules'
 	@echo 'make check-all  also every environment of tox.ini, packages installed and used'
 	@echo 'make demo       move a real disk image, and show it'
+	@echo 'make bench      measure beside 2.5 and nbdcopy; ROWS="NAME ..." selects'
 	@echo 'make docs       the documentation, in .cache/docs'
 	@echo 'make dist       sdists and wheels, in dist'
 	@echo 'make rpm        RPMs, in dist/rpm'
@@ -32,6 +34,10 @@ check-all:
 demo:
 	@ci/bootstrap.sh qemu e2fsprogs
 	@PYTHONPATH=tools .venv/bin/python -m demo
+
+bench:
+	@ci/bootstrap.sh qemu nbdkit nbdcopy gcc headers
+	@PYTHONPATH=tools .venv/bin/python -m bench $(BENCH) $(ROWS)
 
 docs:
 	@ci/bootstrap.sh

@@ -18,6 +18,13 @@ say() { echo "packages: $*" >&2; }
 
 has() { command -v "$1" >/dev/null; }
 
+# Python.h of the interpreter that environments are made with.
+has_headers() {
+    local python
+    python=$("$here/find-python.sh") &&
+        "$python" -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null
+}
+
 present() {
     case $1 in
         python) "$here/find-python.sh" >/dev/null ;;
@@ -28,6 +35,7 @@ present() {
         rpm) has rpmbuild ;;
         createrepo) has createrepo_c ;;
         systemd) has systemd-analyze ;;
+        headers) has_headers ;;
         *) has "$1" ;;
     esac
 }
@@ -44,12 +52,18 @@ packages() {
         dnf:qemu) echo "qemu-img" ;;
         apt-get:rpm) echo "rpm" ;;
         dnf:rpm) echo "rpm-build" ;;
+        apt-get:nbdcopy) echo "libnbd-bin" ;;
+        dnf:nbdcopy) echo "libnbd" ;;
+        apt-get:headers) echo "python3-dev" ;;
+        dnf:headers) echo "python3-devel" ;;
+        apt-get:gcc) echo "gcc libc6-dev" ;;
         dnf:shellcheck) echo "ShellCheck" ;;
         # Called the same by both.
         *:busybox) echo "$2" ;;
         *:chromium) echo "$2" ;;
         *:dnf) echo "$2" ;;
         *:e2fsprogs) echo "$2" ;;
+        *:gcc) echo "$2" ;;
         *:nbdkit) echo "$2" ;;
         *:openssl) echo "$2" ;;
         *:rpmlint) echo "$2" ;;

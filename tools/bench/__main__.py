@@ -14,10 +14,10 @@ from typing import Optional, Sequence
 
 from bench import small, transfers  # noqa: F401  (they register their rows)
 from bench.report import (
-    NBDCOPY,
     OURS,
     PEER,
     Samples,
+    goals_table,
     picture,
     summarize,
     table,
@@ -46,7 +46,7 @@ def arguments(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     p.add_argument("--seconds", type=float, default=2.0, help="length of a small-request run")
     p.add_argument("--python", default=sys.executable, help="interpreter of our environment")
     p.add_argument("--peer", type=Path, help="environment of 2.5.1 (made where it is missing)")
-    p.add_argument("--out", type=Path, help="folder for the table and the pictures")
+    p.add_argument("--out", type=Path, help="folder for the table and the pictures (default: print only)")
     return p.parse_args(argv)
 
 
@@ -71,7 +71,7 @@ def measure(row: Row, setup: Setup, rounds: int) -> Samples:
         for name, implementation in ((OURS, setup.ours), (PEER, setup.peer)):
             samples.setdefault(name, []).append(row.measure(setup, implementation))
         if row.baseline:
-            samples.setdefault(NBDCOPY, []).append(row.baseline(setup))
+            samples.setdefault(row.baseline_name, []).append(row.baseline(setup))
         print(f"  {row.name}: round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
     return samples
 
@@ -83,8 +83,8 @@ def show(row: Row, samples: Samples) -> None:
         ratio = line.ratio(PEER)
         values = "  ".join(f"{k}: {v:.4g}" for k, v in line.values.items())
         print(f"    {line.metric:20} {values}" + (f"  {ratio:.2f}×" if ratio else ""))
-    for text, ok in verdicts(row, lines):
-        print(f"    {'reached' if ok else 'MISSED '}: {text}", flush=True)
+    for text, measured, ok in verdicts(row, lines):
+        print(f"    {'reached' if ok else 'MISSED '}: {text}, {measured}", flush=True)
 
 
 def write_report(folder: Path, setup: Setup, results: Sequence[tuple[Row, Samples]], rounds: int) -> None:
@@ -98,7 +98,8 @@ def write_report(folder: Path, setup: Setup, results: Sequence[tuple[Row, Sample
         "rounds": str(rounds),
     }
     text = ", ".join(f"{name}: {value}" for name, value in facts.items())
-    (folder / "table.md").write_text(f"{text}.\n\n{table(results)}")
+    parts = ("# Every figure", f"{text}.", "## To reach", goals_table(results), "## Measured", table(results))
+    (folder / "table.md").write_text("\n\n".join(parts))
     for name, (title, metric) in PICTURES.items():
         (folder / name).write_text(picture(title, results, metric))
 

@@ -44,11 +44,12 @@ def connect(daemon: Daemon, transport: str) -> Socket:
 
 @dataclass(frozen=True)
 class Latency:
-    """Times of one run of small requests, in seconds."""
+    """One run of small requests: latencies in seconds, requests a second, requests."""
 
     p50: float
     p99: float
     rate: float
+    count: int
 
 
 def percentile(values: Sequence[float], part: float) -> float:
@@ -127,7 +128,7 @@ def small_requests(
     poll.close()
     for c in clients:
         c.sock.close()
-    return Latency(percentile(times, 0.5), percentile(times, 0.99), len(times) / wall)
+    return Latency(percentile(times, 0.5), percentile(times, 0.99), len(times) / wall, len(times))
 
 
 def _receive(c: _Client, statuses: Sequence[bytes]) -> bool:

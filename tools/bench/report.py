@@ -12,9 +12,9 @@ from typing import Iterable, Mapping, Optional, Sequence
 from bench.rows import RATES, Row, Sample
 
 Samples = Mapping[str, Sequence[Sample]]
-"""The samples of one row, by implementation: `3`, `2.5`, `nbdcopy`."""
+"""The samples of one row, by implementation: `3`, `2.5`, and the row's baseline."""
 
-OURS, PEER, NBDCOPY = "3", "2.5", "nbdcopy"
+OURS, PEER = "3", "2.5"
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,20 @@ def _line(metric: str, samples: Samples) -> Line:
     return Line(metric, values, spread)
 
 
-def verdicts(row: Row, lines: Iterable[Line]) -> list[tuple[str, bool]]:
-    """Each goal of a row in words, and whether it was reached."""
+def verdicts(row: Row, lines: Iterable[Line]) -> list[tuple[str, str, bool]]:
+    """Each goal of a row in words, what was measured, and whether that reaches it."""
     by_metric = {line.metric: line for line in lines}
     found = []
     for goal in row.goals:
         line = by_metric.get(goal.metric)
         ratio = line.ratio(PEER if goal.over == "peer" else goal.over) if line else None
         if ratio is not None:
-            found.append((str(goal), goal.reached(ratio)))
+            found.append((str(goal), f"{ratio:.2f}×", goal.reached(ratio)))
     for limit in row.limits:
         line = by_metric.get(limit.metric)
         if line and OURS in line.values:
-            found.append((str(limit), limit.reached(line.values[OURS])))
+            value = line.values[OURS]
+            found.append((str(limit), number(value), limit.reached(value)))
     return found
 
 
@@ -78,23 +79,32 @@ def number(value: Optional[float]) -> str:
 def table(results: Sequence[tuple[Row, Samples]]) -> str:
     """The whole table in Markdown."""
     out = [
-        "| row | metric | 3 | 2.5 | nbdcopy | to 2.5 | to nbdcopy | goal |",
-        "|---|---|---|---|---|---|---|---|",
+        "| row | metric | 3 | 2.5 | baseline | to 2.5 | to baseline |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row, samples in results:
         lines = summarize(samples)
-        said = verdicts(row, lines)
         for i, line in enumerate(lines):
-            goals = [f"{text} {'✓' if ok else '✗'}" for text, ok in said if text.startswith(line.metric)]
+            baseline = _with_spread(line, row.baseline_name)
             cells = [
                 f"{row.title} (`{row.name}`)" if i == 0 else "",
                 line.metric,
-                *(_with_spread(line, name) for name in (OURS, PEER, NBDCOPY)),
+                _with_spread(line, OURS),
+                _with_spread(line, PEER),
+                f"{baseline} {row.baseline_name}" if baseline else "",
                 _times(line.ratio(PEER)),
-                _times(line.ratio(NBDCOPY)),
-                ", ".join(goals),
+                _times(line.ratio(row.baseline_name)),
             ]
             out.append("| " + " | ".join(cells) + " |")
+    return "\n".join(out) + "\n"
+
+
+def goals_table(results: Sequence[tuple[Row, Samples]]) -> str:
+    """What was to be reached, and what was, in Markdown."""
+    out = ["| row | goal | reached |", "|---|---|---|"]
+    for row, samples in results:
+        for text, measured, ok in verdicts(row, summarize(samples)):
+            out.append(f"| {row.title} | {text} | {'yes' if ok else '**no**'}, {measured} |")
     return "\n".join(out) + "\n"
 
 

@@ -19,7 +19,7 @@ RATES = frozenset(["MiB/s", "requests/s", "served"])
 
 @dataclass(frozen=True)
 class Goal:
-    """A ratio that a metric has to reach, to the peer or to nbdcopy."""
+    """A ratio that a metric has to reach, to the peer or to the row's baseline."""
 
     metric: str
     ratio: float
@@ -65,6 +65,7 @@ class Row:
     goals: tuple[Goal, ...] = ()
     limits: tuple[Limit, ...] = ()
     baseline: Optional[Callable[[Setup], Sample]] = None
+    baseline_name: str = "nbdcopy"
 
 
 ROWS: dict[str, Row] = {}

@@ -17,7 +17,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Optional
+from typing import Any, Optional, Sequence
 
 START_TIMEOUT = 20.0
 
@@ -209,17 +209,16 @@ level = WARNING
 formatter = long
 """
 
-    def ticket(self, url: str, size: int, *, dirty: bool = False) -> str:
-        """Put a read and write ticket in and return its id."""
+    def ticket(self, url: str, size: int, *, ops: Sequence[str] = ("read", "write")) -> str:
+        """Put a ticket in and return its id."""
         ticket_id = str(uuid.uuid4())
         document = {
             "uuid": ticket_id,
             "size": size,
-            "ops": ["read", "write"],
+            "ops": list(ops),
             "timeout": 3600,
             "url": url,
             "sparse": True,
-            "dirty": dirty,
             "inactivity_timeout": 3600,
         }
         with contextlib.closing(_UnixHTTPConnection(self.control)) as c:

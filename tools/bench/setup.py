@@ -76,12 +76,18 @@ class Setup:
         return path
 
     def target(self, name: str = "target.raw", *, folder: Optional[Path] = None) -> Path:
-        """An allocated image to write to: first touch of memory would be measured else."""
+        """An allocated image to write to: first touch of memory would be measured else.
+
+        Each MiB of it is made to differ from what it shall become, or a run that moves nothing
+        would look right after the first.
+        """
         path = (folder or self.memory) / name
-        if name not in self._made:
-            with open(path, "wb") as f:
+        with open(path, "r+b" if name in self._made else "w+b") as f:
+            if name not in self._made:
                 os.posix_fallocate(f.fileno(), 0, self.size)
             self._made[name] = path
+            for o in range(0, self.size, MIB):
+                os.pwrite(f.fileno(), os.urandom(16), o + MIB // 2)
         return path
 
     def qcow2(self, name: str = "dense.qcow2") -> Path:

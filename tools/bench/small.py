@@ -17,9 +17,10 @@ from bench.machine import run_apart, usage
 from bench.rows import ROWS, Goal, Limit, Row, Sample, row
 from bench.servers import BenchError, Daemon, Implementation, QemuNbd
 from bench.setup import GIB, MIB, Setup
-from bench.transfers import run_job
+from bench.transfers import note_room, run_job
 
 KIB = 1024
+READ_ONLY = ("read",)
 
 
 def _latency(sample: Sample, result: load.Latency) -> None:
@@ -56,12 +57,16 @@ def _small(
         window = min(setup.size, 256 * MIB)
         heads = load.random_gets(f"/images/{ticket}", window, length, 4096)
         for seconds in (0.3, setup.seconds):
+            before = usage(daemon.pid).cpu
             run = run_apart(
                 lambda seconds=seconds: load.small_requests(  # type: ignore[misc]
                     daemon, heads, connections=connections, seconds=seconds
                 )
             )
         _latency(sample, run.value)
+        after = usage(daemon.pid)
+        sample["daemon CPU µs/request"] = (after.cpu - before) / run.value.count * 1e6
+        note_room(sample, after)
     return sample
 
 
@@ -124,6 +129,7 @@ def _bulk_meanwhile(setup: Setup, daemon: Daemon, ticket: str) -> Iterator[None]
     "500 idle connections that each moved 8 MiB",
     Limit("RSS MiB", 40),
     Limit("threads added", 0),
+    Limit("NBD added", 0),
     Limit("NBD connections", 8),
 )
 def _idle(setup: Setup, implementation: Implementation) -> Sample:
@@ -133,12 +139,12 @@ def _idle(setup: Setup, implementation: Implementation) -> Sample:
             ticket = daemon.ticket(nbd.url, setup.size)
             path = f"/images/{ticket}"
             with contextlib.ExitStack() as stack:
-                threads = 0
+                threads = opened = 0
                 for i in range(count):
                     sock = stack.enter_context(contextlib.closing(load.connect(daemon, "unix")))
                     _get_once(sock, path, i * 8 * MIB % (setup.size - 8 * MIB), 8 * MIB)
-                    if i == 0:
-                        threads = usage(daemon.pid).threads
+                    if i == count // 10:
+                        threads, opened = usage(daemon.pid).threads, _unix_connections(nbd.socket)
                 after = usage(daemon.pid)
                 connections = _unix_connections(nbd.socket)
     return {
@@ -147,6 +153,7 @@ def _idle(setup: Setup, implementation: Implementation) -> Sample:
         "threads added": after.threads - threads,
         "fds": after.fds,
         "NBD connections": connections,
+        "NBD added": connections - opened,
     }
 
 
@@ -241,7 +248,7 @@ def _extents(setup: Setup, implementation: Implementation) -> Sample:
     image = setup.many_extents(count)
     with QemuNbd(setup.memory, image, fmt="qcow2", read_only=True) as nbd:
         with Daemon(implementation, setup.memory, setup.keys) as daemon:
-            path = f"/images/{daemon.ticket(nbd.url, count * 512)}/extents"
+            path = f"/images/{daemon.ticket(nbd.url, count * 512, ops=READ_ONLY)}/extents"
             before = usage(daemon.pid).rss
             start = time.monotonic()
             peak, (first, _) = _peak_rss(daemon.pid, lambda: _get_small(daemon, path))

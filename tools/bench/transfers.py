@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Iterator, Optional
 
 from bench import load
-from bench.machine import run_apart, usage
+from bench.machine import Usage, run_apart, usage
 from bench.rows import ROWS, Goal, Row, Sample
 from bench.servers import BenchError, Daemon, Implementation, QemuNbd, Server, nbdcopy
 from bench.setup import GIB, MIB, Setup, compare_images, same_bytes
@@ -28,7 +28,17 @@ def costs(sample: Sample, size: int, **servers: Server) -> Iterator[None]:
     before = {name: usage(s.pid).cpu for name, s in servers.items()}
     yield
     for name, s in servers.items():
-        sample[f"{name} CPU s/GiB"] = (usage(s.pid).cpu - before[name]) / (size / GIB)
+        after = usage(s.pid)
+        sample[f"{name} CPU s/GiB"] = (after.cpu - before[name]) / (size / GIB)
+        if name == "daemon":
+            note_room(sample, after)
+
+
+def note_room(sample: Sample, after: Usage) -> None:
+    """Add what a daemon holds in memory, threads and descriptors."""
+    sample["daemon RSS MiB"] = after.rss / MIB
+    sample["daemon threads"] = after.threads
+    sample["daemon fds"] = after.fds
 
 
 def run_job(implementation: Implementation, *args: str) -> dict[str, float]:
@@ -63,11 +73,14 @@ def _library(
         daemon = stack.enter_context(Daemon(implementation, setup.memory, setup.keys, local=local))
         url = daemon.url(daemon.ticket(nbd.url, setup.size))
         with costs(sample, setup.size, daemon=daemon, qemu=nbd):
-            run = run_apart(lambda: run_job(implementation, job, str(image), url, setup.keys.ca_file))
-    sample["client CPU s/GiB"] = run.cpu / (setup.size / GIB)
-    sample["MiB/s"] = setup.size / MIB / run.wall
+            done = run_job(implementation, job, str(image), url, setup.keys.ca_file)
     compare_images(image, image_fmt, served, served_fmt)
-    return sample
+    return _of_job(setup, sample, done)
+
+
+def _of_job(setup: Setup, sample: Sample, done: dict[str, float]) -> Sample:
+    sample["client CPU s/GiB"] = done["cpu"] / (setup.size / GIB)
+    return {"MiB/s": setup.size / MIB / done["wall"], **sample}
 
 
 def _ends(setup: Setup, job: str, fmt: str, folder: Path) -> tuple[Path, str, Path, str]:
@@ -89,6 +102,64 @@ def _library_nbdcopy(setup: Setup, *, job: str, fmt: str = "raw", on_disk: bool 
         with QemuNbd(setup.memory, served, fmt=served_fmt, cache=cache) as b:
             wall = nbdcopy(a, b) if job == "upload" else nbdcopy(b, a)
     return {"MiB/s": setup.size / MIB / wall}
+
+
+def _between_servers(setup: Setup, implementation: Implementation, *, job: str) -> Sample:
+    """A client between a running NBD server and a disk: what the libraries do inside."""
+    source, target = setup.dense(), setup.target("served.raw")
+    ends = (source, target) if job == "to-server" else (target, source)
+    sample: Sample = {}
+    with contextlib.ExitStack() as stack:
+        local, nbd = (stack.enter_context(QemuNbd(setup.memory, image)) for image in ends)
+        daemon = stack.enter_context(Daemon(implementation, setup.memory, setup.keys))
+        url = daemon.url(daemon.ticket(nbd.url, setup.size))
+        with costs(sample, setup.size, daemon=daemon, qemu=nbd):
+            done = run_job(implementation, job, local.url, url, setup.keys.ca_file)
+    same_bytes(source, target)
+    return _of_job(setup, sample, done)
+
+
+def _in_pieces(setup: Setup, implementation: Implementation, *, job: str) -> Sample:
+    """ImageioClient.read and write, 8 MiB at a time, from a file of the server."""
+    sample: Sample = {}
+    image = setup.dense() if job == "read" else setup.target("stream.raw")
+    with Daemon(implementation, setup.memory, setup.keys) as daemon:
+        url = daemon.url(daemon.ticket(f"file://{image}", setup.size))
+        with costs(sample, setup.size, daemon=daemon):
+            done = run_job(implementation, job, url, setup.keys.ca_file, str(8 * MIB))
+    return _of_job(setup, sample, done)
+
+
+def _in_pieces_plain(setup: Setup, *, job: str) -> Sample:
+    """The same requests by http.client, to our daemon."""
+    sample: Sample = {}
+    image = setup.dense() if job == "read" else setup.target("stream.raw")
+    with Daemon(setup.ours, setup.memory, setup.keys) as daemon:
+        path = f"/images/{daemon.ticket(f'file://{image}', setup.size)}"
+        with costs(sample, setup.size, daemon=daemon):
+            done = run_job(setup.ours, f"plain-{job}", daemon.local, path, str(setup.size), str(8 * MIB))
+    return _of_job(setup, sample, done)
+
+
+def _add_client_rows() -> None:
+    for job, title, ratio in (
+        ("from-server", "client from a disk to a running NBD server, local socket", 2.0),
+        ("to-server", "client from a running NBD server to a disk, local socket", 2.2),
+    ):
+        name = f"library-{job}"
+        goals = (Goal("MiB/s", ratio), Goal("MiB/s", 1.4, "nbdcopy"))
+        measure = partial(_between_servers, job=job)
+        ROWS[name] = Row(name, title, measure, goals, baseline=_stream_nbdcopy)
+    for job in ("read", "write"):
+        name = f"client-{job}"
+        ROWS[name] = Row(
+            name,
+            f"ImageioClient.{job}, 8 MiB at a time, local socket",
+            partial(_in_pieces, job=job),
+            (Goal("client CPU s/GiB", 1.1, "http.client"),),
+            baseline=partial(_in_pieces_plain, job=job),
+            baseline_name="http.client",
+        )
 
 
 def _add_library_rows() -> None:
@@ -220,5 +291,6 @@ def _add_proxy_rows() -> None:
 
 
 _add_library_rows()
+_add_client_rows()
 _add_stream_rows()
 _add_proxy_rows()
