@@ -114,7 +114,7 @@ class Service:
         ]
         self._listeners = [
             self._listen(self.images, routes),
-            self._listen(self.control, TicketsHandler(self.tickets, cfg).routes()),
+            self._listen(self.control, TicketsHandler(self.tickets).routes()),
         ]
         self._thread = threading.Thread(target=self.loop.run, name="loop")
 

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from imageio_testing.daemon import Daemon
 from ovirt_imageio.daemon import config, log
 
 
@@ -93,3 +96,31 @@ def test_unknown_level_changes_nothing(tmp_path: Path) -> None:
 def test_ids_are_abbreviated() -> None:
     assert log.short_id("01234567-89ab-cdef") == "01234567…"
     assert log.short_id("short") == "short"
+
+
+def test_json_formatter_writes_one_object_a_line() -> None:
+    record = logging.LogRecord("a.b", logging.WARNING, __file__, 1, "disk %s\nis full", ("»x«",), None)
+    record.created = 1700000000.25
+    text = log.JsonFormatter().format(record)
+    assert "\n" not in text
+    assert json.loads(text) == {
+        "time": "2023-11-14T22:13:20.250+00:00",
+        "level": "WARNING",
+        "logger": "a.b",
+        "thread": "MainThread",
+        "message": "disk »x«\nis full",
+    }
+
+
+def test_json_formatter_keeps_the_traceback_in_the_object() -> None:
+    try:
+        raise OSError("no")
+    except OSError:
+        record = logging.LogRecord("a", logging.ERROR, __file__, 1, "failed", (), sys.exc_info())
+    assert json.loads(log.JsonFormatter().format(record))["exception"].endswith("OSError: no")
+
+
+def test_json_is_chosen_in_the_handlers_section(tmp_path: Path) -> None:
+    with Daemon(tmp_path, tls=False, config={"handler_stderr": {"formatter": "json"}}) as daemon:
+        entries = [json.loads(line) for line in daemon.log.splitlines()]
+    assert entries[0]["message"].startswith("Starting ovirt-imageio")

@@ -166,6 +166,22 @@ def test_log_level_changes_on_sighup_and_wrong_values_change_nothing(tmp_path: P
         wait_for_log(daemon, "root: INFO → DEBUG")
 
 
+def test_limits_change_on_sighup_and_the_rest_is_named(tmp_path: Path) -> None:
+    with Daemon(tmp_path, tls=False) as daemon:
+        path = Path(daemon.conf_dir, "conf.d", "99-test.conf")
+        path.write_text(path.read_text() + "[metrics]\nenable = true\n[unknown]\n")
+        text = path.read_text().replace("[daemon]\n", "[daemon]\nmax_workers = 3\n")
+        path.write_text(text)
+        daemon.send_signal(signal.SIGHUP)
+        wait_for_log(daemon, "Configuration read again: daemon.max_workers: 64 → 3")
+        assert "Needs a restart of the service to apply: metrics.enable: False → True" in daemon.log
+        with daemon.admin() as client:
+            assert client.status()["workers"]["limit"] == 3
+        daemon.send_signal(signal.SIGHUP)
+        wait_for_log(daemon, "Configuration read again: nothing changed")
+        assert daemon.log.count("unknown section [unknown] ignored") == 1
+
+
 # Privileges.
 
 

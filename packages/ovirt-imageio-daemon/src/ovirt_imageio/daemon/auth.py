@@ -37,6 +37,9 @@ class Tickets:
         totals: What all transfers do is counted there.
         open_backend: Opens the storage of a ticket; called in worker threads.
         clock: Monotonic seconds; the loop's by default.
+
+    Attributes:
+        cfg: The configuration; another one holds for tickets that come after it.
     """
 
     def __init__(
@@ -49,9 +52,9 @@ class Tickets:
         clock: Callable[[], float] | None = None,
     ) -> None:
         self._loop = loop
-        self._cfg = cfg
+        self.cfg = cfg
         self._totals = totals or Totals()
-        self._open_backend = open_backend or functools.partial(open_storage, cfg)
+        self._open_backend = open_backend or (lambda ticket: open_storage(self.cfg, ticket))
         self._clock = clock or (lambda: loop.now)
         self._transfers: dict[str, Transfer] = {}
 
@@ -67,9 +70,9 @@ class Tickets:
         Raises:
             HttpError: 409 if what runs with the old one does not end in time.
         """
-        timeout = self._cfg.control.remove_timeout or _REPLACE_TIMEOUT
+        timeout = self.cfg.control.remove_timeout or _REPLACE_TIMEOUT
         while ticket.uuid in self._transfers:
-            await self._remove(self._transfers[ticket.uuid], timeout)
+            await self._remove(self._transfers[ticket.uuid], timeout, "replaced by a new ticket")
         self.insert(ticket)
 
     def insert(self, ticket: Ticket) -> None:
@@ -80,7 +83,7 @@ class Tickets:
         """
         if ticket.uuid in self._transfers:
             raise ValueError(f"there is a ticket {ticket.uuid!r} already")
-        daemon = self._cfg.daemon
+        daemon = self.cfg.daemon
         pool = Pool(
             self._loop,
             functools.partial(self._open_backend, ticket),
@@ -153,47 +156,49 @@ class Tickets:
         transfer = self._transfers.get(ticket_id)
         if transfer is None:
             return
-        timeout = self._cfg.control.remove_timeout
+        timeout = self.cfg.control.remove_timeout
         if timeout or not transfer.active:
-            await self._remove(transfer, timeout or _REPLACE_TIMEOUT)
+            await self._remove(transfer, timeout or _REPLACE_TIMEOUT, "removed")
             return
         transfer.cancel()
         self._loop.spawn(transfer.unused(float("inf")), "release storage")
 
-    async def clear(self) -> None:
+    async def clear(self, reason: str = "removed with all others") -> None:
         """Cancel and drop all tickets, waiting for what runs up to the remove timeout."""
         transfers = list(self._transfers.values())
         self._transfers.clear()
         for transfer in transfers:
             transfer.cancel()
-        until = self._loop.now + self._cfg.control.remove_timeout
+        until = self._loop.now + self.cfg.control.remove_timeout
         for transfer in transfers:
             if not await transfer.unused(max(until - self._loop.now, 0)):
                 log.warning("%s: dropped while in use", transfer.name)
                 self._loop.spawn(transfer.unused(float("inf")), "release storage")
-            self._log_end(transfer)
+            self._log_end(transfer, reason)
 
     async def close(self) -> None:
         """Cancel and drop all tickets because the daemon stops."""
-        await self.clear()
+        await self.clear("ended because the daemon stops")
 
     def sweep(self) -> None:
         """Release the storage of expired tickets that nobody uses, and note how far all are."""
         for transfer in self._transfers.values():
             transfer.sample()
+            transfer.note_expiry()
             if transfer.expired and not transfer.active and transfer.pool.open_count:
                 transfer.pool.close_idle()
 
-    async def _remove(self, transfer: Transfer, timeout: float) -> None:
+    async def _remove(self, transfer: Transfer, timeout: float, reason: str) -> None:
         transfer.cancel()
         if not await transfer.unused(timeout):
             raise HttpError(409, f"the ticket is still in use after {timeout:g} seconds")
         if self._transfers.get(transfer.ticket.uuid) is transfer:
             del self._transfers[transfer.ticket.uuid]
-            self._log_end(transfer)
+            self._log_end(transfer, reason)
 
-    def _log_end(self, transfer: Transfer) -> None:
-        log.info("%s: removed, %s", transfer.name, transfer.stats.summary())
+    def _log_end(self, transfer: Transfer, reason: str) -> None:
+        error = f", last error: {transfer.last_error}" if transfer.last_error else ""
+        log.info("%s: %s after %.1f s, %s%s", transfer.name, reason, transfer.age, transfer.stats.summary(), error)
 
 
 def open_storage(cfg: Config, ticket: Ticket) -> Backend:

@@ -38,7 +38,7 @@ VENDOR_CONF_DIR = "/usr/lib/ovirt-imageio"
 LOGGING_DEFAULTS: dict[str, dict[str, str]] = {
     "loggers": {"keys": "root"},
     "handlers": {"keys": "logfile"},
-    "formatters": {"keys": "long"},
+    "formatters": {"keys": "long,json"},
     "logger_root": {"level": "INFO", "handlers": "logfile", "propagate": "0"},
     "handler_logfile": {
         "class": "logging.handlers.RotatingFileHandler",
@@ -55,6 +55,10 @@ LOGGING_DEFAULTS: dict[str, dict[str, str]] = {
     },
     "formatter_long": {
         "format": "%(asctime)s %(levelname)-7s (%(threadName)s) [%(name)s] %(message)s",
+    },
+    "formatter_json": {
+        "class": "ovirt_imageio.daemon.log.JsonFormatter",
+        "format": "%(message)s",
     },
 }
 

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import configparser
+import json
 import logging
 import logging.config
 import sys
+from datetime import datetime, timezone
 
 from .config import Config, ConfigError
 
@@ -79,6 +81,28 @@ def reaches_stderr() -> bool:
         isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr
         for handler in logging.getLogger().handlers
     )
+
+
+class JsonFormatter(logging.Formatter):
+    """Writes a record as one JSON object on a line, for programs that collect logs.
+
+    Keys: `time` (ISO 8601, UTC), `level`, `logger`, `thread`, `message`, and, with a
+    traceback, `exception`. Chosen by `formatter = json` in a handler's section.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter.format`."""
+        when = datetime.fromtimestamp(record.created, timezone.utc)
+        entry = {
+            "time": when.isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "thread": record.threadName,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False)
 
 
 def short_id(ticket_id: str) -> str:

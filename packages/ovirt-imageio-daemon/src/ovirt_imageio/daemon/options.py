@@ -34,6 +34,7 @@ class Rule:
         minimum, maximum: bounds of a number, inclusive; None is unbounded.
         choices: the only words accepted, for text.
         path: the text is a file name or a Unix socket address.
+        live: SIGHUP applies a new value, to what begins after it.
     """
 
     doc: str
@@ -43,6 +44,7 @@ class Rule:
     maximum: float | None = None
     choices: tuple[str, ...] = ()
     path: bool = False
+    live: bool = False
 
 
 def _option(default: T, doc: str, **rule: Any) -> T:
@@ -51,8 +53,8 @@ def _option(default: T, doc: str, **rule: Any) -> T:
     return field
 
 
-def _seconds(default: T, doc: str, reason: str = "", *, minimum: float = 1) -> T:
-    return _option(default, doc, unit="s", reason=reason, minimum=minimum, maximum=30 * 24 * 3600)
+def _seconds(default: T, doc: str, reason: str = "", *, minimum: float = 1, live: bool = False) -> T:
+    return _option(default, doc, unit="s", reason=reason, minimum=minimum, maximum=30 * 24 * 3600, live=live)
 
 
 def _port(default: int, doc: str, reason: str = "", *, minimum: int = 0) -> int:
@@ -70,6 +72,7 @@ class Daemon:
         minimum=0.01,
         maximum=60,
         reason="An expired ticket is noticed within a second at no measurable cost.",
+        live=True,
     )
     max_connections: int = _option(
         defaults.MAX_CONNECTIONS,
@@ -77,11 +80,13 @@ class Daemon:
         minimum=1,
         maximum=64,
         reason="qemu-nbd is started with --shared=8 by oVirt hosts.",
+        live=True,
     )
     inactivity_timeout: int = _seconds(
         60,
         "Idle time after which a client's connection is closed, unless its ticket says otherwise.",
         "virt-v2v keeps idle connections for 30 seconds; twice that is safe.",
+        live=True,
     )
     run_dir: str = _option(
         DEFAULT_RUN_DIR,
@@ -105,6 +110,7 @@ class Daemon:
         minimum=1,
         maximum=4096,
         reason="Requests past it wait, then are answered 503.",
+        live=True,
     )
     max_http_connections: int = _option(
         4096,
@@ -112,18 +118,23 @@ class Daemon:
         minimum=8,
         maximum=1 << 20,
         reason="Past it the oldest idle connection without a ticket is closed first.",
+        live=True,
     )
     handshake_timeout: float = _seconds(
-        10.0, "Time a client has for its TLS handshake.", minimum=0.1
+        10.0, "Time a client has for its TLS handshake.", minimum=0.1,
+        live=True,
     )
     head_timeout: float = _seconds(
-        30.0, "Time from the first byte of a request to the end of its head.", minimum=0.1
+        30.0, "Time from the first byte of a request to the end of its head.", minimum=0.1,
+        live=True,
     )
     body_timeout: float = _seconds(
-        60.0, "Time a client may neither send nor take a byte of a body.", minimum=0.1
+        60.0, "Time a client may neither send nor take a byte of a body.", minimum=0.1,
+        live=True,
     )
     stop_timeout: float = _seconds(
-        30.0, "Time running requests have to finish when the daemon is stopped.", minimum=0
+        30.0, "Time running requests have to finish when the daemon is stopped.", minimum=0,
+        live=True,
     )
     inline_limit: int = _option(
         defaults.INLINE_LIMIT,
@@ -201,6 +212,7 @@ class BackendHttp:
         "",
         "CA certificates that verify the origin server; empty for the system's.",
         path=True,
+        live=True,
     )
 
 
@@ -252,6 +264,7 @@ class Control:
         60,
         "Time a DELETE waits for running operations of the ticket; 0 answers at once.",
         minimum=0,
+        live=True,
     )
 
 

@@ -15,6 +15,7 @@ What happens when::
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import socket
@@ -22,7 +23,7 @@ import time
 from collections.abc import Callable
 
 from . import log as log_setup
-from . import privileges
+from . import privileges, reloading
 from .auth import Tickets
 from .config import Config, ConfigError
 from .errors import DeadlineExpired
@@ -37,7 +38,7 @@ from .http.loop import Loop
 from .http.message import Request
 from .http.registry import Connections
 from .http.router import Route
-from .services import ControlService, LocalService, RemoteService, Service
+from .services import ControlService, LocalService, MetricsService, RemoteService, Service
 from .stats import Totals
 from .systemd import Notifier
 from .tickets import Ticket
@@ -45,6 +46,7 @@ from .version import __version__
 
 # The control service has a count of its own: no flood of strangers shuts the manager out.
 _CONTROL_CONNECTIONS = 256
+_METRICS_CONNECTIONS = 16
 
 # Seconds for cancelled requests to end. With stop_timeout it stays below systemd's patience.
 _CANCEL_TIMEOUT = 5.0
@@ -65,7 +67,7 @@ class Server:
         load_config: reads the configuration again on `reload`.
 
     Attributes:
-        remote, local, control: the services; local and control are None if disabled.
+        remote, local, control, metrics: the services; None if disabled.
         totals: what was done so far.
     """
 
@@ -82,6 +84,7 @@ class Server:
         self.remote = RemoteService(cfg)
         self.local = LocalService(cfg) if cfg.local.enable else None
         self.control = ControlService(cfg) if cfg.control.enable else None
+        self.metrics = MetricsService(cfg) if cfg.metrics.enable else None
         self._notifier = notifier
         self._ticket = ticket
         self._load_config = load_config
@@ -103,6 +106,8 @@ class Server:
         self.remote.bind()
         if self.control and self.control.is_tcp:
             self.control.bind()
+        if self.metrics:
+            self.metrics.bind()
         if privileges.needs_drop(self.cfg):
             self._drop_privileges()
         else:
@@ -143,11 +148,21 @@ class Server:
             self._start(self.local, images, self._connections)
         if self.control:
             routes = [
-                *TicketsHandler(self.tickets, self.cfg).routes(),
+                *TicketsHandler(self.tickets).routes(),
                 *Profile(self.cfg.profile.filename).routes(),
                 *self._status().routes(),
             ]
             self._start(self.control, routes, Connections(self._loop, _CONTROL_CONNECTIONS))
+        if self.metrics:
+            self._start(self.metrics, self._metrics_routes(), Connections(self._loop, _METRICS_CONNECTIONS))
+
+    def _metrics_routes(self) -> list[Route]:
+        try:
+            from .handlers.metrics import Metrics
+        except ImportError as e:
+            expected = f"false, or the Python package prometheus_client installed ({e})"
+            raise self.cfg.error("metrics", "enable", expected) from e
+        return Metrics(self._loop, self.tickets, connections=self._connections, totals=self.totals).routes()
 
     def _status(self) -> Status:
         return Status(
@@ -199,7 +214,7 @@ class Server:
         self._notifier.ready("Serving " + ", ".join(where))
 
     def _services(self) -> list[Service]:
-        services: list[Service | None] = [self.remote, self.local, self.control]
+        services: list[Service | None] = [self.remote, self.local, self.control, self.metrics]
         return [service for service in services if service]
 
     # Running.
@@ -221,7 +236,7 @@ class Server:
             await self._loop.sleep(interval)
 
     def reload(self) -> None:
-        """Read TLS files and log levels again. Any thread, signal handlers too."""
+        """Read again what may change: TLS files, log levels, limits. Any thread, signal handlers too."""
         self._loop.call_soon_threadsafe(self._reload)
 
     def _reload(self) -> None:
@@ -230,11 +245,29 @@ class Server:
         if self._load_config is None:
             return
         try:
-            changed = log_setup.apply_levels(self._load_config())
+            new = self._load_config()
+            levels = log_setup.apply_levels(new)
         except ConfigError as e:
             log.error("New configuration refused, the old one stays in use: %s", e)
             return
-        log.info("Reloaded; log levels: %s", ", ".join(changed) or "unchanged")
+        found = reloading.changes(self.cfg, new)
+        for warning in new.warnings:
+            if warning not in self.cfg.warnings:
+                log.warning("%s", warning)
+        for change in found:
+            if not change.live:
+                log.warning("Needs a restart of the service to apply: %s", change)
+        self._configure(dataclasses.replace(reloading.merged(self.cfg, new), warnings=new.warnings))
+        applied = [*levels, *(str(change) for change in found if change.live)]
+        log.info("Configuration read again: %s", ", ".join(applied) or "nothing changed")
+
+    def _configure(self, cfg: Config) -> None:
+        """Use a configuration from now on, where its keys are looked at again."""
+        self.cfg = self.tickets.cfg = cfg
+        for service in self._services():
+            service.cfg = cfg
+        self._loop.workers.limit = cfg.daemon.max_workers
+        self._connections.limit = cfg.daemon.max_http_connections
 
     # Stopping.
 
@@ -287,7 +320,7 @@ class Server:
     async def _drop_tickets(self) -> None:
         """Cancel what still runs and release storage, without waiting for what hangs."""
         token = self._loop.token()
-        task = self._loop.spawn(self.tickets.clear(), name="drop tickets")
+        task = self._loop.spawn(self.tickets.close(), name="drop tickets")
         task.on_done(lambda _: self._loop.resume(token))
         try:
             await self._loop.suspend(token, _CANCEL_TIMEOUT)

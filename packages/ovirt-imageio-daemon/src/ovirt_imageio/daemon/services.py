@@ -245,6 +245,21 @@ class ControlService(Service):
             raise HttpError(503, "the server is stopping", close=True)
 
 
+class MetricsService(Service):
+    """Plain HTTP for Prometheus. Images and tickets are out of its reach."""
+
+    name = "metrics"
+
+    def bind(self) -> None:
+        """See `Service.bind`."""
+        metrics = self.cfg.metrics
+        try:
+            self._socket = binding.bind_tcp(metrics.host, metrics.port)
+        except OSError as e:
+            raise _tcp_error(self.cfg, "metrics", e) from e
+        self.address = tcp_address(self._socket)
+
+
 def _bind_unix(cfg: Config, section: str, address: str, mode: int) -> UnixListener:
     try:
         return UnixListener(address, mode)
@@ -256,7 +271,7 @@ def _bind_unix(cfg: Config, section: str, address: str, mode: int) -> UnixListen
 def _tcp_error(cfg: Config, section: str, error: OSError) -> ConfigError:
     """Blame the host for what is its fault, otherwise the port."""
     no_address = isinstance(error, socket.gaierror) or error.errno in binding.NO_SUCH_ADDRESS
-    if section == "remote" and no_address:
+    if section != "control" and no_address:
         return cfg.error(section, "host", f"an address of this host, but: {error.strerror}")
     return cfg.error(section, "port", f"a free TCP port, but: {error.strerror}")
 

@@ -9,6 +9,7 @@ Belongs to the loop's thread: counting needs no lock.
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -47,20 +48,55 @@ class OperationStats:
         return ", ".join(parts)
 
 
+class Durations:
+    """How many operations of each kind ended within which time, for a histogram.
+
+    Attributes:
+        counts: for each kind, operations by the first of `BOUNDS` (seconds) that they did not
+            exceed; the last count is of those that took longer than all.
+    """
+
+    BOUNDS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+
+    def __init__(self) -> None:
+        self.counts: dict[str, list[int]] = {}
+
+    def add(self, kind: str, seconds: float) -> None:
+        """Count one operation."""
+        counts = self.counts.get(kind)
+        if counts is None:
+            counts = self.counts[kind] = [0] * (len(self.BOUNDS) + 1)
+        counts[bisect_left(self.BOUNDS, seconds)] += 1
+
+
 class Stats:
     """Statistics by kind of operation ("read", "write", "zero", ...).
 
     Args:
         parent: counts everything as well, so that totals need no summing up.
+        durations: where the time of each operation is counted as well.
+
+    Attributes:
+        errors: failures by the name of the exception.
     """
 
-    def __init__(self, parent: Stats | None = None) -> None:
+    def __init__(self, parent: Stats | None = None, *, durations: Durations | None = None) -> None:
         self.operations: dict[str, OperationStats] = {}
+        self.errors: Counter[str] = Counter()
         self._parent = parent
+        self._durations = durations
+
+    def error(self, error: BaseException) -> None:
+        """Count a failure."""
+        self.errors[type(error).__name__] += 1
+        if self._parent is not None:
+            self._parent.error(error)
 
     def record(self, kind: str, size: int, *, seconds: float, failed: bool = False) -> None:
         """Count one finished operation that moved `size` bytes in so many seconds."""
         self.operations.setdefault(kind, OperationStats()).add(size, seconds, failed=failed)
+        if self._durations is not None:
+            self._durations.add(kind, seconds)
         if self._parent is not None:
             self._parent.record(kind, size, seconds=seconds, failed=failed)
 
@@ -102,17 +138,20 @@ class Totals:
 
     Attributes:
         operations: of all transfers.
+        durations: how long they took.
         requests: responses by service and status.
         clock: monotonic seconds.
     """
 
-    operations: Stats = field(default_factory=Stats)
+    durations: Durations = field(default_factory=Durations)
+    operations: Stats = field(init=False)
     requests: Counter[tuple[str, int]] = field(default_factory=Counter)
     clock: Callable[[], float] = time.monotonic
     started: float = field(init=False)
 
     def __post_init__(self) -> None:
         self.started = self.clock()
+        self.operations = Stats(durations=self.durations)
 
     def response(self, service: str, status: int) -> None:
         """Count a response."""

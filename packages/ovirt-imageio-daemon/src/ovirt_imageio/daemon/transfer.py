@@ -29,6 +29,8 @@ from .progress import Progress
 from .stats import Meter, Stats
 from .tickets import Ticket
 
+STATES = ("idle", "active", "expired", "cancelling", "cancelled")
+
 # Clients that are told apart in the log; past it nobody reads on.
 _MOST_USERS = 100
 
@@ -51,6 +53,7 @@ class Transfer:
         stats: Finished operations.
         expires: When the ticket ceases to be valid, in seconds of the clock.
         cancelled: It serves no requests any more.
+        last_error: What failed last and why, empty while nothing did.
     """
 
     def __init__(
@@ -80,7 +83,10 @@ class Transfer:
         self._users: set[str] = set()
         self._meter = Meter()
         self._meter.sample(clock(), 0)
-        self._last_error: tuple[float, str] | None = None
+        self.last_error = ""
+        self._failed = 0.0
+        self._started = clock()
+        self._expiry_noted = False
         self._opening = 0
 
     @property
@@ -103,6 +109,11 @@ class Transfer:
         """Whether the time is over."""
         return self._clock() >= self.expires
 
+    @property
+    def age(self) -> float:
+        """Seconds since the ticket was added."""
+        return self._clock() - self._started
+
     # Validity.
 
     def check(self, op: str) -> None:
@@ -124,7 +135,13 @@ class Transfer:
     def extend(self, timeout: int) -> None:
         """Let the ticket be valid for so many seconds from now."""
         self.expires = self._clock() + timeout
-        log.info("%s: valid for %s s", self.name, timeout)
+        log.debug("%s: valid for %s s", self.name, timeout)
+
+    def note_expiry(self) -> None:
+        """Log once that the time is over, until it is extended."""
+        if self.expired and not self._expiry_noted and not self.cancelled:
+            log.info("%s: expired, the client was last heard of %d s ago", self.name, self.idle_time)
+        self._expiry_noted = self.expired
 
     # Operations.
 
@@ -138,10 +155,15 @@ class Transfer:
         try:
             return await self.pool.prepare()
         except Exception as e:
-            self._last_error = (self._clock(), f"opening the storage: {error_text(e)}")
+            self._note_error("opening the storage", e)
             raise
         finally:
             self._opening -= 1
+
+    def _note_error(self, what: str, error: BaseException) -> None:
+        self.last_error = f"{what}: {error_text(error)}"
+        self._failed = self._clock()
+        self.stats.error(error)
 
     def operation(self, kind: str, offset: int, length: int, connection: Connection) -> Operation:
         """Return a running operation; it ends when its context is left.
@@ -191,7 +213,7 @@ class Transfer:
         del self._running[op.number]
         now = self._touched = self._clock()
         if error is not None and not op.cancelled:
-            self._last_error = (now, f"{op.describe()}: {error_text(error)}")
+            self._note_error(op.describe(), error)
         if now + self.ticket.timeout > self.expires:
             self.expires = now + self.ticket.timeout
         if op.done and op.kind in self._counted:
@@ -255,7 +277,7 @@ class Transfer:
 
     @property
     def state(self) -> str:
-        """What it is up to, in a word."""
+        """What it is up to, one of `STATES`."""
         if self.cancelled:
             return "cancelling" if self.active else "cancelled"
         if self.active:
@@ -301,9 +323,8 @@ class Transfer:
             rate=self._meter.rate(self._clock(), self.moved),
             operations=[self._operation(op) for op in self._running.values()],
         )
-        if self._last_error is not None:
-            when, text = self._last_error
-            document["last_error"] = {"age": int(self._clock() - when), "text": text}
+        if self.last_error:
+            document["last_error"] = {"age": int(self._clock() - self._failed), "text": self.last_error}
         transferred = self.transferred
         if transferred is not None:
             document["transferred"] = transferred

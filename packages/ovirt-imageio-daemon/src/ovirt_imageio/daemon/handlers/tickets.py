@@ -9,7 +9,6 @@ from ovirt_imageio.common import imagesapi
 
 from .. import params
 from ..auth import Tickets
-from ..config import Config
 from ..errors import HttpError
 from ..http.message import Request, Response
 from ..http.router import Route
@@ -24,12 +23,10 @@ class TicketsHandler:
 
     Args:
         tickets: The store.
-        cfg: The configuration.
     """
 
-    def __init__(self, tickets: Tickets, cfg: Config) -> None:
+    def __init__(self, tickets: Tickets) -> None:
         self._tickets = tickets
-        self._inactivity_timeout = cfg.daemon.inactivity_timeout
 
     def routes(self) -> list[Route]:
         """List the resources."""
@@ -48,7 +45,8 @@ class TicketsHandler:
     async def put(self, request: Request) -> Response:
         """Add a ticket, or replace it."""
         document = params.parse_object(await request.body.read(DOCUMENT_LIMIT))
-        ticket = Ticket.from_json(request.params["id"], document, inactivity_timeout=self._inactivity_timeout)
+        inactivity_timeout = self._tickets.cfg.daemon.inactivity_timeout
+        ticket = Ticket.from_json(request.params["id"], document, inactivity_timeout=inactivity_timeout)
         await self._tickets.add(ticket)
         return Response(200)
 
