@@ -291,3 +291,9 @@ def test_every_default_is_a_value_that_the_key_accepts() -> None:
     for info in options.describe():
         text = str(info.default).replace("\0", "\\u0000")
         assert config.parse_value(text, info) == info.default
+
+
+def test_folder_that_cannot_be_listed_is_named_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "conf.d").symlink_to("conf.d")
+    with pytest.raises(config.ConfigError, match=r"conf\.d: cannot be read: Too many levels of symbolic links"):
+        config.find_files(str(tmp_path))

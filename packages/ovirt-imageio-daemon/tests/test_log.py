@@ -77,6 +77,11 @@ def test_wrong_section_is_one_line_with_the_files(tmp_path: Path, text: str) -> 
     assert "\n" not in str(e.value)
 
 
+def test_name_that_no_section_lists_is_told(tmp_path: Path) -> None:
+    with pytest.raises(config.ConfigError, match="expected 'nosuch' in one of the keys"):
+        log.configure(load(tmp_path, "[handlers]\nkeys = stderr\n[logger_root]\nhandlers = nosuch\n"))
+
+
 def test_levels_change_while_running_and_changes_are_told(tmp_path: Path) -> None:
     log.configure(load(tmp_path, file_handler(tmp_path / "daemon.log")))
     text = "[logger_root]\nlevel = DEBUG\n[logger_x]\nqualname = some.x\nlevel = ERROR\n"

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import configparser
 import dataclasses
-import glob
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -140,11 +139,12 @@ def find_files(conf_dir: str = DEFAULT_CONF_DIR) -> list[str]:
     """List the drop-in files in the order in which they are read.
 
     Raises:
-        ConfigError: `conf_dir`, other than the default, has no `conf.d/*.conf`; or no folder has.
+        ConfigError: `conf_dir`, other than the default, has no `conf.d/*.conf`; or no folder has;
+            or one may not be read.
     """
     found: list[tuple[str, int, str]] = []
     for rank, folder in enumerate([VENDOR_CONF_DIR, RUNTIME_CONF_DIR, conf_dir]):
-        names = glob.glob(os.path.join(glob.escape(folder), "conf.d", "*.conf"))
+        names = _list(os.path.join(folder, "conf.d"))
         if folder == conf_dir and not names and conf_dir != DEFAULT_CONF_DIR:
             found.clear()
             break
@@ -154,6 +154,16 @@ def find_files(conf_dir: str = DEFAULT_CONF_DIR) -> list[str]:
             f"{conf_dir}/conf.d: no configuration: expected at least one *.conf file"
         )
     return [name for _, _, name in sorted(found)]
+
+
+def _list(folder: str) -> list[str]:
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as e:
+        raise ConfigError(f"{folder}: cannot be read: {e.strerror}") from e
+    return [os.path.join(folder, name) for name in names if name.endswith(".conf") and name[0] != "."]
 
 
 def load_files(files: Sequence[str]) -> Config:

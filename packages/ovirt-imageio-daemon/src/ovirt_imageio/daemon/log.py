@@ -33,6 +33,9 @@ def configure(cfg: Config) -> None:
     except OSError as e:
         text = f"{_sections(cfg)}: cannot write the log {e.filename}: {e.strerror}"
         raise ConfigError(text) from e
+    except KeyError as e:
+        expected = f"{e} in one of the keys of these sections, as another names it"
+        raise ConfigError(f"{_sections(cfg)}: expected {expected}") from e
     except Exception as e:
         # fileConfig evaluates `args` and imports classes: anything may come out of it.
         raise ConfigError(f"{_sections(cfg)}: {type(e).__name__}: {_one_line(e)}") from e
