@@ -71,9 +71,15 @@ class Tickets:
             HttpError: 409 if what runs with the old one does not end in time.
         """
         timeout = self.cfg.control.remove_timeout or _REPLACE_TIMEOUT
+        before: Transfer | None = None
         while ticket.uuid in self._transfers:
-            await self._remove(self._transfers[ticket.uuid], timeout, "replaced by a new ticket")
+            before = self._transfers[ticket.uuid]
+            same = before.ticket.url == ticket.url
+            await self._remove(before, timeout, "replaced by a new ticket", settle=same)
         self.insert(ticket)
+        if before is not None and before.ticket.url == ticket.url:
+            # The client need not know that its ticket is another one now.
+            self._transfers[ticket.uuid].pool.inherit(before.pool)
 
     def insert(self, ticket: Ticket) -> None:
         """Take a ticket that is new; `add` also replaces one.
@@ -188,9 +194,9 @@ class Tickets:
             if transfer.expired and not transfer.active and transfer.pool.open_count:
                 transfer.pool.close_idle()
 
-    async def _remove(self, transfer: Transfer, timeout: float, reason: str) -> None:
+    async def _remove(self, transfer: Transfer, timeout: float, reason: str, *, settle: bool = False) -> None:
         transfer.cancel()
-        if not await transfer.unused(timeout):
+        if not await transfer.unused(timeout, settle=settle):
             raise HttpError(409, f"the ticket is still in use after {timeout:g} seconds")
         if self._transfers.get(transfer.ticket.uuid) is transfer:
             del self._transfers[transfer.ticket.uuid]

@@ -22,29 +22,46 @@ be had at all, or waiting takes long, the request goes over the fast path's conn
 Durability
 ----------
 
-A flush covers everything acknowledged for the ticket. Where the storage says that one
-flush covers all connections (`multi_conn`), one is sent. Otherwise every member that
-wrote since its last flush is flushed; one that is lent is waited for if it owed a flush when
-it was lent, so members that owe one are flushed before long use.
+A flush covers everything acknowledged for the ticket. A connection *owes* a flush when a
+client was told of a write over it that no flush covers yet. Every connection that owes one
+is flushed; one that is lent is waited for if it owed a flush when it was lent, so members
+that owe one are flushed before long use.
 
-When a connection that owes a flush breaks because the server failed, acknowledged
-data may be lost, and no later flush may claim otherwise: it fails, for as long as the
-ticket lives.
+Where the storage says that one flush covers all connections (`multi_conn`), that holds
+for the server that answers the flush. Another connection may have written to one that is
+dead by now, and not know it yet. Connections are numbered as they are opened, and a flush
+over one covers those opened later:
+
+    opened    A ──────────── B ─────── B writes ──── flush over A
+                                                     A lived all the time, so B wrote to
+                                                     the server that answers the flush
+
+    opened    B ── B writes ────────── A ─────────── flush over A
+                                                     the server may have been restarted in
+                                                     between: B is flushed as well
+
+The fast path is the oldest unless it broke, so that mostly one flush is enough.
+
+When a connection that owes a flush breaks, or the server answers a flush with an error
+while something is owed, acknowledged data may be lost, and no later flush may claim
+otherwise: it fails, for as long as the ticket lives. What nobody was told of is not owed:
+an operation that fails with its connection, or whose own flush fails, can be tried again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple, TypeVar, Union
 
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.base import Backend, Capabilities, pieces
-from ovirt_imageio.common.errors import ImageioError, OperationCancelled, ProtocolError
+from ovirt_imageio.common.errors import ImageioError, OperationCancelled, ProtocolError, RequestError
 from ovirt_imageio.common.nbd import ServerFull, ServerGone
 
 from .errors import DeadlineExpired, Overloaded
@@ -70,6 +87,7 @@ log = logging.getLogger(__name__)
 
 Fast = Union[Shared, CachedFile]
 Open = Callable[[], Backend]
+T = TypeVar("T")
 
 
 class StorageFailed(ImageioError):
@@ -93,26 +111,38 @@ class Member:
 
     Attributes:
         backend: The backend.
+        opened: Place in the order in which connections were opened.
         uses: How often it was lent: tells whether it was used since.
         owed: It owed a flush when it was lent.
         flushers: Flushes that wait for it.
     """
 
-    __slots__ = ("backend", "flushers", "owed", "uses")
+    __slots__ = ("backend", "flushers", "opened", "owed", "uses")
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, opened: int = 0) -> None:
         self.backend = backend
+        self.opened = opened
         self.uses = 0
         self.owed = False
         self.flushers: deque[_Waiter] = deque()
 
 
 class Covered(NamedTuple):
-    """What a flush that begins now will cover, where one flush covers all connections."""
+    """What a flush over one connection that begins now will cover, and what not.
+
+    Attributes:
+        members: Idle members that it covers, and how often they had been lent.
+        shared: The fast path if it covers that.
+        acknowledged: How many of its writes.
+        rest: Members that owe a flush which has to be sent over them.
+        rest_shared: The fast path if it needs a flush of its own.
+    """
 
     members: list[tuple[Member, int]]
     shared: Shared | None
     acknowledged: int
+    rest: list[Member]
+    rest_shared: Shared | None
 
 
 class _Waiter:
@@ -170,6 +200,7 @@ class Pool:
         self._preparing: list[Token] | None = None
         self._closing: list[Token] = []
         self._lost: BaseException | None = None
+        self._serials = itertools.count(1)  # connections in the order in which they were opened
 
     @property
     def waiting_count(self) -> int:
@@ -233,6 +264,8 @@ class Pool:
                 sparse=self._sparse,
                 timeout=self._timeout,
                 on_broken=self._shared_broke,
+                on_flush_failed=self._flush_failed,
+                opened=member.opened,
             )
             return True
         if getattr(backend, "can_nowait", False) and self._max > 1:
@@ -263,17 +296,18 @@ class Pool:
         """
         if self.storage is None:
             await self.prepare()
-        member = await self._take(op)
-        if member is None:
-            return []
-        members = [member]
+        members: list[Member] = []
         try:
-            await self._pay(member, op)
+            while not members:
+                member = await self._take(op)
+                if member is None:
+                    return []
+                members += await self._paid(member, op)
             while len(members) < wish and not self._queue:
                 extra = await self._extra()
                 if extra is None:
                     break
-                members.append(extra)
+                members += await self._paid(extra, op)
         except BaseException:
             self.give_back(members)
             raise
@@ -288,16 +322,37 @@ class Pool:
             log.info("cannot open another connection to storage: %s", e)
             return None
 
+    async def _paid(self, member: Member, op: Operation) -> list[Member]:
+        """Let a member pay what it owes if it has to; none if that broke it, which is noted."""
+        try:
+            await self._pay(member, op)
+        except BaseException as e:
+            broken = member.backend.broken is not None
+            self._give_back(member, failed=True)
+            if broken and isinstance(e, ImageioError):
+                log.info("a connection to storage broke at its flush: %s", e)
+                return []
+            raise
+        return [member]
+
     def last_resort(self) -> Backend:
         """Return a backend that shares the fast path's connection with everybody."""
         if not isinstance(self.fast, Shared):
             raise Overloaded("the storage takes no more connections, try again later")
         return SharedBackend(self._loop, self.fast)
 
-    def give_back(self, members: Sequence[Member]) -> None:
-        """Take lent members back; broken ones are closed."""
+    def give_back(self, members: Sequence[Member], *, failed: Operation | None = None) -> None:
+        """Take lent members back; broken ones are closed.
+
+        Args:
+            members: What was lent.
+            failed: The operation that used them if it failed. Of what it wrote over a broken
+                connection nobody may rely on anything, so it counts as nothing.
+        """
         for member in members:
-            self._give_back(member)
+            if failed is not None and member.backend.broken is not None and failed.kind in (WRITE, ZERO):
+                failed.done = 0
+            self._give_back(member, failed=failed is not None)
 
     async def _take(self, op: Operation | None) -> Member | None:
         """Take an idle member, open one, or wait in line; None if there is none to be had."""
@@ -323,7 +378,7 @@ class Pool:
                 if member.backend.broken is None:
                     member.backend.broken = ServerGone("the server closed an idle connection")
                 log.info("storage closed an idle connection, opening another")
-                self._drop(member)
+                self._drop(member, owes=member.backend.unflushed)
                 continue
             member.uses += 1
             member.owed = member.backend.unflushed
@@ -355,11 +410,11 @@ class Pool:
         except BaseException:
             self._free_place()
             raise
-        member = Member(backend)
+        member = Member(backend, next(self._serials))
         self._busy.add(member)
         self._limit = max(self._limit, self._established())
         if self.closed:
-            self._drop(member)
+            self._drop(member, owes=False)
             self._check_closed()
         return member
 
@@ -393,10 +448,10 @@ class Pool:
             return await self._open_reserved()
         return waiter.member
 
-    def _give_back(self, member: Member) -> None:
+    def _give_back(self, member: Member, *, failed: bool = False) -> None:
         backend = member.backend
         if backend.broken is not None or self.closed:
-            self._drop(member)
+            self._drop(member, owes=member.owed if failed else backend.unflushed)
         else:
             self._pass_on(member)
 
@@ -426,22 +481,32 @@ class Pool:
             self._loop.resume(waiter.token)
         self._wake_closing()
 
-    def _drop(self, member: Member) -> None:
+    def _drop(self, member: Member, *, owes: bool) -> None:
         """Close a member and forget it. What it owes is noted."""
         self._busy.discard(member)
         backend = member.backend
         waiting, member.flushers = member.flushers, deque()
         for waiter in waiting:
             self._loop.resume(waiter.token)
-        if backend.unflushed and backend.broken is not None and not self.closed:
-            self._note_loss(backend.broken)
+        if backend.broken is not None and not self.closed:
+            if owes:
+                self._note_loss(backend.broken)
+            elif isinstance(backend.broken, (RequestError, OSError)):
+                self._flush_failed(backend.broken)
         self._loop.spawn(self._close_backend(backend), "close backend")
 
+    def _flush_failed(self, error: BaseException) -> None:
+        """Storage answered a flush with an error: it may have dropped what anybody wrote."""
+        shared = self.fast
+        if self._owing() or (isinstance(shared, Shared) and shared.owing):
+            self._note_loss(error)
+
+    def _owing(self) -> list[Member]:
+        """Members that owe a flush."""
+        owing = [member for member in self._idle if member.backend.unflushed]
+        return owing + [member for member in self._busy if member.owed]
+
     def _note_loss(self, error: BaseException) -> None:
-        """A connection that owed a flush broke: is what it wrote still safe?"""
-        assert self.storage is not None
-        if self.storage.capabilities.multi_conn and not isinstance(error, ProtocolError):
-            return  # our own doing: the server is well, the next flush covers it
         if self._lost is None:
             log.error("storage failed before a flush, acknowledged data may be lost: %s", error)
             self._lost = error
@@ -462,7 +527,7 @@ class Pool:
             return
         self.fast = None
         log.warning("the connection for small requests broke: %s", error)
-        if shared.unflushed and error is not None:
+        if shared.owing and error is not None:
             self._note_loss(error)
         self._free_place()
 
@@ -497,10 +562,7 @@ class Pool:
         if not isinstance(shared, Shared) or not shared.can_write(offset, length):
             await self.change(op, _write, offset, data, flush=flush)
             return
-        await self._twice(shared, lambda fast: fast.write(offset, data))
-        op.advance(length)
-        if flush:
-            await self.flush(op)
+        await self._change_shared(op, shared, length, lambda fast: fast.write(offset, data, promised=not flush), flush)
 
     async def zero(self, op: Operation, offset: int, length: int, *, flush: bool) -> None:
         """Make a range read as zeroes, and flush if told so; any length. As `read`."""
@@ -508,34 +570,45 @@ class Pool:
         if not isinstance(shared, Shared) or not shared.can_zero(offset, length):
             await self.change(op, _zero, offset, length, flush=flush)
             return
-        await self._twice(shared, lambda fast: fast.zero(offset, length))
+        await self._change_shared(op, shared, length, lambda fast: fast.zero(offset, length, promised=not flush), flush)
+
+    async def _change_shared(
+        self, op: Operation, shared: Shared, length: int, change: Callable[[Shared], Awaitable[None]], flush: bool
+    ) -> None:
+        """Change something over the fast path; the flush goes over the same connection."""
+
+        async def request(fast: Shared) -> Covered | None:
+            await change(fast)
+            return await self._flush_over(fast) if flush else None
+
+        covered = await self._twice(shared, request)
         op.advance(length)
-        if flush:
-            await self.flush(op)
+        if covered is not None:
+            await self._flush_rest(op, covered)
 
     async def change(self, op: Operation, call: Callable[..., None], *args: Any, flush: bool) -> None:
         """Run ``call(backend, op, *args)`` in a worker, and flush if told so."""
         async with self.borrow(op) as backends:
-            covered = self.flush_inside() if flush else None
-            await self._loop.worker(_change, backends[0], op, call, args, covered is not None)
-        if flush:
+            covered = self.begin_flush(backends[0]) if flush else None
+            await self._loop.worker(_change, backends[0], op, call, args, flush)
+        if covered is not None:
             await self.finish_flush(op, covered)
 
-    async def _twice(self, shared: Shared, request: Callable[[Shared], Awaitable[None]]) -> None:
-        """Try a change again, on a new connection, if the server went away meanwhile.
+    async def _twice(self, shared: Shared, request: Callable[[Shared], Awaitable[T]]) -> T:
+        """Try a request again, on a new connection, if the server went away meanwhile.
 
         It had nothing of the request, or all: writing the same again does no harm, for
         nothing was acknowledged, so nobody else may rely on what is there.
         """
         try:
-            await request(shared)
+            return await request(shared)
         except ProtocolError:
             if not isinstance(self._lost_server(shared), ServerGone):
                 raise
             again = await self._fast()
             if not isinstance(again, Shared):
                 raise
-            await request(again)
+            return await request(again)
 
     def _lost_server(self, fast: Fast) -> BaseException | None:
         return fast.broken if isinstance(fast, Shared) else None
@@ -548,56 +621,37 @@ class Pool:
     # Flushing.
 
     async def _pay(self, member: Member, op: Operation) -> None:
-        """Flush a member before long use, if others' flushes would wait for it."""
+        """Flush a member that owes that before a use in which it may break, or be missed for long."""
         assert self.storage is not None
-        if not member.owed or self.storage.capabilities.multi_conn:
+        if not member.owed or op.kind == FLUSH:
             return
-        if (op.kind in (WRITE, ZERO) and 0 < op.length <= _LONG_USE) or op.kind == FLUSH:
+        one_for_all = self.storage.capabilities.multi_conn
+        if op.kind in (WRITE, ZERO) and (one_for_all or 0 < op.length <= _LONG_USE):
+            return
+        if one_for_all and not _has_server(member.backend):
             return
         await self._loop.worker(member.backend.flush)
         member.owed = False
 
-    def covered_from_now(self) -> Covered:
-        """Return what a flush that begins now covers; see `note_flushed`."""
-        shared = self.fast if isinstance(self.fast, Shared) else None
-        return Covered(
-            [(member, member.uses) for member in self._idle if member.backend.unflushed],
-            shared,
-            shared.acknowledged if shared is not None else 0,
-        )
-
-    def note_flushed(self, covered: Covered) -> None:
-        """Note that a flush has succeeded where one covers all connections."""
-        for member, uses in covered.members:
-            if member.uses == uses:
-                member.backend.unflushed = False
-        if covered.shared is not None:
-            covered.shared.covered(covered.acknowledged)
-
-    def flush_inside(self) -> Covered | None:
-        """Begin a flush that a worker does with the backend it has.
+    def begin_flush(self, backend: Backend) -> Covered:
+        """Begin a flush that a worker does with a backend that it has.
 
         Returns:
-            What it will cover, for `finish_flush`. None if one backend's flush is not enough:
-            the worker shall not flush, `finish_flush` will.
+            For `finish_flush`, once the worker has flushed.
 
         Raises:
             StorageFailed: Acknowledged data may be lost.
         """
-        self.check_lost()
-        if self.storage is None or not self.storage.capabilities.multi_conn:
-            return None
-        self._drop_stale()
-        self.check_lost()
-        return self.covered_from_now()
+        self._check_debts()
+        if isinstance(backend, SharedBackend):
+            return self._covered_over(backend.opened, True, backend)
+        opened = next(member.opened for member in self._busy if member.backend is backend)
+        return self._covered_over(opened, _has_server(backend), backend)
 
-    async def finish_flush(self, op: Operation, covered: Covered | None) -> None:
-        """End what `flush_inside` began. Errors as `flush`."""
-        if covered is None:
-            await self.flush(op)
-            return
-        self.note_flushed(covered)
-        self.check_lost()
+    async def finish_flush(self, op: Operation, covered: Covered) -> None:
+        """End what `begin_flush` began. Errors as `flush`."""
+        self._note_flushed(covered)
+        await self._flush_rest(op, covered)
 
     async def flush(self, op: Operation) -> None:
         """Bring everything acknowledged for the ticket to stable storage.
@@ -608,12 +662,96 @@ class Pool:
         """
         if self.storage is None or self.fast is None:
             await self.prepare()
-        covered = self.flush_inside()
-        if covered is not None:
-            await self._flush_any(op)
-            self.note_flushed(covered)
+        assert self.storage is not None
+        self._check_debts()
+        owing = self._owing()
+        if isinstance(self.fast, Shared):
+            if self.storage.capabilities.multi_conn or self.fast.unflushed or not owing:
+                covered = await self._twice(self.fast, self._flush_over)
+            else:
+                covered = Covered([], None, 0, owing, None)
+            await self._flush_rest(op, covered)
+        elif owing and not self.storage.capabilities.multi_conn:
+            await self._flush_rest(op, Covered([], None, 0, owing, None))
         else:
-            await self._flush_each(op)
+            async with self.borrow(op) as backends:
+                covered = self.begin_flush(backends[0])
+                await self._loop.worker(backends[0].flush)
+            await self.finish_flush(op, covered)
+
+    async def _flush_over(self, shared: Shared) -> Covered:
+        """Flush the fast path."""
+        self._check_debts()
+        covered = self._covered_over(shared.opened, True, None)
+        await shared.flush()
+        self._note_flushed(covered)
+        return covered
+
+    def _covered_over(self, opened: int, has_server: bool, backend: Backend | None) -> Covered:
+        """Return what a flush covers that begins now.
+
+        Args:
+            opened: Of the connection that it goes over.
+            has_server: That may be another than it was when older connections were opened.
+            backend: What is flushed; None for the fast path.
+        """
+        assert self.storage is not None
+        one_for_all = self.storage.capabilities.multi_conn
+        rest = [
+            member
+            for member in self._owing()
+            if member.backend is not backend and not (one_for_all and (member.opened > opened or not has_server))
+        ]
+        shared = self.fast if isinstance(self.fast, Shared) else None
+        covers_shared = shared is not None and (shared.opened == opened or (one_for_all and shared.opened > opened))
+        return Covered(
+            [(m, m.uses) for m in self._idle if m.backend.unflushed and m not in rest],
+            shared if covers_shared else None,
+            shared.acknowledged if shared is not None else 0,
+            rest,
+            shared if shared is not None and shared.unflushed and not covers_shared else None,
+        )
+
+    def _note_flushed(self, covered: Covered) -> None:
+        """Note that a flush has succeeded."""
+        for member, uses in covered.members:
+            if member.uses == uses:
+                member.backend.unflushed = False
+        if covered.shared is not None:
+            covered.shared.covered(covered.acknowledged)
+
+    async def _flush_rest(self, op: Operation, covered: Covered) -> None:
+        """Flush what a flush did not cover."""
+        rest, shared = covered.rest, covered.rest_shared
+        if shared is not None and shared is self.fast and shared.unflushed:
+            more = await self._flush_over(shared)
+            rest = [member for member in rest if member in more.rest]
+        for member in rest:
+            op.check()
+            await self._flush_member(member, op)
+        self.check_lost()
+
+    async def settle(self) -> None:
+        """Flush what is owed before all backends are closed; nobody uses them any more.
+
+        A failure is noted: see `inherit`.
+        """
+        try:
+            self._drop_stale()
+            if isinstance(self.fast, Shared) and self.fast.owing:
+                await self.fast.flush()
+            for member in self._owing():
+                await self._flush_member(member, Operation(FLUSH))
+        except (OSError, ImageioError) as e:
+            self._note_loss(e)
+
+    def inherit(self, other: Pool) -> None:
+        """Take over that acknowledged data may be lost from a pool of the same storage."""
+        self._lost = other._lost
+
+    def _check_debts(self) -> None:
+        """Raise if acknowledged data may be lost, looking at idle connections first."""
+        self._drop_stale()
         self.check_lost()
 
     def check_lost(self) -> None:
@@ -633,26 +771,7 @@ class Pool:
                 self._idle.remove(member)
                 if member.backend.broken is None:
                     member.backend.broken = ServerGone("the server closed an idle connection")
-                self._drop(member)
-
-    async def _flush_any(self, op: Operation) -> None:
-        if isinstance(self.fast, Shared):
-            await self.fast.flush()
-            return
-        async with self.borrow(op) as backends:
-            await self._loop.worker(backends[0].flush)
-
-    async def _flush_each(self, op: Operation) -> None:
-        shared = self.fast if isinstance(self.fast, Shared) else None
-        owing = [member for member in self._idle if member.backend.unflushed]
-        owing += [member for member in self._busy if member.owed]
-        if shared is not None and (shared.unflushed or not owing):
-            await shared.flush()
-        elif not owing:
-            await self._flush_any(op)
-        for member in owing:
-            op.check()
-            await self._flush_member(member, op)
+                self._drop(member, owes=True)
 
     async def _flush_member(self, member: Member, op: Operation) -> None:
         if not await self._claim(member, op):
@@ -660,8 +779,10 @@ class Pool:
         try:
             if member.backend.unflushed:
                 await self._loop.worker(member.backend.flush)
-        finally:
-            self._give_back(member)
+        except BaseException:
+            self._give_back(member, failed=True)
+            raise
+        self._give_back(member)
 
     async def _claim(self, member: Member, op: Operation) -> bool:
         """Borrow this very member; False if it is no more."""
@@ -718,7 +839,7 @@ class Pool:
             if member.backend.unflushed and not self.closed:
                 self._idle.append(member)
             else:
-                self._drop(member)
+                self._drop(member, owes=False)
         fast = self.fast
         if isinstance(fast, Shared):
             if self.closed or not (fast.unflushed or fast.in_use):
@@ -790,7 +911,12 @@ class Lease:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._pool.give_back(self._members)
+        self._pool.give_back(self._members, failed=self._op if error is not None else None)
+
+
+def _has_server(backend: Backend) -> bool:
+    """Tell whether a backend is a connection to a server, which may be restarted."""
+    return hasattr(backend, "stale") or isinstance(backend, SharedBackend)
 
 
 def _first_alive(line: deque[_Waiter]) -> _Waiter | None:

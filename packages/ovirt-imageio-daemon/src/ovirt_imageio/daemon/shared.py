@@ -17,12 +17,13 @@ import functools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Optional
 
 from ovirt_imageio.common import defaults, nbd
 from ovirt_imageio.common.backends.base import Backend, Capabilities, pieces
+from ovirt_imageio.common.backends.nbd import edge_lock
 from ovirt_imageio.common.buffers import Buffer
-from ovirt_imageio.common.errors import UnsupportedOperation
+from ovirt_imageio.common.errors import RequestError, UnsupportedOperation
 from ovirt_imageio.common.extents import Extent, ZeroExtent, merge
 
 from .errors import DeadlineExpired
@@ -38,6 +39,7 @@ ZERO_LIMIT = 16 * 1024 * 1024
 _STATUS_STEP = 1024 * 1024 * 1024
 
 Submit = Callable[[nbd.pipeline.Callback], None]
+Note = Callable[[Optional[Exception]], None]
 
 
 class Shared:
@@ -50,12 +52,18 @@ class Shared:
         sparse: Zeroing may deallocate.
         timeout: Seconds the server may take for an answer; then the connection is given up.
         on_broken: Called once with this, when the connection broke.
+        on_flush_failed: Called with the server's error when it answered a flush with one.
+        opened: Place in the order in which connections of the pool were opened.
 
     Attributes:
         size: Of the export, in bytes.
         capabilities: As given.
         closed: It cannot be used any more.
         acknowledged: Number of writes that the server acknowledged.
+        opened: As given.
+
+    Writes are counted the moment their answer is read, not when the request's task goes on:
+    the end of the connection may be read in the same turn.
     """
 
     def __init__(
@@ -67,17 +75,22 @@ class Shared:
         sparse: bool = False,
         timeout: float = defaults.NBD_TIMEOUT,
         on_broken: Callable[[Shared], None],
+        on_flush_failed: Callable[[Exception], None] = lambda error: None,
+        opened: int = 0,
     ) -> None:
         self.size = pipeline.export.size
         self.capabilities = capabilities
         self.closed = False
         self.acknowledged = 0
+        self.opened = opened
         self._flushed = 0  # how many of them a flush covers
+        self._promised = 0  # the last of them that a client was told of, without a flush
         self._loop = loop
         self._pipeline = pipeline
         self._sparse = sparse
         self._timeout = timeout
         self._on_broken = on_broken
+        self._on_flush_failed = on_flush_failed
         self._scheduled = False  # output leaves before the loop waits
         self._draining = False
         self._waiting: deque[Token] = deque()
@@ -92,6 +105,11 @@ class Shared:
     def unflushed(self) -> bool:
         """Whether the server acknowledged a write since the last flush."""
         return self.acknowledged > self._flushed
+
+    @property
+    def owing(self) -> bool:
+        """Whether a client was told of a write that no flush covers."""
+        return self._promised > self._flushed
 
     @property
     def in_use(self) -> bool:
@@ -129,36 +147,51 @@ class Shared:
         data: bytearray = await self._answer(token)
         return data
 
-    async def write(self, offset: int, data: bytes) -> None:
-        """Write data at offset; return when the server acknowledged. Errors as `read`."""
+    async def write(self, offset: int, data: bytes, *, promised: bool = True) -> None:
+        """Write data at offset; return when the server acknowledged. Errors as `read`.
+
+        Args:
+            offset: First byte.
+            data: What to write.
+            promised: The client is told before a flush; otherwise it will be told when a flush
+                over this connection has succeeded, or never.
+        """
         if self._pipeline.in_flight_bytes > IN_FLIGHT_LIMIT:
             await self._room()
-        await self._request(functools.partial(self._pipeline.write, offset, data))
-        self.acknowledged += 1
+        await self._request(functools.partial(self._pipeline.write, offset, data), self._note_change(promised))
 
-    async def zero(self, offset: int, length: int) -> None:
+    async def zero(self, offset: int, length: int, *, promised: bool = True) -> None:
         """Make a range read as zeroes; as `write`."""
-        await self._request(functools.partial(self._pipeline.zero, offset, length, punch_hole=self._sparse))
-        self.acknowledged += 1
+        request = functools.partial(self._pipeline.zero, offset, length, punch_hole=self._sparse)
+        await self._request(request, self._note_change(promised))
 
     async def flush(self) -> None:
         """Bring what was acknowledged to stable storage. Errors as `read`."""
-        covered = self.acknowledged
-        await self._request(self._pipeline.flush)
-        self.covered(covered)
+        await self._request(self._pipeline.flush, self._note_flush())
 
     def covered(self, acknowledged: int) -> None:
         """Note that a flush covers so many of the acknowledged writes."""
         self._flushed = max(self._flushed, acknowledged)
 
-    def submit(self, request: Submit, callback: nbd.pipeline.Callback) -> None:
-        """Submit a request whose answer the callback takes, in the loop."""
+    def submit(self, request: Submit, callback: nbd.pipeline.Callback, kind: str = "") -> None:
+        """Submit a request whose answer the callback takes, in the loop.
+
+        Args:
+            request: Submits it.
+            callback: Gets the answer.
+            kind: ``"change"`` or ``"flush"`` if it is one.
+        """
+        note = self._note_flush() if kind == "flush" else self._note_change(True) if kind == "change" else None
         try:
-            request(callback)
+            request(_noting(note, callback))
         except Exception as e:
             callback(None, e)
             return
         self._schedule()
+
+    def give_up(self) -> None:
+        """Close the connection, for an answer did not come in time."""
+        self._broke(self.timed_out())
 
     def close(self, error: Exception | None = None) -> None:
         """Close the connection; what is in flight fails with the error."""
@@ -171,18 +204,44 @@ class Shared:
 
     # Inside.
 
-    def _request(self, submit: Callable[..., None]) -> Any:
+    def _request(self, submit: Callable[..., None], note: Note) -> Any:
         token = self._loop.token()
-        submit(callback=functools.partial(self._loop.resume, token))
+        submit(callback=_noting(note, functools.partial(self._loop.resume, token)))
         self._schedule()
         return self._answer(token)
+
+    def _note_change(self, promised: bool) -> Note:
+        """Return what notes the answer to a write."""
+
+        def note(error: Exception | None) -> None:
+            if error is None:
+                self.acknowledged += 1
+                if promised:
+                    self._promised = self.acknowledged
+
+        return note
+
+    def _note_flush(self) -> Note:
+        """Return what notes the answer to a flush that is submitted now."""
+        covered = self.acknowledged
+
+        def note(error: Exception | None) -> None:
+            if error is None:
+                self.covered(covered)
+            elif isinstance(error, RequestError):
+                self._on_flush_failed(error)
+
+        return note
+
+    def timed_out(self) -> nbd.ServerTimeout:
+        """Return the error for an answer that did not come in time."""
+        return nbd.ServerTimeout(f"NBD server {self._pipeline.address} did not respond in {self._timeout} s")
 
     async def _answer(self, token: Token) -> Any:
         try:
             return await self._loop.suspend(token, self._timeout)
         except DeadlineExpired as e:
-            address = self._pipeline.address
-            error = nbd.ServerTimeout(f"NBD server {address} did not respond in {self._timeout} s")
+            error = self.timed_out()
             self._broke(error)
             raise error from e
         finally:
@@ -278,8 +337,10 @@ class SharedBackend(Backend):
         self.capabilities = shared.capabilities
         self._loop = loop
         self._shared = shared
+        self.opened = shared.opened
         self._pipeline = shared._pipeline
         self._block = self._pipeline.block_size
+        self._edges = edge_lock(self._pipeline.address)
 
     def read_into(self, offset: int, buf: Buffer) -> None:
         """See `Backend.read_into`."""
@@ -317,9 +378,7 @@ class SharedBackend(Backend):
 
     def flush(self) -> None:
         """See `Backend.flush`."""
-        covered = self._shared.acknowledged
-        self._call(self._pipeline.flush)
-        self._loop.call_soon_threadsafe(self._shared.covered, covered)
+        self._call(self._pipeline.flush, "flush")
 
     def extents(self, context: str = "zero", *, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
         """See `Backend.extents`."""
@@ -358,45 +417,60 @@ class SharedBackend(Backend):
     def _write_edge(self, offset: int, data: memoryview) -> None:
         """Write part of a block: read, change, write; one thread at a time."""
         start = offset - offset % self._block
-        with _edge_lock:
+        with self._edges:
             block = bytearray(min(self._block, self.size - start))
             self.read_into(start, block)
             block[offset - start : offset - start + len(data)] = data
             self._change(functools.partial(self._pipeline.write, start, block))
 
     def _change(self, request: Submit) -> None:
-        self._call(request)
-        self._loop.call_soon_threadsafe(self._acknowledged)
+        self._call(request, "change")
 
-    def _acknowledged(self) -> None:
-        self._shared.acknowledged += 1
+    def _call(self, request: Submit, kind: str = "") -> Any:
+        """Run a request in the loop and wait for its answer.
 
-    def _call(self, request: Submit) -> Any:
-        """Run a request in the loop and wait for its answer."""
+        A request that the server keeps for too long ends with the connection: left alone it
+        would send a buffer that is used for something else by then.
+        """
         answer = _Answer()
-        self._loop.call_soon_threadsafe(self._shared.submit, request, answer.give)
-        return answer.take(self._shared._timeout)
-
-
-_edge_lock = threading.Lock()
+        self._loop.call_soon_threadsafe(self._shared.submit, request, answer.give, kind)
+        timeout = self._shared._timeout
+        if not answer.wait(timeout):
+            self._loop.call_soon_threadsafe(self._shared.give_up)
+            if not answer.wait(timeout):  # the loop has ended
+                raise self._shared.timed_out()
+        return answer.take()
 
 
 class _Answer:
     """The answer to one request, from the loop to a worker."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._lock.acquire()
+        self._event = threading.Event()
         self._value: Any = None
         self._error: Exception | None = None
 
     def give(self, value: Any, error: Exception | None) -> None:
         self._value, self._error = value, error
-        self._lock.release()
+        self._event.set()
 
-    def take(self, timeout: float) -> Any:
-        if not self._lock.acquire(timeout=timeout):
-            raise nbd.ServerTimeout(f"the NBD server did not respond in {timeout} seconds")
+    def wait(self, timeout: float) -> bool:
+        return self._event.wait(timeout)
+
+    def take(self) -> Any:
         if self._error is not None:
             raise self._error
         return self._value
+
+
+def _noting(note: Note | None, callback: nbd.pipeline.Callback) -> nbd.pipeline.Callback:
+    """Return a callback that notes an answer before it hands it on."""
+    if note is None:
+        return callback
+    done = note
+
+    def noting(value: Any, error: Exception | None) -> None:
+        done(error)
+        callback(value, error)
+
+    return noting

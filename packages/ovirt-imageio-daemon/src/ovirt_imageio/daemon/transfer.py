@@ -238,10 +238,14 @@ class Transfer:
             if registry is not None:
                 registry.close_idle(self.ticket.uuid)
 
-    async def unused(self, timeout: float) -> bool:
+    async def unused(self, timeout: float, *, settle: bool = False) -> bool:
         """Wait until no operation runs and storage is released; False if that takes longer.
 
         To be called when the transfer was cancelled.
+
+        Args:
+            timeout: Seconds.
+            settle: Flush what was acknowledged, for the client goes on with another transfer.
         """
         until = self._loop.now + timeout
         try:
@@ -251,6 +255,8 @@ class Transfer:
                 await self._loop.suspend(token, max(until - self._loop.now, 0))
         except DeadlineExpired:
             return False
+        if settle:
+            await self.pool.settle()
         return await self.pool.close(max(until - self._loop.now, 0))
 
     # What is known.

@@ -173,6 +173,9 @@ class Backend(ABC):
     def flush(self) -> None:
         """Bring what this instance wrote to stable storage; see `capabilities.multi_conn`.
 
+        Storage may forget what it could not write, so that the next flush succeeds without
+        it: an instance whose flush failed sets `broken`.
+
         Raises:
             OSError: Storage failed: data may be lost.
             ImageioError: The server of the storage failed.

@@ -20,7 +20,7 @@ from ovirt_imageio.common.backends import pipelined, splice
 from ovirt_imageio.common.backends.base import Backend, Capabilities, Operation, Peer, fill_from
 from ovirt_imageio.common.backends.inflight import piece_size
 from ovirt_imageio.common.buffers import Buffer, borrow
-from ovirt_imageio.common.errors import UnsupportedOperation
+from ovirt_imageio.common.errors import RequestError, UnsupportedOperation
 from ovirt_imageio.common.extents import Extent
 from ovirt_imageio.common.nbd.connecting import GREETING_TIMEOUT
 
@@ -106,7 +106,7 @@ class NbdBackend(Backend):
             raise UnsupportedOperation(f"NBD export {self.address} is read-only")
         self.size = self.export.size
         self.capabilities = _capabilities(self.export, connections=connections, read_only=mode == "r")
-        self._edges = _edge_lock(self.address)
+        self._edges = edge_lock(self.address)
 
     @property
     def broken(self) -> BaseException | None:
@@ -164,7 +164,12 @@ class NbdBackend(Backend):
 
     def flush(self) -> None:
         """Bring acknowledged writes to stable storage; see `Backend.flush`."""
-        self._client.flush()
+        try:
+            self._client.flush()
+        except RequestError as e:
+            # What the server could not write it may have dropped: its next flush proves nothing.
+            self.broken = e
+            raise
         self.unflushed = False
 
     def extents(self, context: str = "zero", *, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
@@ -305,7 +310,11 @@ def _capabilities(export: nbd.Export, *, connections: int, read_only: bool) -> C
     )
 
 
-def _edge_lock(address: nbd.Address) -> threading.Lock:
+def edge_lock(address: nbd.Address) -> threading.Lock:
+    """Return the lock under which parts of an export's blocks are changed. Any thread.
+
+    Whoever writes to the export by other means than `NbdBackend` has to hold it as well.
+    """
     with _edge_locks_guard:
         lock = _edge_locks.get(address)
         if lock is None:

@@ -92,17 +92,17 @@ async def receive(
     """
     pool = transfer.pool
     async with pool.borrow(op) as backends:
-        covered = pool.flush_inside() if flush else None
+        covered = pool.begin_flush(backends[0]) if flush else None
         op.waits_for(lambda: connection.wake(read_only=True))
         try:
             if body.length is None:
-                args: tuple[Any, ...] = (_receive_chunks, backends[0], op, limit, covered is not None)
+                args: tuple[Any, ...] = (_receive_chunks, backends[0], op, limit, flush)
             else:
-                args = (_receive_range, backends[0], op, body.length, covered is not None)
+                args = (_receive_range, backends[0], op, body.length, flush)
             await connection.in_worker(*args, body=body)
         finally:
             op.clear_wait()
-    if flush:
+    if covered is not None:
         await pool.finish_flush(op, covered)
 
 
