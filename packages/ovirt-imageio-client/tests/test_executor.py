@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from ovirt_imageio.client import plan
-from ovirt_imageio.client.executor import Executor, Pair, Retry, StepQueue, is_passing
+from ovirt_imageio.client.executor import Checkpoints, Executor, Pair, Retry, StepQueue, is_passing
 from ovirt_imageio.client.plan import Action, Step
 from ovirt_imageio.client.progress import Counter
 from ovirt_imageio.common.backends.base import pieces
@@ -318,3 +318,128 @@ def test_queue_clear_drops_what_is_left():
     queue.put(Step(Action.COPY, 0, 10))
     queue.clear()
     assert queue.get() is None
+
+
+class Recorder:
+    """Takes what is on stable storage; the clock is the test's."""
+
+    def __init__(self, world, *, length, seconds=1000.0):
+        self.world = world
+        self.records = []
+        self.time = 0.0
+        self.checkpoints = Checkpoints(self.record, length=length, seconds=seconds, now=lambda: self.time)
+
+    def record(self, steps):
+        self.records.append((self.world.flushes, list(steps)))
+
+    def run(self, steps, fault=None):
+        executor = Executor(
+            lambda: MemoryPair(self.world),
+            Counter(None, 0),
+            workers=1,
+            retry=Retry(attempts=3),
+            checkpoints=self.checkpoints,
+            pause=no_pause,
+        )
+        executor.run(steps)
+
+
+COPIES = [Step(Action.COPY, n * MiB, MiB) for n in range(6)]
+
+
+def test_steps_are_recorded_after_the_flush_that_covers_them(image):
+    recorder = Recorder(World(image), length=2 * MiB)
+    recorder.run(COPIES[:5])
+    assert recorder.records == [(1, COPIES[0:2]), (2, COPIES[2:4]), (3, COPIES[4:5])]
+
+
+def test_steps_are_recorded_when_time_has_passed(image):
+    world = World(image)
+    recorder = Recorder(world, length=100 * MiB, seconds=2.0)
+
+    def fault(kind, offset):
+        if kind == "copy":
+            recorder.time += 0.125
+
+    world.fault = fault
+    recorder.run(COPIES)
+    assert [steps for _, steps in recorder.records] == [COPIES[0:1], COPIES[1:2], *([step] for step in COPIES[2:])]
+
+
+def test_what_was_not_flushed_is_not_recorded(image):
+    def fault(kind, offset):
+        if kind == "flush" and len(recorder.records) == 1:
+            raise OSError(5, "Input/output error")
+
+    world = World(image, fault=fault)
+    recorder = Recorder(world, length=2 * MiB)
+    with pytest.raises(OSError, match="Input/output"):
+        recorder.run(COPIES)
+    assert [steps for _, steps in recorder.records] == [COPIES[0:2]]
+
+
+def test_skipped_steps_are_recorded_and_done_ones_are_not(image):
+    recorder = Recorder(World(image), length=2 * MiB)
+    recorder.run([Step(Action.DONE, 0, MiB), Step(Action.SKIP, MiB, MiB)])
+    assert recorder.records == [(0, [Step(Action.SKIP, MiB, MiB)])]
+
+
+def test_requests_are_multiples_of_the_unit_also_after_failures():
+    data = random.Random(6).randbytes(10 * MiB + 512)
+    asked = []
+
+    class Units(MemoryPair):
+        unit = 3 * MiB
+
+        def copy(self, offset, length, op):
+            asked.append((offset, length))
+            if len(asked) % 2:
+                raise PeerGone("gone")
+            super().copy(offset, length, op)
+
+    world = World(data)
+    executor = Executor(lambda: Units(world), Counter(None, 0), workers=1, retry=Retry(attempts=30), pause=no_pause)
+    executor._workers[0]._limit = 4 * MiB
+    executor.run([Step(Action.COPY, 0, len(data))])
+    assert world.moved
+    assert {offset % (3 * MiB) for offset, _ in asked} == {0}
+
+
+def test_trouble_is_shown_in_the_progress_until_bytes_move(image):
+    phases = []
+
+    class Bar:
+        size = None
+
+        def __init__(self):
+            self._phase = "uploading"
+
+        @property
+        def phase(self):
+            return self._phase
+
+        @phase.setter
+        def phase(self, text):
+            self._phase = text
+            phases.append(text)
+
+        def update(self, n):
+            pass
+
+    left = [2]
+
+    def fault(kind, offset):
+        if left[0]:
+            left[0] -= 1
+            raise PeerGone("connection lost")
+
+    world = World(image, fault=fault)
+    executor = Executor(
+        lambda: MemoryPair(world), Counter(Bar(), 1), workers=1, retry=Retry(attempts=5), pause=no_pause
+    )
+    executor.run(COPIES[:1])
+    assert phases == [
+        "uploading (attempt 2 of 5: connection lost)",
+        "uploading (attempt 3 of 5: connection lost)",
+        "uploading",
+    ]

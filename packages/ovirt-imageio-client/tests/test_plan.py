@@ -157,3 +157,32 @@ def test_steps_are_lazy():
 )
 def test_copy_limit_shares_an_image_among_workers(size, workers, limit):
     assert plan.copy_limit(size, workers) == limit
+
+
+def test_overlay_cuts_steps_where_ranges_begin_and_end():
+    steps = [Step(Action.COPY, 0, 10), Step(Action.ZERO, 10, 10), Step(Action.SKIP, 20, 10)]
+    ranges = [(2, 3), (8, 4), (25, 100)]
+    assert list(plan.overlay(steps, ranges)) == [
+        (Step(Action.COPY, 0, 2), False),
+        (Step(Action.COPY, 2, 3), True),
+        (Step(Action.COPY, 5, 3), False),
+        (Step(Action.COPY, 8, 2), True),
+        (Step(Action.ZERO, 10, 2), True),
+        (Step(Action.ZERO, 12, 8), False),
+        (Step(Action.SKIP, 20, 5), False),
+        (Step(Action.SKIP, 25, 5), True),
+    ]
+
+
+def test_overlay_passes_ranges_between_steps():
+    steps = [Step(Action.COPY, 10, 10), Step(Action.COPY, 40, 10)]
+    ranges = [(0, 5), (25, 5), (30, 1), (45, 1)]
+    inside = [(step.offset, step.length) for step, inside in plan.overlay(steps, ranges) if inside]
+    assert inside == [(45, 1)]
+    assert sum(step.length for step, _ in plan.overlay(steps, ranges)) == 20
+
+
+def test_resumed_plan_covers_the_image_and_leaves_out_what_is_done():
+    steps = [Step(Action.COPY, 0, 100)]
+    result = list(plan.resumed(steps, [(0, 40), (60, 40)]))
+    assert result == [Step(Action.DONE, 0, 40), Step(Action.COPY, 40, 20), Step(Action.DONE, 60, 40)]

@@ -216,3 +216,21 @@ def test_set_phase_ignores_what_has_none():
     bar = ProgressBar(output=io.StringIO())
     set_phase(bar, "x")
     assert bar.phase == "x"
+
+
+def test_trouble_does_not_undo_a_phase_of_the_caller(clock):
+    bar = ProgressBar(phase="uploading", output=io.StringIO(), now=clock)
+    counter = Counter(bar, 10)
+    counter.trouble("attempt 2 of 7")
+    assert bar.phase == "uploading (attempt 2 of 7)"
+    bar.phase = "finalizing"
+    counter.update(1)
+    assert bar.phase == "finalizing"
+
+
+def test_trouble_needs_no_phase():
+    counted = []
+    counter = Counter(counted.append, 10)
+    counter.trouble("attempt 2 of 7")
+    counter.update(1)
+    assert counted == [1]

@@ -2,24 +2,26 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The functions of the library: whole images, up and down, and looking at them.
 
-Each opens both ends, lets `plan` turn extents into steps, and `executor` do them.
+Each opens both ends and lets `transfer` do the rest.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Iterator, Union
 
 from ovirt_imageio.client import plan
-from ovirt_imageio.client.executor import Executor
+from ovirt_imageio.client.hashing import Follower
+from ovirt_imageio.client.journal import Journal, place
 from ovirt_imageio.client.local import Source, backing_node, look
 from ovirt_imageio.client.pairs import DownloadPair, UploadPair, ZeroHunt
 from ovirt_imageio.client.plan import Step
 from ovirt_imageio.client.progress import Counter, Progress
 from ovirt_imageio.client.target import FORMATS, Staging, Target
-from ovirt_imageio.client.verify import local_checksum, require_checksum
-from ovirt_imageio.client.verify import verify as verify_ends
+from ovirt_imageio.client.transfer import Transfer
+from ovirt_imageio.client.verify import local_checksum
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.checksum import DEFAULT_ALGORITHM, DEFAULT_BLOCK_SIZE
 from ovirt_imageio.common.errors import TransferError, UnsupportedOperation
@@ -56,6 +58,8 @@ def upload(
     fmt: str | None = None,
     allow_external: bool = False,
     verify: bool = False,
+    resume: bool = False,
+    journal: Path | None = None,
 ) -> None:
     """Upload an image to a disk; what is zero in the image is zeroed, not sent.
 
@@ -78,11 +82,17 @@ def upload(
         disk_is_zero: The disk reads as zeroes already.
         fmt: Format of the image, which is then not guessed from its content.
         allow_external: Allow an image that uses data files, devices, or protocols.
-        verify: Compare both ends by block hashes at the end.
+        verify: Compare both ends by block hashes at the end. What was uploaded is hashed
+            on its way where it passes in order.
+        resume: Keep a journal of what is on the disk's stable storage, and continue from
+            the one that an earlier call left, which may have had another ticket. What
+            was done is compared at both ends first.
+        journal: Where to keep it; None means beside the image.
 
     Raises:
         UnsafeImage: The image refers to something that was not allowed.
         TransferError: The image does not fit, or a failure did not pass.
+        CannotResume: Image or disk changed since, or the journal is of something else.
         VerificationFailed: Both ends differ.
         ValueError: An argument makes no sense.
         OSError: The image cannot be read.
@@ -90,30 +100,34 @@ def upload(
     """
     _check_numbers(buffer_size, max_workers)
     layers = look(filename, fmt=fmt, member=member, backing_chain=backing_chain, allow_external=allow_external)
-    trusted = allow_external and backing_chain
-    with (
-        Source(layers, connections=max_workers, trusted=trusted) as source,
-        _connect(url, cafile, secure, proxy_url, buffer_size) as remote,
-    ):
-        _check_upload(remote, source.size, verify)
-        workers = _bounded(max_workers, remote.capabilities.max_writers)
-        executor = Executor(
-            lambda: UploadPair(source.open(), remote.clone(), detect_zeroes=source.is_raw, disk_is_zero=disk_is_zero),
-            Counter(progress, source.size),
-            workers=workers,
+    with ExitStack() as stack:
+        trusted = allow_external and backing_chain
+        source = stack.enter_context(Source(layers, connections=max_workers, trusted=trusted))
+        remote = stack.enter_context(_connect(url, cafile, secure, proxy_url, buffer_size))
+        _check_upload(remote, source.size)
+        record = None
+        if resume:
+            what = {"direction": "upload", "size": source.size, "disk size": remote.size, "format": layers[0].fmt}
+            path = os.fspath(journal or place(os.fspath(filename), "upload", member=member))
+            record = stack.enter_context(Journal(path, {**what, "backing chain": backing_chain}))
+        transfer = Transfer(
+            remote,
+            source.open,
+            source.size,
+            progress=progress,
+            workers=_bounded(max_workers, remote.capabilities.max_writers),
+            journal=record,
+            check=verify,
+            partial=not backing_chain,
         )
-        with source.open() as listing:
-            extents: Any = listing.extents("zero")
-            executor.run(
-                plan.upload_steps(
-                    extents,
-                    disk_is_zero=disk_is_zero,
-                    backing_chain=backing_chain,
-                    copy_limit=plan.copy_limit(source.size, workers),
-                )
-            )
-        if verify:
-            verify_ends(remote, source.open, source.size)
+        try:
+            transfer.check_done()
+            _send(transfer, source, remote, backing_chain=backing_chain, disk_is_zero=disk_is_zero)
+        except BaseException:
+            _tell_left("upload", filename, transfer.counter, record)
+            raise
+        if record is not None:
+            record.remove()
 
 
 def download(
@@ -131,12 +145,14 @@ def download(
     backing_format: str | None = None,
     *,
     verify: bool = False,
+    resume: bool = False,
+    journal: Path | None = None,
 ) -> None:
     """Download a disk to a new image; what is zero is not fetched and takes no room.
 
     The image is built as FILENAME.part and renamed when all of it is on stable storage:
-    a file named FILENAME is complete. After a failure the part is removed. Any thread
-    may call it.
+    a file named FILENAME is complete. After a failure the part is removed, unless it can be
+    resumed. Any thread may call it.
 
     Args:
         url: Transfer URL, `https://HOST:PORT/images/TICKET`.
@@ -152,24 +168,35 @@ def download(
         backing_file: Backing file that the qcow2 image gets; it must exist. What the
             server reports as a hole shows it.
         backing_format: Format of the backing file; None looks at its content.
-        verify: Compare both ends by block hashes before the image gets its name.
+        verify: Compare both ends by block hashes before the image gets its name. What is
+            downloaded is hashed on its way where it passes in order.
+        resume: Keep what was downloaded and a journal of it, and continue from what an
+            earlier call left, which may have had another ticket. What was done is
+            compared at both ends first.
+        journal: Where to keep it; None means beside the image.
 
     Raises:
         TransferError: A failure did not pass.
+        CannotResume: Image or disk changed since, or the journal is of something else.
         VerificationFailed: Both ends differ.
         ValueError: An argument makes no sense.
         OSError: The image cannot be written.
         ImageioError: The server refused; the text has its reason.
     """
     _check_numbers(buffer_size, max_workers)
-    _check_download(fmt, incremental, backing_file, backing_format, verify)
-    with _connect(url, cafile, secure, proxy_url, buffer_size) as remote:
-        if verify:
-            require_checksum(remote, remote.size)
+    _check_download(fmt, incremental, backing_file, backing_format)
+    with ExitStack() as stack:
+        remote = stack.enter_context(_connect(url, cafile, secure, proxy_url, buffer_size))
         # Before a file is made: this may be what the server refuses.
         extents = remote.extents("dirty" if incremental else "zero")
-        counter = Counter(progress, remote.size)
-        staging = Staging(os.fspath(filename))
+        record = None
+        if resume:
+            what = {"direction": "download", "size": remote.size, "format": fmt, "incremental": incremental}
+            path = os.fspath(journal or place(os.fspath(filename), "download"))
+            record = stack.enter_context(Journal(path, {**what, "backing file": backing_file}))
+        partial = incremental or backing_file is not None
+        staging = Staging(os.fspath(filename), journal=record, sealed=partial)
+        counter = Counter(None, remote.size)
         try:
             with Target(
                 staging.path,
@@ -178,15 +205,29 @@ def download(
                 connections=max_workers,
                 backing_file=backing_file,
                 backing_format=backing_format,
+                create=not staging.kept,
             ) as target:
-                _fetch(remote, target, extents, incremental, backing_file is not None, max_workers, counter)
-                if verify:
-                    verify_ends(remote, target.open, remote.size)
+                transfer = Transfer(
+                    remote,
+                    target.open,
+                    remote.size,
+                    progress=progress,
+                    workers=_bounded(max_workers, remote.capabilities.max_readers),
+                    journal=record,
+                    check=verify,
+                    partial=partial,
+                )
+                counter = transfer.counter
+                transfer.check_done()
+                _fetch(transfer, target, remote, extents, incremental, backing_file is not None)
             staging.commit()
         except BaseException:
-            staging.discard()
-            log.warning("%s: %s after %d of %d bytes", filename, staging.state, counter.done, counter.size)
+            if record is None:
+                staging.discard()
+            _tell_left("download", filename, counter, record)
             raise
+        if record is not None:
+            record.remove()
 
 
 def info(filename: Path, member: str | None = None, *, fmt: str | None = None) -> dict[str, Any]:
@@ -322,28 +363,52 @@ def _connect(url: str, cafile: str | None, secure: bool, proxy_url: str | None, 
     return HttpBackend(url, cafile=cafile, secure=secure, proxy_url=proxy_url, buffer_size=buffer_size)
 
 
+def _send(transfer: Transfer, source: Source, remote: HttpBackend, *, backing_chain: bool, disk_is_zero: bool) -> None:
+    """Upload a source that is open."""
+    # An earlier run may have written something where it did not get to the end.
+    disk_is_zero = disk_is_zero and not transfer.resumed
+
+    def open_pair(follower: Follower | None) -> UploadPair:
+        return UploadPair(
+            source.open(),
+            remote.clone(),
+            detect_zeroes=source.is_raw,
+            disk_is_zero=disk_is_zero,
+            follower=follower,
+        )
+
+    with source.open() as listing:
+        extents: Any = listing.extents("zero")
+        steps = plan.upload_steps(
+            extents, disk_is_zero=disk_is_zero, backing_chain=backing_chain, copy_limit=transfer.copy_limit
+        )
+        transfer.run(open_pair, steps)
+
+
 def _fetch(
-    remote: HttpBackend,
+    transfer: Transfer,
     target: Target,
+    remote: HttpBackend,
     extents: Iterator[Any],
     incremental: bool,
     has_backing: bool,
-    max_workers: int,
-    counter: Counter,
 ) -> None:
     """Download into a target that is open."""
-    workers = _bounded(max_workers, remote.capabilities.max_readers)
-    limit = plan.copy_limit(remote.size, workers)
-    hunt = ZeroHunt() if target.is_file and target.reads_zero else None
+    is_zero = target.reads_zero and not transfer.resumed
+    hunt = ZeroHunt() if target.is_file and is_zero else None
+    limit = transfer.copy_limit
     steps: Iterator[Step]
     if incremental:
         steps = plan.incremental_steps(extents, copy_limit=limit)
     else:
-        steps = plan.download_steps(
-            extents, has_backing=has_backing, target_is_zero=target.reads_zero, copy_limit=limit
-        )
-    executor = Executor(lambda: DownloadPair(remote.clone(), target.open(), hunt=hunt), counter, workers=workers)
-    executor.run(steps)
+        steps = plan.download_steps(extents, has_backing=has_backing, target_is_zero=is_zero, copy_limit=limit)
+    transfer.run(lambda follower: DownloadPair(remote.clone(), target.open(), hunt=hunt, follower=follower), steps)
+
+
+def _tell_left(what: str, filename: Path, counter: Counter, record: Journal | None) -> None:
+    """Say what a failure leaves behind."""
+    how = "run it again with resume to continue" if record is not None else "nothing can be resumed"
+    log.warning("The %s of %s ended after %d of %d bytes; %s", what, filename, counter.done, counter.size, how)
 
 
 def _check_numbers(buffer_size: int, max_workers: int) -> None:
@@ -353,18 +418,14 @@ def _check_numbers(buffer_size: int, max_workers: int) -> None:
         raise ValueError(f"invalid buffer_size {buffer_size}: expected 1 byte or more")
 
 
-def _check_upload(remote: HttpBackend, size: int, verify: bool) -> None:
+def _check_upload(remote: HttpBackend, size: int) -> None:
     if remote.capabilities.read_only:
         raise UnsupportedOperation("the ticket does not allow writing to this disk")
     if size > remote.size:
         raise TransferError(f"the image of {size} bytes does not fit: the disk has {remote.size} bytes")
-    if verify:
-        require_checksum(remote, size)
 
 
-def _check_download(
-    fmt: str, incremental: bool, backing_file: str | None, backing_format: str | None, verify: bool
-) -> None:
+def _check_download(fmt: str, incremental: bool, backing_file: str | None, backing_format: str | None) -> None:
     if fmt not in FORMATS:
         raise ValueError(f"invalid format {fmt!r} to download to: expected one of {', '.join(FORMATS)}")
     if fmt == "raw" and (incremental or backing_file):
@@ -372,8 +433,6 @@ def _check_download(
         raise ValueError(f"{what} needs the format 'qcow2', not 'raw'")
     if backing_format and not backing_file:
         raise ValueError(f"the backing format {backing_format!r} was given without a backing file")
-    if verify and incremental and not backing_file:
-        raise ValueError("an incremental download can only be verified over its backing file")
 
 
 def _bounded(max_workers: int, limit: int) -> int:

@@ -17,7 +17,8 @@ a long request impossible: each failure halves the length of the worker's next r
 each success doubles it again. Attempts are counted from the last success.
 
 At its end each worker flushes what it wrote, also where that was over a connection
-that is gone.
+that is gone. Where somebody keeps a journal, it does so now and then on its way, and
+tells which steps are on stable storage.
 """
 
 from __future__ import annotations
@@ -64,6 +65,9 @@ class Pair(ABC):
     acknowledges: bool = False
     """What `copy` counts is written: after a failure it need not be copied again."""
 
+    unit: int = 1
+    """Bytes that `copy` is asked for a multiple of, except at the end of a step."""
+
     @abstractmethod
     def copy(self, offset: int, length: int, op: Operation) -> None:
         """Copy a range; op is told of each piece."""
@@ -82,6 +86,23 @@ class Pair(ABC):
 
     def interrupt(self) -> None:  # noqa: B027
         """Wake the worker that waits for one of the ends. Any thread may call it."""
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """How often a transfer makes sure of what it has.
+
+    Attributes:
+        record: Called with steps that are on stable storage.
+        length: Bytes after which a worker flushes.
+        seconds: Time after which it does.
+        now: Monotonic seconds.
+    """
+
+    record: Callable[[Sequence[Step]], None]
+    length: int = 256 * MiB
+    seconds: float = 2.0
+    now: Callable[[], float] = time.monotonic
 
 
 @dataclass(frozen=True)
@@ -208,7 +229,7 @@ class Executor:
         counter: Told of each byte that is done.
         workers: Threads.
         retry: How to take failures that pass.
-        on_done: Called with each step that is done, from any worker.
+        checkpoints: Told of the steps that are on stable storage, from any worker.
         pause: Waits for seconds or until an event is set; tests replace it.
     """
 
@@ -219,13 +240,13 @@ class Executor:
         *,
         workers: int = defaults.MAX_WORKERS,
         retry: Retry | None = None,
-        on_done: Callable[[Step], None] | None = None,
+        checkpoints: Checkpoints | None = None,
         pause: Callable[[threading.Event, float], object] = threading.Event.wait,
     ) -> None:
         self._open_pair = open_pair
         self._counter = counter
         self._retry = retry or Retry()
-        self._on_done = on_done or (lambda step: None)
+        self._checkpoints = checkpoints
         self._pause = pause
         self._queue = StepQueue()
         self._cancelled = threading.Event()
@@ -289,6 +310,9 @@ class _Worker:
         self._pair: Pair | None = None
         self._owes_flush = False
         self._limit = defaults.EXTENT_LIMIT
+        self._unrecorded: list[Step] = []
+        self._unrecorded_length = 0
+        self._recorded_at = 0.0
 
     def start(self) -> threading.Thread:
         thread = threading.Thread(target=self._run, name=self._name, daemon=True)
@@ -303,9 +327,12 @@ class _Worker:
     def _run(self) -> None:
         executor = self._executor
         try:
+            if executor._checkpoints is not None:
+                self._recorded_at = executor._checkpoints.now()
             while (step := executor._queue.get()) is not None:
                 self._do(_Job(step, executor._counter))
-                executor._on_done(step)
+                if executor._checkpoints is not None:
+                    self._note(step, executor._checkpoints)
             self._flush()
         except BaseException as e:
             # Also what a caller's progress raises must end all workers.
@@ -315,7 +342,7 @@ class _Worker:
 
     def _do(self, job: _Job) -> None:
         step = job.step
-        if step.action is Action.SKIP:
+        if step.action in (Action.SKIP, Action.DONE):
             job.position = step.end
         failures = 0
         while (start := job.position) < step.end:
@@ -338,7 +365,8 @@ class _Worker:
             length = step.end - job.position
             pair.zero(job.position, length)
         else:
-            length = min(step.end - job.position, self._limit)
+            limit = max(self._limit - self._limit % pair.unit, pair.unit)
+            length = min(step.end - job.position, limit)
             self._copy(pair, job, length, request)
             self._limit = min(self._limit * 2, defaults.EXTENT_LIMIT)
         job.position += length
@@ -352,7 +380,19 @@ class _Worker:
                 job.position = request.position
             raise
 
+    def _note(self, step: Step, checkpoints: Checkpoints) -> None:
+        """Take note of a step that is done, and flush if it is time to."""
+        if step.action is Action.DONE:
+            return
+        self._unrecorded.append(step)
+        self._unrecorded_length += step.length if step.action is Action.COPY else 0
+        late = checkpoints.now() - self._recorded_at >= checkpoints.seconds
+        if late or self._unrecorded_length >= checkpoints.length:
+            self._flush()
+            self._recorded_at = checkpoints.now()
+
     def _flush(self) -> None:
+        """Bring everything that this worker wrote to stable storage, and record it."""
         failures = 0
         while self._owes_flush or (self._pair is not None and self._pair.owes_flush):
             if self._executor._cancelled.is_set():
@@ -363,6 +403,10 @@ class _Worker:
             except Exception as e:
                 failures += 1
                 self._recover(e, failures, "flush")
+        checkpoints = self._executor._checkpoints
+        if checkpoints is not None and self._unrecorded:
+            checkpoints.record(self._unrecorded)
+            self._unrecorded, self._unrecorded_length = [], 0
 
     def _opened(self) -> Pair:
         if self._pair is None:
@@ -382,6 +426,7 @@ class _Worker:
             raise TransferError(f"cannot {what}, gave up after {failures} attempts: {error}") from error
         delay = executor._retry.pause(failures)
         log.warning("Cannot %s: %s; trying again in %.1f seconds", what, error, delay)
+        executor._counter.trouble(f"attempt {failures + 1} of {executor._retry.attempts}: {error}")
         executor._pause(executor._cancelled, delay)
 
     def _drop_pair(self) -> None:

@@ -232,7 +232,8 @@ class Source:
         self.is_raw = self._top.fmt == "raw"
         if not self.is_raw:
             backing = backing_node(layers)
-            self._server = self._stack.enter_context(
+            self._server = _opened(
+                self._stack,
                 nbd.Server(
                     self._top.path,
                     self._top.fmt,
@@ -245,7 +246,7 @@ class Source:
                     backing=backing,
                     offset=self._top.offset,
                     size=self._top.size,
-                )
+                ),
             )
         try:
             with self.open() as backend:
@@ -286,3 +287,10 @@ class Source:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _opened(stack: ExitStack, server: nbd.Server) -> nbd.Server:
+    """Start a server that only reads: nothing is lost when it is killed, and nobody waits."""
+    server.start()
+    stack.callback(server.stop, kill=True)
+    return server

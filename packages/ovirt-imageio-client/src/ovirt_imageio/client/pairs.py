@@ -13,6 +13,7 @@ import threading
 from typing import Iterator, Protocol
 
 from ovirt_imageio.client.executor import Pair
+from ovirt_imageio.client.hashing import Followed, Follower
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.base import Backend, Capabilities, Operation, pieces
 from ovirt_imageio.common.buffers import Buffer, aligned, is_zero
@@ -55,12 +56,21 @@ class UploadPair(Pair):
         remote: To write to.
         detect_zeroes: Look for zeroes in the data.
         disk_is_zero: Zeroes that are found need not be written.
+        follower: Told what passes.
     """
 
     def __init__(
-        self, source: Backend, remote: Remote, *, detect_zeroes: bool = False, disk_is_zero: bool = False
+        self,
+        source: Backend,
+        remote: Remote,
+        *,
+        detect_zeroes: bool = False,
+        disk_is_zero: bool = False,
+        follower: Follower | None = None,
     ) -> None:
         self._source = source
+        self._sent = source if follower is None else Followed(source, follower)
+        self._follower = follower
         self._remote = remote
         self._detect = detect_zeroes
         self._disk_is_zero = disk_is_zero
@@ -69,22 +79,26 @@ class UploadPair(Pair):
         """See Pair."""
         if not self._detect:
             self.owes_flush = True
-            self._remote.stream_write(self._source, offset, length, op)
+            self._remote.stream_write(self._sent, offset, length, op)
             return
         for start, count, zero in zero_runs(self._source, offset, length):
             op.check()
             if not zero:
                 self.owes_flush = True
-                self._remote.stream_write(self._source, start, count, op)
+                self._remote.stream_write(self._sent, start, count, op)
                 continue
             if not self._disk_is_zero:
                 self.zero(start, count)
+            elif self._follower is not None:
+                self._follower.saw_zeroes(start, count)
             op.advance(count)
 
     def zero(self, offset: int, length: int) -> None:
         """See Pair."""
         self.owes_flush = True
         self._remote.zero(offset, length)
+        if self._follower is not None:
+            self._follower.saw_zeroes(offset, length)
 
     def flush(self) -> None:
         """See Pair."""
@@ -110,29 +124,37 @@ class DownloadPair(Pair):
         remote: To read from.
         target: To write to.
         hunt: Tells when to look for zeroes; None never does.
+        follower: Told what passes.
     """
 
     acknowledges = True
 
-    def __init__(self, remote: Remote, target: Backend, *, hunt: ZeroHunt | None = None) -> None:
+    def __init__(
+        self, remote: Remote, target: Backend, *, hunt: ZeroHunt | None = None, follower: Follower | None = None
+    ) -> None:
         self._remote = remote
         self._target = target
+        self._follower = follower
         self._hunt = hunt
 
     def copy(self, offset: int, length: int, op: Operation) -> None:
         """See Pair."""
         self.owes_flush = True
-        if self._hunt is None or not self._hunt.due():
-            self._remote.stream_read(self._target, offset, length, op)
-            return
-        sparse = SparseTarget(self._target)
-        self._remote.stream_read(sparse, offset, length, op)
-        self._hunt.result(found=sparse.skipped > 0)
+        hunt = self._hunt if self._hunt is not None and self._hunt.due() else None
+        sparse = SparseTarget(self._target) if hunt is not None else None
+        target: Backend = sparse or self._target
+        if self._follower is not None:
+            target = Followed(target, self._follower)
+        self._remote.stream_read(target, offset, length, op)
+        if hunt is not None and sparse is not None:
+            hunt.result(found=sparse.skipped > 0)
 
     def zero(self, offset: int, length: int) -> None:
         """See Pair."""
         self.owes_flush = True
         self._target.zero(offset, length)
+        if self._follower is not None:
+            self._follower.saw_zeroes(offset, length)
 
     def flush(self) -> None:
         """See Pair."""

@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a transfer has to do, as a value: extents become steps. Pure.
 
-Each extent asks for one of three things:
+Each extent asks for one of three things, or was done in an earlier run:
 
     COPY  its bytes are read here and written there
     ZERO  the other end is told to make the range read as zeroes
     SKIP  the other end already has the right bytes, or shall keep its own
+    DONE  an earlier run did it, and it is as it was
 
     extents:  |  data          |  zero  |  data  |  zero, hole           |
     steps:    |  COPY  |  COPY |  ZERO  |  COPY  |  SKIP or ZERO         |
@@ -37,6 +38,7 @@ class Action(enum.IntEnum):
     COPY = 0
     ZERO = 1
     SKIP = 2
+    DONE = 3
 
 
 class Step(NamedTuple):
@@ -152,8 +154,8 @@ def copy_limit(size: int, workers: int) -> int:
 
 
 def split(step: Step, limit: int) -> Iterator[Step]:
-    """Cut a step at multiples of limit. A SKIP costs nothing and stays whole."""
-    if step.action is Action.SKIP:
+    """Cut a step at multiples of limit. What needs no work stays whole."""
+    if step.action in (Action.SKIP, Action.DONE):
         yield step
         return
     offset = step.offset
@@ -161,6 +163,46 @@ def split(step: Step, limit: int) -> Iterator[Step]:
         end = min(step.end, offset - offset % limit + limit)
         yield Step(step.action, offset, end - offset)
         offset = end
+
+
+def resumed(steps: Iterable[Step], done: Iterable[tuple[int, int]]) -> Iterator[Step]:
+    """Leave out of a plan what an earlier run did.
+
+    Args:
+        steps: In order.
+        done: Offset and length of each range, in order, without overlaps.
+    """
+    for step, inside in overlay(steps, done):
+        yield step._replace(action=Action.DONE) if inside else step
+
+
+def overlay(steps: Iterable[Step], ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[Step, bool]]:
+    """Cut steps where ranges begin and end, and tell which parts are inside one.
+
+    steps    |  COPY            |  ZERO      |  COPY       |
+    ranges          |==================|  |==|
+    result   | COPY |  COPY in  | in   |ZERO |in| COPY     |
+
+    Args:
+        steps: In order.
+        ranges: Offset and length of each, in order, without overlaps.
+    """
+    ahead = iter(ranges)
+    start, stop = next(ahead, _NOWHERE)
+    stop += start
+    for step in steps:
+        offset = step.offset
+        while offset < step.end:
+            while stop <= offset:
+                start, stop = next(ahead, _NOWHERE)
+                stop += start
+            inside = start <= offset
+            end = min(step.end, stop if inside else start)
+            yield Step(step.action, offset, end - offset), inside
+            offset = end
+
+
+_NOWHERE = (1 << 64, 1)
 
 
 def _steps(extents: Iterable[E], choose: Callable[[E], Action], limit: int) -> Iterator[Step]:

@@ -204,6 +204,8 @@ class Counter:
     def __init__(self, progress: Progress | None, size: int) -> None:
         self._lock = threading.Lock()
         self._update = _update_of(progress)
+        self._progress: Any = progress
+        self._phase = self._trouble = ""
         self.size = size
         self.done = 0
         if progress is not None and hasattr(progress, "update"):
@@ -215,7 +217,25 @@ class Counter:
             return
         with self._lock:
             self.done += n
+            if self._trouble:
+                self._calm()
             self._update(n)
+
+    def trouble(self, text: str) -> None:
+        """Show what is wrong beside the phase, until bytes move again."""
+        if not hasattr(self._progress, "phase"):
+            return
+        with self._lock:
+            if self._trouble != self._progress.phase:
+                self._phase = self._progress.phase or ""
+            self._trouble = f"{self._phase} ({text})".lstrip()
+            self._progress.phase = self._trouble
+
+    def _calm(self) -> None:
+        """Show the phase as it was, unless the caller has set another."""
+        if self._progress.phase == self._trouble:
+            self._progress.phase = self._phase
+        self._trouble = ""
 
 
 def set_phase(progress: Progress | None, text: str) -> None:

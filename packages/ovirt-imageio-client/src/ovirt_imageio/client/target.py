@@ -17,6 +17,7 @@ import stat
 from types import TracebackType
 
 from ovirt_imageio.client import formats
+from ovirt_imageio.client.journal import CannotResume, Journal, sync_folder
 from ovirt_imageio.common import defaults, linux
 from ovirt_imageio.common.backends.base import Backend
 from ovirt_imageio.common.backends.file import FileBackend
@@ -35,27 +36,38 @@ class Staging:
 
     Args:
         filename: The final name.
-        keep: A file that a former attempt left is continued.
+        journal: What a former attempt left is continued, if the journal knows of it;
+            else the journal begins anew.
+        sealed: Only if the journal knows the whole plan.
 
     Attributes:
         path: Where to write.
         in_place: It is the final name.
+        kept: There is something to continue.
 
     Raises:
         OSError: The folder is missing, or nothing may be written.
     """
 
-    def __init__(self, filename: str, *, keep: bool = False) -> None:
+    def __init__(self, filename: str, *, journal: Journal | None = None, sealed: bool = False) -> None:
         self.filename = os.path.realpath(filename)
         self.path = self.filename
         self.in_place = False
+        self.kept = journal is not None and bool(journal.done) and (journal.is_sealed or not sealed)
+        self._make()
+        if journal is not None and not self.kept:
+            journal.restart()
+        if journal is not None and not self.in_place:
+            sync_folder(self.path)
+
+    def _make(self) -> None:
         mode = _mode(self.filename)
         if mode is not None and not stat.S_ISREG(mode):
             self.in_place = True
             return
         self.path += SUFFIX
         try:
-            _create(self.path, mode, keep=keep)
+            self.kept = _create(self.path, mode, keep=self.kept)
         except PermissionError:
             if mode is None:
                 raise
@@ -66,11 +78,7 @@ class Staging:
         if self.in_place:
             return
         os.replace(self.path, self.filename)
-        fd = os.open(os.path.dirname(self.filename), os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync_folder(self.filename)
 
     @property
     def state(self) -> str:
@@ -91,12 +99,14 @@ def _mode(path: str) -> int | None:
         return None
 
 
-def _create(path: str, mode: int | None, *, keep: bool) -> None:
+def _create(path: str, mode: int | None, *, keep: bool) -> bool:
+    """Make a file, or keep what is there; tell if anything was."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     fd = os.open(path, flags if keep else flags | os.O_TRUNC, 0o666)
     try:
         if mode is not None:
             os.fchmod(fd, stat.S_IMODE(mode))
+        return keep and os.fstat(fd).st_size > 0
     finally:
         os.close(fd)
 
@@ -158,6 +168,10 @@ class Target:
             elif create:
                 os.ftruncate(fd, 0)
                 os.ftruncate(fd, self.size)
+            elif linux.file_size(fd) != self.size:
+                raise CannotResume(
+                    f"{self.path} has {linux.file_size(fd)} bytes, the image {self.size}: remove it to begin anew"
+                )
         finally:
             os.close(fd)
 
@@ -172,11 +186,15 @@ class Target:
             return FileBackend(self.path, mode="r+", sparse=self.reads_zero)
         return NbdBackend(self._server.address, mode="r+", sparse=True, greeting_timeout=defaults.CONNECT_TIMEOUT)
 
-    def close(self) -> None:
-        """End qemu-nbd, which completes the image. Idempotent."""
+    def close(self, *, kill: bool = False) -> None:
+        """End qemu-nbd, which completes the image. Idempotent.
+
+        Args:
+            kill: Do not wait for it: what was not flushed does not matter.
+        """
         server, self._server = self._server, None
         if server is not None:
-            server.stop()
+            server.stop(kill=kill)
 
     def __enter__(self) -> Target:
         return self
@@ -187,7 +205,7 @@ class Target:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        self.close(kill=error is not None)
 
 
 def backing_format_of(path: str, backing_file: str) -> str:

@@ -1,0 +1,175 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What an upload and a download have in common: plan, journal, check, verification.
+
+extents ─► plan ─► without what the journal has ─► executor ─► verification
+                          ▲                            │
+          both ends equal there, or refused            ├─► journal: flushed steps
+                                                       └─► digests of what passed
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import struct
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Callable, Iterable, Iterator, Optional, Sequence
+
+from ovirt_imageio.client import plan
+from ovirt_imageio.client.executor import Checkpoints, Executor, Pair
+from ovirt_imageio.client.hashing import Follower, Passed
+from ovirt_imageio.client.journal import CannotResume, Journal, merged
+from ovirt_imageio.client.plan import Action, Step
+from ovirt_imageio.client.progress import Counter, Progress, set_phase
+from ovirt_imageio.client.verify import OpenImage, VerificationFailed, compare, verify
+from ovirt_imageio.common.checksum import MIN_BLOCK_SIZE
+from ovirt_imageio.common.units import MiB
+
+if TYPE_CHECKING:
+    from ovirt_imageio.common.backends.http import HttpBackend
+
+log = logging.getLogger(__name__)
+
+OpenPair = Callable[[Optional[Follower]], Pair]
+"""Opens both ends for a worker; what passes is told to the follower, if there is one."""
+
+_RESUMABLE_STEP = 32 * MiB
+"""Most bytes of a step where a journal is kept: what is not flushed is done again."""
+
+
+class Transfer:
+    """One run of a transfer.
+
+    Args:
+        remote: The server's end.
+        open_image: Opens the local end once more.
+        size: Bytes that are transferred.
+        progress: The caller's.
+        workers: Threads.
+        journal: Kept up to date; None for none.
+        check: Compare both ends afterwards.
+        partial: A range that is skipped does not read the same at both ends: only what
+            was moved can be compared.
+
+    Attributes:
+        counter: Counts bytes.
+        resumed: An earlier run did some of it.
+    """
+
+    def __init__(
+        self,
+        remote: HttpBackend,
+        open_image: OpenImage,
+        size: int,
+        *,
+        progress: Progress | None,
+        workers: int,
+        journal: Journal | None = None,
+        check: bool = False,
+        partial: bool = False,
+    ) -> None:
+        self._remote = remote
+        self._open_image = open_image
+        self._size = size
+        self._progress = progress
+        self._workers = workers
+        self._journal = journal
+        self._partial = partial
+        self._passed = Passed(size) if check else None
+        self._moved: list[tuple[int, int]] = []
+        self.counter = Counter(progress, size)
+        self.resumed = bool(journal and journal.done)
+
+    @property
+    def copy_limit(self) -> int:
+        """Most bytes of a step."""
+        limit = plan.copy_limit(self._size, self._workers)
+        return limit if self._journal is None else min(limit, _RESUMABLE_STEP)
+
+    def check_done(self) -> None:
+        """Make sure that what earlier runs did is still the same at both ends.
+
+        Raises:
+            CannotResume: It is not.
+        """
+        if not self.resumed or self._journal is None:
+            return
+        done = self._journal.done
+        log.info("Continuing: %d of %d bytes are done", sum(length for _, length in done), self._size)
+        blocks = Passed(self._size, block_size=MIN_BLOCK_SIZE)
+        with _phase(self._progress, "checking what is done"):
+            try:
+                compare(self._remote, self._open_image, done, blocks, workers=self._workers)
+            except VerificationFailed as e:
+                raise CannotResume(
+                    f"cannot resume: source or target changed since, {e.length} bytes at {e.offset} differ; "
+                    f"remove {self._journal.path} to begin anew"
+                ) from e
+
+    def run(self, open_pair: OpenPair, steps: Iterable[Step]) -> None:
+        """Do the steps, and compare both ends if that is wanted.
+
+        Raises:
+            CannotResume: The source changed since the transfer was begun.
+            VerificationFailed: Both ends differ.
+            As Executor.run.
+        """
+        journal, passed = self._journal, self._passed
+        executor = Executor(
+            lambda: open_pair(passed.follow() if passed else None),
+            self.counter,
+            workers=self._workers,
+            checkpoints=Checkpoints(self._record) if journal else None,
+        )
+        executor.run(self._planned(steps))
+        if passed is not None:
+            with _phase(self._progress, "verifying"):
+                self._verify(passed)
+
+    def _verify(self, passed: Passed) -> None:
+        if self._partial:
+            compare(self._remote, self._open_image, merged(self._moved), passed, workers=self._workers)
+        else:
+            verify(self._remote, self._open_image, passed, workers=self._workers)
+
+    def _planned(self, steps: Iterable[Step]) -> Iterator[Step]:
+        journal = self._journal
+        if self._partial:
+            steps = self._noted(steps)
+        return iter(steps) if journal is None else plan.resumed(steps, journal.done)
+
+    def _noted(self, steps: Iterable[Step]) -> Iterator[Step]:
+        """Take note of what is moved and what is not.
+
+        A range that was copied before and is to be skipped now would keep what it got: so
+        the whole plan must be the one that the journal was begun with.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        last = Step(Action.SKIP, 0, 0)
+        for step in steps:
+            if step.action is last.action and step.offset == last.end:
+                last = last._replace(length=last.length + step.length)
+            else:
+                digest.update(struct.pack("<BQQ", *last))
+                last = step
+            if step.action is not Action.SKIP and self._passed is not None:
+                self._moved.append((step.offset, step.length))
+            yield step
+        digest.update(struct.pack("<BQQ", *last))
+        if self._journal is not None:
+            self._journal.seal(digest.hexdigest())
+
+    def _record(self, steps: Sequence[Step]) -> None:
+        assert self._journal is not None
+        kept = (step for step in steps if not (self._partial and step.action is Action.SKIP))
+        self._journal.record((step.offset, step.length) for step in kept)
+
+
+@contextmanager
+def _phase(progress: Progress | None, text: str) -> Iterator[None]:
+    """Show another phase for a while."""
+    before = getattr(progress, "phase", "")
+    set_phase(progress, f"{before}, {text}" if before else text)
+    yield
+    set_phase(progress, before)
