@@ -2,8 +2,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 from __future__ import annotations
 
+import fcntl
 import io
 import json
+import pty
+import struct
+import termios
 import threading
 
 import pytest
@@ -64,10 +68,10 @@ def test_text_on_a_stream_redraws_one_line(clock):
     bar.close()
     lines = out.getvalue().split("\r")
     assert [line.rstrip() for line in lines] == [
-        "[   0% ] 0 bytes, 0.00 s, 0 bytes/s | copying",
-        "[  50% ] 512.00 MiB, 2.00 s, 256.00 MiB/s, 2 s left | copying",
-        "[ 100% ] 1.00 GiB, 2.00 s, 512.00 MiB/s | copying",
-        "[ 100% ] 1.00 GiB, 2.00 s, 512.00 MiB/s | copying",
+        "[   0% ] 0 bytes of 1.00 GiB, 0.00 s, 0 bytes/s | copying",
+        "[  50% ] 512 MiB of 1.00 GiB, 2.00 s, 256 MiB/s, 2 s left | copying",
+        "[ 100% ] 1.00 GiB, 2.00 s, 512 MiB/s | copying",
+        "[ 100% ] 1.00 GiB, 2.00 s, 512 MiB/s | copying",
     ]
     assert {len(line) for line in lines[:-1]} == {79}
     assert lines[-1].endswith("\n")
@@ -87,7 +91,37 @@ def test_text_into_a_file_writes_quiet_lines(tmp_path, clock):
         bar.close()
     text = (tmp_path / "out").read_text()
     assert "\r" not in text
-    assert len(text.splitlines()) == 12  # 0, 10, … 100 and the end
+    assert len(text.splitlines()) == 11  # 0, 10, … 100; the end tells nothing new
+
+
+def test_quiet_lines_tell_each_phase_and_an_end_that_is_not_complete(tmp_path, clock):
+    with open(tmp_path / "out", "w") as out:
+        with pytest.raises(RuntimeError):
+            with ProgressBar("reading", error_phase="read failed", size=500, output=out, now=clock) as bar:
+                bar.update(42)
+                raise RuntimeError
+    assert (tmp_path / "out").read_text().splitlines() == [
+        "[   0% ] 0 bytes of 500 bytes, 0.00 s, 0 bytes/s | reading",
+        "[   8% ] 42 bytes of 500 bytes, 0.00 s, 0 bytes/s | read failed",
+    ]
+
+
+def test_long_transfers_fit_a_terminal_of_80_columns(clock):
+    out = io.StringIO()
+    bar = ProgressBar(phase="uploading image", size=999 * GiB, output=out, now=clock)
+    clock.time = 3723.0
+    bar.update(555 * GiB)
+    line = out.getvalue().split("\r")[1]
+    assert line == "[  55% ] 555 GiB of 999 GiB, 1:02:03, 153 MiB/s, 49:38 left | uploading image".ljust(79)
+
+
+def test_line_fits_a_narrow_terminal(clock):
+    main, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    with open(terminal, "w") as out, open(main, "rb", buffering=0) as screen:
+        bar = ProgressBar(phase="uploading image", size=GiB, output=out, now=clock)
+        assert screen.read(1000) == b"[   0% ] 0 bytes of 1.00 GiB, 0.00 s, 0\r"
+        bar.close()
 
 
 def test_bar_is_drawn_again_when_only_time_passes(clock):

@@ -9,13 +9,14 @@ whether it was copied, zeroed or skipped.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
 from types import TracebackType
 from typing import Any, Callable, Protocol, TextIO, Union
 
-from ovirt_imageio.common.units import GiB, KiB, MiB, TiB
+from ovirt_imageio.common.units import format_size
 
 REDRAW_INTERVAL = 1.0
 """Seconds after which a bar is drawn again though its percentage is the same: one percent
@@ -54,7 +55,7 @@ class ProgressBar:
         output: Text stream to write to.
         format: `text` or `json`.
         step: Not used; 2.x programs may pass it.
-        width: Columns of the line on a terminal.
+        width: Columns of the line on a terminal; fewer if the terminal is narrower.
         now: Returns seconds from any starting point.
 
     Raises:
@@ -78,7 +79,7 @@ class ProgressBar:
         self._error_phase = error_phase
         self._size = None if size is None else int(size)
         self._output = sys.stdout if output is None else output
-        self._width = width
+        self._width = min(width, _columns(self._output, width))
         self._now = now
         self._draw = self._draw_json if format == "json" else self._draw_text
         # A StringIO of a caller is drawn into as 2.x did; files and pipes get quiet lines.
@@ -87,6 +88,7 @@ class ProgressBar:
         self._start = now()
         self._done = 0
         self._drawn: tuple[int | None, float] = (None, self._start)
+        self._told: tuple[object, ...] = ()
         self._closed = False
         with self._lock:
             self._redraw()
@@ -176,7 +178,11 @@ class ProgressBar:
     def _draw_text(self, elapsed: float, last: bool) -> None:
         line = self._line(elapsed)
         if self._quiet:
-            self._output.write(line + "\n")
+            # The end adds nothing if its numbers were told.
+            state = (self._done, self._size, self._phase)
+            if state != self._told:
+                self._output.write(line + "\n")
+            self._told = state
         else:
             self._output.write(line[: self._width].ljust(self._width) + ("\n" if last else "\r"))
 
@@ -184,7 +190,10 @@ class ProgressBar:
         percent = self._percent()
         mark = " ---- " if percent is None else f" {percent:3d}% "
         rate = self._done / elapsed if elapsed > 0 else 0.0
-        line = f"[{mark}] {_human(self._done)}, {elapsed:.2f} s, {_human(rate)}/s"
+        done = format_size(self._done)
+        if self._size is not None and self._done != self._size:
+            done += f" of {format_size(self._size)}"
+        line = f"[{mark}] {done}, {_elapsed(elapsed)}, {format_size(rate)}/s"
         if self._size is not None and rate and self._done < self._size:
             line += f", {_duration((self._size - self._done) / rate)} left"
         return f"{line} | {self._phase}" if self._phase else line
@@ -274,11 +283,17 @@ def _is_file(output: TextIO) -> bool:
     return not output.isatty()
 
 
-def _human(n: float) -> str:
-    for unit, name in ((TiB, "TiB"), (GiB, "GiB"), (MiB, "MiB"), (KiB, "KiB")):
-        if n >= unit:
-            return f"{n / unit:.2f} {name}"
-    return f"{n:.0f} bytes"
+def _columns(output: TextIO, default: int) -> int:
+    """Columns of a terminal that can be drawn in without going to the next line."""
+    try:
+        return os.get_terminal_size(output.fileno()).columns - 1
+    except (OSError, AttributeError, ValueError):
+        return default
+
+
+def _elapsed(seconds: float) -> str:
+    """Two digits after the point while somebody may care."""
+    return f"{seconds:.2f} s" if seconds < 60 else _duration(seconds)
 
 
 def _duration(seconds: float) -> str:
