@@ -1,0 +1,273 @@
+# PYTHON_ARGCOMPLETE_OK
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command `ovirt-img`.
+
+A failure is one line on standard error, with what to do about it. Exit status: 0 on
+success, 1 on failure, 2 for wrong arguments, 128 plus the number of a signal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any, Callable, Iterator, NamedTuple, NoReturn, Sequence
+
+from ovirt_imageio.client import commands, disks, options
+from ovirt_imageio.client.failures import one_line
+from ovirt_imageio.client.options import UsageError
+from ovirt_imageio.client.version import __version__
+
+PROG = "ovirt-img"
+
+log = logging.getLogger(__name__)
+
+
+class Interrupted(BaseException):
+    """A signal asks to end. Not an Exception, as KeyboardInterrupt is none."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Command(NamedTuple):
+    """One command: how it is called, what it takes and what it does."""
+
+    usage: str
+    text: str
+    add: Callable[[argparse.ArgumentParser], None]
+    run: Callable[..., None]
+    examples: str
+
+
+_TICKET = "https://host1:54322/images/TICKET"
+
+COMMANDS = {
+    "upload-disk": Command(
+        "[OPTION]... -s STORAGE_DOMAIN FILE",
+        "Make a disk in an oVirt engine and upload an image to it.",
+        disks.add_upload,
+        disks.upload,
+        "upload-disk -c east -s nfs1 fedora.qcow2",
+    ),
+    "download-disk": Command(
+        "[OPTION]... DISK_ID FILE",
+        "Download a disk of an oVirt engine.",
+        disks.add_download,
+        disks.download,
+        "download-disk -c east 0cd81a7e-1f1a-4e3b-9a8f-5b3f7a1f0c52 fedora.qcow2",
+    ),
+    "upload": Command(
+        "[OPTION]... FILE URL",
+        "Upload an image to a disk that a ticket permits. What is zero is zeroed, not sent.",
+        commands.add_upload,
+        commands.upload,
+        f"upload --cafile ca.pem fedora.qcow2 {_TICKET}\nupload --member disk1.vmdk appliance.ova {_TICKET}",
+    ),
+    "download": Command(
+        "[OPTION]... URL FILE",
+        "Download a disk that a ticket permits. FILE gets its name when it is complete.",
+        commands.add_download,
+        commands.download,
+        f"download --cafile ca.pem {_TICKET} fedora.qcow2\n"
+        f"download --incremental --backing-file full.qcow2 {_TICKET} monday.qcow2",
+    ),
+    "info": Command(
+        "[OPTION]... FILE|URL",
+        "Tell format and size of an image or a disk.",
+        commands.add_info,
+        commands.info,
+        f"info fedora.qcow2\ninfo --cafile ca.pem {_TICKET}",
+    ),
+    "extents": Command(
+        "[OPTION]... FILE|URL",
+        "List what of an image or a disk is data, zero, or a hole.",
+        commands.add_extents,
+        commands.extents,
+        f"extents -o json fedora.qcow2\nextents --dirty {_TICKET}",
+    ),
+    "checksum": Command(
+        "[OPTION]... FILE|URL",
+        "Compute the block hash of an image or a disk. Equal hashes mean equal content, whatever the formats.",
+        commands.add_checksum,
+        commands.checksum,
+        f"checksum fedora.qcow2\nchecksum --cafile ca.pem {_TICKET}",
+    ),
+    "measure": Command(
+        "[OPTION]... FILE",
+        "Tell how much room an image needs in another format.",
+        commands.add_measure,
+        commands.measure,
+        "measure -f qcow2 fedora.raw",
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    parser = make_parser()
+    _complete(parser)
+    try:
+        with _signals():
+            return _run(parser.parse_args(argv))
+    except KeyboardInterrupt:
+        return _interrupted(signal.SIGINT)
+    except Interrupted as e:
+        return _interrupted(e.number)
+    except BrokenPipeError:
+        # Nobody reads what we write: what is left in the buffer must not fail again.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _run(args: argparse.Namespace) -> int:
+    try:
+        section = options.merge_section(args) if args.needs_engine else None
+        with _logging(args):
+            log.info("%s %s: %s", PROG, __version__, args.command)
+            try:
+                args.run(args, section) if args.needs_engine else args.run(args)
+            except (UsageError, BrokenPipeError):
+                raise
+            except Exception as e:
+                log.debug("Failed", exc_info=True)
+                return _fail(1, one_line(e))
+            # Written now, a full disk or a closed pipe is still told.
+            sys.stdout.flush()
+    except UsageError as e:
+        return _fail(2, f"{e} (see {PROG} {args.command} --help)")
+    return 0
+
+
+def _fail(status: int, text: str) -> int:
+    print(f"{PROG}: {text}", file=sys.stderr)
+    return status
+
+
+def _interrupted(number: int) -> int:
+    return _fail(128 + number, f"interrupted by {signal.Signals(number).name}")
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Let signals that ask to end do it the way of Control-C."""
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        raise Interrupted(number)
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# Arguments.
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help that looks the same whatever Python it is."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, action.dest.upper())
+        return f"{', '.join(action.option_strings)} {value}"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = _parser(
+        argparse.ArgumentParser,
+        PROG,
+        usage=f"{PROG} COMMAND [OPTION]... ARGUMENT...",
+        description="Upload, download and inspect virtual disks.",
+        epilog=f"'{PROG} COMMAND --help' explains a command. upload-disk and download-disk need an\n"
+        "oVirt engine; the others need nothing but a server and a ticket.",
+    )
+    parser.add_argument("--version", action="version", version=f"{PROG} {__version__}")
+    subparsers = parser.add_subparsers(prog=PROG, title="commands", metavar="COMMAND", required=True, dest="command")
+    for name, command in COMMANDS.items():
+        examples = "\n".join(f"  {PROG} {line}" for line in command.examples.splitlines())
+        sub = _parser(
+            subparsers.add_parser,
+            name,
+            help=command.text.partition(". ")[0].rstrip("."),
+            usage=f"{PROG} {name} {command.usage}",
+            description=command.text,
+            epilog=f"examples:\n{examples}",
+        )
+        sub.set_defaults(run=command.run, needs_engine=command.add.__module__ == disks.__name__)
+        command.add(sub)
+    return parser
+
+
+def _parser(make: Callable[..., argparse.ArgumentParser], name: str, **keys: Any) -> argparse.ArgumentParser:
+    if make is argparse.ArgumentParser:
+        keys["prog"] = name
+        parser = make(formatter_class=_Formatter, **keys)
+    else:
+        parser = make(name, formatter_class=_Formatter, **keys)
+    # Python 3.9 calls them "optional arguments".
+    parser._optionals.title = "options"
+    parser._positionals.title = "arguments"
+    return parser
+
+
+def _complete(parser: argparse.ArgumentParser) -> None:
+    """Answer a shell that asks how a line may go on; see the extra `completion`."""
+    if "_ARGCOMPLETE" in os.environ:
+        with contextlib.suppress(ImportError):
+            import argcomplete
+
+            argcomplete.autocomplete(parser)
+
+
+# Log.
+
+
+class _OverProgress(logging.StreamHandler[Any]):
+    """Writes to standard error, on a terminal in place of the line of progress."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.stream.isatty():
+            self.stream.write("\r\x1b[K")
+        super().emit(record)
+
+
+@contextlib.contextmanager
+def _logging(args: argparse.Namespace) -> Iterator[None]:
+    """Send the log where the arguments say."""
+    handler: logging.Handler
+    if args.log_file:
+        try:
+            handler = logging.FileHandler(args.log_file)
+        except OSError as e:
+            raise UsageError(f"cannot write the log file {args.log_file}: {e.strerror}") from e
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s (%(threadName)s) [%(name)s] %(message)s"))
+    else:
+        handler = _OverProgress()
+        handler.setFormatter(logging.Formatter(f"{PROG}: %(levelname)s: %(message)s"))
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel((args.log_level or "warning").upper())
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.removeHandler(handler)
+        handler.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

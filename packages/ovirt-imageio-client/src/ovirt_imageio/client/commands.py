@@ -1,0 +1,344 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Commands of `ovirt-img` that need no engine.
+
+`info`, `extents` and `checksum` take a file, or the URL of a disk at a server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from typing import Any, Iterable
+
+from ovirt_imageio import client
+from ovirt_imageio.client import options
+from ovirt_imageio.client.options import UsageError
+from ovirt_imageio.client.target import FORMATS
+from ovirt_imageio.common.checksum import DEFAULT_ALGORITHM, DEFAULT_BLOCK_SIZE
+from ovirt_imageio.common.extents import Extent, to_json
+from ovirt_imageio.common.units import format_size
+
+_URL = re.compile(r"https?://", re.IGNORECASE)
+
+
+def is_url(text: str) -> bool:
+    """Tell a disk at a server from a file."""
+    return _URL.match(text) is not None
+
+
+# What each command takes.
+
+
+def add_upload(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `upload`."""
+    add_file(parser, "image to upload: raw, ISO, or any format that qemu reads")
+    _add_url(parser)
+    add_source(parser)
+    parser.add_argument("--disk-is-zero", action="store_true", help="the disk reads as zeroes: write no zeroes")
+    add_remote(parser)
+    options.add_transfer(parser)
+    options.add_output(parser, "progress as text or JSON lines")
+
+
+def add_download(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `download`."""
+    _add_url(parser)
+    add_file(parser, "image to make, or a block device")
+    add_target(parser)
+    parser.add_argument("--incremental", action="store_true", help="fetch only what changed since the checkpoint")
+    parser.add_argument("--backing-file", metavar="FILE", help="backing file of the new image, relative to it")
+    parser.add_argument("--backing-format", metavar="FORMAT", help="format of the backing file (else looked up)")
+    add_remote(parser)
+    options.add_transfer(parser)
+    options.add_output(parser, "progress as text or JSON lines")
+
+
+def add_info(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `info`."""
+    _add_image(parser)
+    add_member(parser)
+    add_remote(parser)
+    options.add_output(parser, "result as text or JSON")
+
+
+def add_measure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `measure`."""
+    add_file(parser, "image on this machine")
+    parser.add_argument(
+        "-f", "--format", metavar="FORMAT", default="qcow2", help="format to measure for (default qcow2)"
+    )
+    add_member(parser)
+    options.add_output(parser, "result as text or JSON")
+
+
+def add_extents(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `extents`."""
+    _add_image(parser)
+    parser.add_argument("--dirty", action="store_true", help="tell what changed since the checkpoint, of a URL")
+    parser.add_argument("--bitmap", metavar="NAME", help="tell what changed by this dirty bitmap, of a file")
+    add_member(parser)
+    add_remote(parser)
+    options.add_output(parser, "result as text or JSON")
+
+
+def add_checksum(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `checksum`."""
+    _add_image(parser)
+    parser.add_argument("--algorithm", metavar="NAME", help=f"how to hash (default {DEFAULT_ALGORITHM})")
+    parser.add_argument(
+        "--block-size",
+        metavar="SIZE",
+        type=options.block_size,
+        help="bytes hashed on their own, 1m to 16m (default 4m)",
+    )
+    add_member(parser)
+    add_remote(parser)
+    options.add_output(parser, "result as text or JSON")
+
+
+def add_file(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add a file of this machine."""
+    parser.add_argument("filename", metavar="FILE", help=text)
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Add what tells how to read an image that is uploaded."""
+    add_member(parser)
+    parser.add_argument(
+        "--no-backing-chain",
+        dest="backing_chain",
+        action="store_false",
+        help="upload only what the image itself holds, not its backing files",
+    )
+    parser.add_argument(
+        "--allow-external", action="store_true", help="trust an image that names data files, devices or servers"
+    )
+
+
+def add_member(parser: argparse.ArgumentParser) -> None:
+    """Add what tells where the image is in the file, and how to read it."""
+    parser.add_argument("--member", metavar="NAME", help="the image inside FILE, a tar file such as an OVA")
+    parser.add_argument("--source-format", metavar="FORMAT", help="format of the image (else found by its content)")
+
+
+def add_target(parser: argparse.ArgumentParser) -> None:
+    """Add what tells how to make an image."""
+    parser.add_argument(
+        "-f", "--format", choices=FORMATS, default="qcow2", help="format of the image, raw or qcow2 (default qcow2)"
+    )
+
+
+def add_remote(parser: argparse.ArgumentParser) -> None:
+    """Add what tells how to reach a disk."""
+    options.add_tls(parser)
+    parser.add_argument("--proxy-url", metavar="URL", help="the same disk at another server, if URL cannot be reached")
+
+
+def _add_url(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("url", metavar="URL", help="transfer URL, https://HOST:PORT/images/TICKET")
+
+
+def _add_image(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image", metavar="FILE|URL", help="image on this machine, or transfer URL of a disk")
+
+
+# What each command does.
+
+
+def upload(args: argparse.Namespace) -> None:
+    """Upload an image to the disk of a ticket."""
+    _check_url(args.url)
+    with progress_bar(args, "uploading image", "upload failed") as progress:
+        client.upload(
+            args.filename,
+            args.url,
+            args.cafile,
+            proxy_url=args.proxy_url,
+            secure=not args.insecure,
+            disk_is_zero=args.disk_is_zero,
+            progress=progress,
+            **source_arguments(args),
+            **transfer_arguments(args),
+        )
+        progress.phase = "upload completed"
+
+
+def download(args: argparse.Namespace) -> None:
+    """Download the disk of a ticket."""
+    _check_url(args.url)
+    _check_download(args)
+    with progress_bar(args, "downloading image", "download failed") as progress:
+        client.download(
+            args.url,
+            args.filename,
+            args.cafile,
+            fmt=args.format,
+            proxy_url=args.proxy_url,
+            secure=not args.insecure,
+            incremental=args.incremental,
+            backing_file=args.backing_file,
+            backing_format=args.backing_format,
+            progress=progress,
+            **transfer_arguments(args),
+        )
+        progress.phase = "download completed"
+
+
+def info(args: argparse.Namespace) -> None:
+    """Describe an image or a disk."""
+    if is_url(args.image):
+        with _remote(args) as disk:
+            result = {
+                "virtual-size": disk.size(),
+                "max-readers": disk.max_readers,
+                "max-writers": disk.max_writers,
+            }
+    else:
+        _check_local(args)
+        result = client.info(args.image, member=args.member, fmt=args.source_format)
+    _show(args, result)
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Tell how much room an image needs in another format."""
+    if is_url(args.filename):
+        raise UsageError("measure takes a file of this machine, not a URL")
+    _show(args, client.measure(args.filename, args.format, member=args.member, fmt=args.source_format))
+
+
+def extents(args: argparse.Namespace) -> None:
+    """List what of an image is data, zero, a hole or changed."""
+    show = _extents_as_json if args.output == "json" else _extents_as_table
+    if is_url(args.image):
+        if args.bitmap:
+            raise UsageError("--bitmap is for files: for a URL give --dirty")
+        with _remote(args) as disk:
+            show(disk.extents("dirty" if args.dirty else "zero"))
+        return
+    if args.dirty:
+        raise UsageError("--dirty is for URLs: for a file give --bitmap NAME")
+    _check_local(args)
+    show(client.extents(args.image, member=args.member, bitmap=args.bitmap, fmt=args.source_format))
+
+
+def checksum(args: argparse.Namespace) -> None:
+    """Compute the block hash of an image, or let the server compute that of a disk."""
+    if is_url(args.image):
+        with _remote(args) as disk:
+            answer = disk.checksum(algorithm=args.algorithm, block_size=args.block_size)
+        result = {"algorithm": answer.algorithm, "block_size": answer.block_size, "checksum": answer.checksum}
+    else:
+        _check_local(args)
+        result = client.checksum(
+            args.image,
+            member=args.member,
+            block_size=args.block_size or DEFAULT_BLOCK_SIZE,
+            algorithm=args.algorithm or DEFAULT_ALGORITHM,
+            fmt=args.source_format,
+        )
+    _show(args, result)
+
+
+def progress_bar(args: argparse.Namespace, phase: str, error_phase: str) -> client.ProgressBar:
+    """Begin to show progress on standard output, as -o says."""
+    return client.ProgressBar(phase, error_phase=error_phase, output=sys.stdout, format=args.output)
+
+
+def transfer_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what `options.add_transfer` took, as upload and download call it."""
+    return {"max_workers": args.max_workers, "buffer_size": args.buffer_size, "verify": args.verify}
+
+
+def source_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what `add_source` took, as upload calls it."""
+    return {
+        "member": args.member,
+        "fmt": args.source_format,
+        "backing_chain": args.backing_chain,
+        "allow_external": args.allow_external,
+    }
+
+
+def _check_url(url: str) -> None:
+    if not is_url(url):
+        raise UsageError(f"{url!r} is no transfer URL: expected https://HOST:PORT/images/TICKET")
+
+
+def _check_download(args: argparse.Namespace) -> None:
+    for given, option in ((args.incremental, "--incremental"), (args.backing_file, "--backing-file")):
+        if given and args.format != "qcow2":
+            raise UsageError(f"{option} needs -f qcow2")
+    if args.backing_format and not args.backing_file:
+        raise UsageError("--backing-format needs --backing-file")
+
+
+def _check_local(args: argparse.Namespace) -> None:
+    if args.cafile or args.insecure or args.proxy_url:
+        raise UsageError("--cafile, --insecure and --proxy-url are for URLs, not for files")
+
+
+def _remote(args: argparse.Namespace) -> client.ImageioClient:
+    if args.member or args.source_format:
+        raise UsageError("--member and --source-format are for files, not for URLs")
+    return client.ImageioClient(args.image, args.cafile, secure=not args.insecure, proxy_url=args.proxy_url)
+
+
+# Output.
+
+
+def _show(args: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Print a result: JSON as the library has it, or a line for each value."""
+    if args.output == "json":
+        print(json.dumps(result, indent=2))
+        return
+    for key, value in _flat(result):
+        print(f"{key}: {value}")
+
+
+def _flat(result: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for key, value in result.items():
+        name = prefix + key.replace("-", " ").replace("_", " ")
+        if isinstance(value, dict):
+            yield from _flat(value, f"{name}: ")
+        elif not isinstance(value, (list, type(None))):
+            yield name, _in_words(name, value)
+
+
+def _in_words(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and (name.endswith("size") or name in _BYTES):
+        return f"{value} ({format_size(value)})" if value >= 1000 else str(value)
+    return str(value)
+
+
+_BYTES = ("required", "fully allocated", "bitmaps")
+
+
+def _extents_as_json(extents: Iterable[Extent]) -> None:
+    """Print a JSON list, an extent a line, as they come: there may be millions."""
+    before = "["
+    for extent in extents:
+        sys.stdout.write(f"{before}\n  {json.dumps(to_json(extent))}")
+        before = ","
+    print("[]" if before == "[" else "\n]")
+
+
+def _extents_as_table(extents: Iterable[Extent]) -> None:
+    print(f"{'start':>16} {'length':>16}  what")
+    for extent in extents:
+        print(f"{extent.start:>16} {extent.length:>16}  {_kind(extent)}")
+
+
+def _kind(extent: Extent) -> str:
+    flags = extent._asdict()
+    words = []
+    if "dirty" in flags:
+        words.append("dirty" if flags["dirty"] else "clean")
+    words.append("zero" if flags["zero"] else "data")
+    if flags.get("hole"):
+        words.append("hole")
+    return ", ".join(words)

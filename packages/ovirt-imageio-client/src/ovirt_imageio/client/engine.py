@@ -1,0 +1,289 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An oVirt engine: making disks, and transfers that permit to move their data.
+
+    new transfer ──► initializing ──► transferring ──► finalizing ──► finished_success
+                                          │                 └───────► finished_failure
+                                          └── cancel ──► a disk being uploaded is removed
+
+The engine is asked through ovirt-engine-sdk-python, an optional dependency that is
+loaded when it is needed first. Source: "Image transfer" of the oVirt REST API.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from types import TracebackType
+from typing import Any, Callable, Iterator, NamedTuple
+
+from ovirt_imageio.client import options
+from ovirt_imageio.common.errors import ImageioError
+
+log = logging.getLogger(__name__)
+
+VDSM_ID = "/etc/vdsm/vdsm.id"
+"""Where a host of oVirt keeps its hardware id."""
+
+_API = "/ovirt-engine/api"
+
+_REQUEST_TIMEOUT = 60
+"""Seconds for one answer of the engine."""
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0
+"""Seconds between two questions if something is ready; doubled each time."""
+
+
+class EngineError(ImageioError):
+    """The engine cannot be reached, refused, or took too long."""
+
+
+class Transfer(NamedTuple):
+    """A transfer that is ready to move data.
+
+    Attributes:
+        id: For the engine's log and the daemon's.
+        url: Of the disk at a host.
+        proxy_url: Of the disk at the engine; None if it has no proxy.
+    """
+
+    id: str
+    url: str
+    proxy_url: str | None
+
+
+def load_sdk() -> Any:
+    """Return the module ovirtsdk4.
+
+    Raises:
+        EngineError: It is not installed, or cannot be loaded.
+    """
+    try:
+        import ovirtsdk4
+        import ovirtsdk4.types
+    except ImportError as e:
+        if e.name == "ovirtsdk4":
+            raise EngineError(
+                "the oVirt engine SDK is not installed: pip install 'ovirt-imageio-client[engine]' "
+                "(EL: dnf install python3-ovirt-engine-sdk4)"
+            ) from e
+        raise EngineError(f"the oVirt engine SDK cannot be loaded: {e}") from e
+    return ovirtsdk4
+
+
+class Engine:
+    """A connection to an engine. One thread uses it.
+
+    Args:
+        settings: How to reach it.
+        pause: Waits for seconds; tests replace it.
+        now: Returns seconds from any starting point.
+
+    Raises:
+        EngineError: There is no SDK, or cafile cannot be read.
+    """
+
+    def __init__(
+        self,
+        settings: options.Engine,
+        *,
+        pause: Callable[[float], object] = time.sleep,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._pause = pause
+        self._now = now
+        self._sdk = load_sdk()
+        url = settings.url.rstrip("/")
+        with self._errors("connect to the engine"):
+            self._connection = self._sdk.Connection(
+                url=url if url.endswith(_API) else url + _API,
+                username=settings.username,
+                password=settings.password,
+                ca_file=settings.cafile,
+                insecure=not settings.secure,
+                timeout=_REQUEST_TIMEOUT,
+            )
+        self._system = self._connection.system_service()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self._connection.close()
+        except self._sdk.Error as e:
+            log.debug("Cannot log out: %s", e)
+
+    def create_disk(self, *, storage_domain: str, disk_id: str | None, **properties: Any) -> str:
+        """Make a disk and wait until it is ready.
+
+        Args:
+            storage_domain: Its name.
+            disk_id: UUID for it; None lets the engine choose.
+            properties: As `types.Disk` of the SDK has them; format is `raw` or `cow`.
+
+        Returns:
+            The id of the disk.
+
+        Raises:
+            EngineError: The engine refused, or was not done in time.
+        """
+        types = self._sdk.types
+        disks = self._system.disks_service()
+        for key, kind in (("format", types.DiskFormat), ("content_type", types.DiskContentType)):
+            properties[key] = kind(properties[key])
+        if properties.get("backup"):
+            properties["backup"] = types.DiskBackup(properties["backup"])
+        wanted = types.Disk(id=disk_id, storage_domains=[types.StorageDomain(name=storage_domain)], **properties)
+        with self._errors("make the disk"):
+            disk = disks.add(wanted)
+        log.info("Made disk %s", disk.id)
+        service = disks.disk_service(disk.id)
+        for _ in self._polls(f"make disk {disk.id}"):
+            with self._errors(f"make disk {disk.id}"):
+                disk = service.get()
+            if disk.status == types.DiskStatus.OK:
+                break
+            if disk.status == types.DiskStatus.ILLEGAL:
+                raise EngineError(f"the engine could not make disk {disk.id}: see its events")
+        return str(disk.id)
+
+    def storage_domain_of(self, disk_id: str) -> str | None:
+        """Return the name of a disk's storage domain.
+
+        Raises:
+            EngineError: There is no such disk.
+        """
+        with self._errors(f"find disk {disk_id}"):
+            disk = self._system.disks_service().disk_service(disk_id).get()
+            if not disk.storage_domains:
+                return None
+            domains = self._system.storage_domains_service()
+            return str(domains.storage_domain_service(disk.storage_domains[0].id).get().name)
+
+    @contextlib.contextmanager
+    def transfer(self, disk_id: str, direction: str, *, storage_domain: str | None) -> Iterator[Transfer]:
+        """Permit to move the data of a disk, inside the context.
+
+        If the context fails the transfer is cancelled, which removes a disk that was
+        being uploaded. Else it is finalized, which makes the disk usable.
+
+        Args:
+            disk_id: Of the disk, which nobody else uses.
+            direction: `upload` or `download`.
+            storage_domain: Name of the disk's, to find out if this host can do it.
+
+        Raises:
+            EngineError: The engine refused, or was not done in time.
+        """
+        transfers = self._system.image_transfers_service()
+        with self._errors(f"start the {direction}"):
+            transfer = transfers.add(self._wanted(disk_id, direction, storage_domain))
+        log.info("Transfer %s %ss disk %s", transfer.id, direction, disk_id)
+        service = transfers.image_transfer_service(transfer.id)
+        try:
+            yield self._ready(service, transfer.id, direction)
+        except BaseException:
+            self._cancel(service, transfer.id, direction)
+            raise
+        self._finalize(service, transfer.id, direction)
+
+    def _wanted(self, disk_id: str, direction: str, storage_domain: str | None) -> Any:
+        types = self._sdk.types
+        return types.ImageTransfer(
+            disk=types.Disk(id=disk_id),
+            direction=types.ImageTransferDirection(direction),
+            host=self._local_host(storage_domain),
+            # With raw the daemon serves what the guest sees, through qemu-nbd, whatever
+            # the format of the disk.
+            format=types.DiskFormat.RAW,
+            timeout_policy=types.ImageTransferTimeoutPolicy.CANCEL,
+        )
+
+    def _local_host(self, storage_domain: str | None) -> Any:
+        """Find this host in the engine: a transfer on it goes through a Unix socket."""
+        try:
+            with open(VDSM_ID, encoding="utf-8") as f:
+                hardware_id = f.readline().strip()
+        except OSError:
+            return None
+        if not storage_domain:
+            return None
+        centers = self._system.data_centers_service().list(search=f"storage.name={storage_domain}")
+        if not centers:
+            return None
+        hosts = self._system.hosts_service().list(
+            search=f"hw_id={hardware_id} and datacenter={centers[0].name} and status=Up"
+        )
+        return hosts[0] if hosts else None
+
+    def _ready(self, service: Any, transfer_id: str, direction: str) -> Transfer:
+        phases = self._sdk.types.ImageTransferPhase
+        for _ in self._polls(f"start transfer {transfer_id}"):
+            transfer = self._get(service, transfer_id)
+            if transfer.phase == phases.TRANSFERRING:
+                break
+            if transfer.phase != phases.INITIALIZING:
+                raise EngineError(f"the engine could not start transfer {transfer_id}: it is {transfer.phase.value}")
+        return Transfer(transfer_id, str(transfer.transfer_url), transfer.proxy_url or None)
+
+    def _finalize(self, service: Any, transfer_id: str, direction: str) -> None:
+        phases = self._sdk.types.ImageTransferPhase
+        with self._errors(f"finalize transfer {transfer_id}"):
+            service.finalize()
+        for _ in self._polls(f"finalize transfer {transfer_id}"):
+            phase = self._get(service, transfer_id).phase
+            if phase == phases.FINISHED_SUCCESS:
+                break
+            if phase not in (phases.FINALIZING_SUCCESS, phases.TRANSFERRING):
+                raise EngineError(f"the {direction} was not accepted: transfer {transfer_id} is {phase.value}")
+
+    def _get(self, service: Any, transfer_id: str) -> Any:
+        with self._errors(f"look at transfer {transfer_id}"):
+            return service.get()
+
+    def _cancel(self, service: Any, transfer_id: str, direction: str) -> None:
+        try:
+            service.cancel()
+        except self._sdk.Error as e:
+            log.warning("Cannot cancel transfer %s, do it in the engine: %s", transfer_id, self._reason(e))
+            return
+        what = "its disk is removed" if direction == "upload" else "the disk is as it was"
+        log.warning("Transfer %s is cancelled, %s", transfer_id, what)
+
+    def _polls(self, what: str) -> Iterator[None]:
+        """Go round until the caller breaks; fail after `disk_timeout`."""
+        deadline = self._now() + self._settings.disk_timeout
+        seconds = _FIRST_PAUSE
+        while True:
+            yield
+            if self._now() >= deadline:
+                limit = self._settings.disk_timeout
+                raise EngineError(f"the engine did not {what} in {limit:g} seconds, see disk_timeout")
+            self._pause(seconds)
+            seconds = min(2 * seconds, _LONGEST_PAUSE)
+
+    @contextlib.contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        """Translate errors of the SDK."""
+        try:
+            yield
+        except self._sdk.Error as e:
+            raise EngineError(f"cannot {what}: {self._reason(e)}") from e
+
+    def _reason(self, error: Any) -> str:
+        """What the engine said, without the frame that the SDK puts around it."""
+        detail = getattr(error.fault, "detail", None)
+        text = str(detail or error).strip("[]")
+        if isinstance(error, self._sdk.AuthError):
+            return f"{text} (check user name and password)"
+        if "SSL" in text or "certificate" in text:
+            return f"{text} (give the engine's CA certificate by --cafile)"
+        return text

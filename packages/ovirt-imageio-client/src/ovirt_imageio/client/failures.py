@@ -1,0 +1,51 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Failures as one line for people: what happened, and what to do."""
+
+from __future__ import annotations
+
+import tarfile
+
+from ovirt_imageio.client.local import UnsafeImage
+from ovirt_imageio.common.errors import AuthorizationError, ImageioError
+
+_OPTIONS = {"pass allow_external=True": "give --allow-external"}
+"""What the library's texts name, and its options here."""
+
+
+def one_line(error: BaseException) -> str:
+    """Say in one line why a command failed.
+
+    Args:
+        error: What ended it.
+    """
+    text = " ".join(_text(error).split())
+    for argument, option in _OPTIONS.items():
+        text = text.replace(argument, option)
+    hint = _hint(error)
+    return f"{text} ({hint})" if hint else text
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        return ": ".join([*names, error.strerror])
+    if isinstance(error, (ImageioError, OSError, ValueError, tarfile.TarError)):
+        return str(error) or type(error).__name__
+    # A mistake of ours: told as one, for whoever reports it.
+    return f"internal error: {type(error).__name__}: {error}"
+
+
+def _hint(error: BaseException) -> str:
+    # Whoever has such an error has loaded requests; nobody else should have to.
+    from ovirt_imageio.common.backends.http.errors import Unreachable, Untrusted
+
+    if isinstance(error, Untrusted):
+        return "give the certificate of its authority by --cafile"
+    if isinstance(error, Unreachable):
+        return "is the address right, and the server running?"
+    if isinstance(error, AuthorizationError):
+        return "tickets end with their transfer: start another one"
+    if isinstance(error, (ImageioError, OSError, ValueError, UnsafeImage, tarfile.TarError)):
+        return ""
+    return "--log-level debug shows where"

@@ -1,0 +1,286 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command line by itself: arguments, output, failures, signals, completion."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from ovirt_imageio import client
+from ovirt_imageio.client import cli, failures
+from ovirt_imageio.common.errors import ImageioError
+from ovirt_imageio.common.units import MiB
+
+URL = "https://host:54322/images/ticket"
+
+
+def lines(capsys):
+    return capsys.readouterr().err.splitlines()
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "disk.raw"
+    with open(path, "wb") as f:
+        f.truncate(MiB)
+        f.write(b"x" * 4096)
+    return str(path)
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """What upload or download of the library were called with."""
+    calls = []
+    for name in ("upload", "download"):
+        monkeypatch.setattr(client, name, lambda *args, **keys: calls.append((args, keys)))
+    return calls
+
+
+def test_upload_hands_over_its_options(called):
+    args = "upload --cafile ca --insecure --proxy-url https://p --max-workers 8 --buffer-size 64k --verify"
+    more = "--member m --source-format vmdk --no-backing-chain --allow-external --disk-is-zero file"
+    assert cli.main([*args.split(), *more.split(), URL]) == 0
+    ((positional, keys),) = called
+    progress = keys.pop("progress")
+    assert progress.phase == "upload completed"
+    assert positional == ("file", URL, "ca")
+    assert keys == {
+        "secure": False,
+        "proxy_url": "https://p",
+        "max_workers": 8,
+        "buffer_size": 64 << 10,
+        "verify": True,
+        "member": "m",
+        "fmt": "vmdk",
+        "backing_chain": False,
+        "allow_external": True,
+        "disk_is_zero": True,
+    }
+
+
+def test_download_hands_over_its_options(called):
+    args = "--incremental --backing-file full --backing-format qcow2"
+    assert cli.main(["download", *args.split(), URL, "file"]) == 0
+    ((positional, keys),) = called
+    keys.pop("progress")
+    assert positional == (URL, "file", None)
+    assert keys == {
+        "fmt": "qcow2",
+        "secure": True,
+        "proxy_url": None,
+        "max_workers": client.MAX_WORKERS,
+        "buffer_size": client.BUFFER_SIZE,
+        "verify": False,
+        "incremental": True,
+        "backing_file": "full",
+        "backing_format": "qcow2",
+    }
+
+
+def test_json_progress_is_all_there_is_on_standard_output(called, capsys):
+    assert cli.main(["upload", "-o", "json", "file", URL]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [r["description"] for r in records] == ["uploading image", "upload completed", "upload completed"]
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (["upload", "file", "host:54322"], "'host:54322' is no transfer URL"),
+        (["download", "file", "file"], "'file' is no transfer URL"),
+        (["download", "-f", "raw", "--incremental", URL, "f"], "--incremental needs -f qcow2"),
+        (["download", "-f", "raw", "--backing-file", "b", URL, "f"], "--backing-file needs -f qcow2"),
+        (["download", "--backing-format", "raw", URL, "f"], "--backing-format needs --backing-file"),
+        (["measure", URL], "not a URL"),
+        (["info", "--member", "m", URL], "for files, not for URLs"),
+        (["info", "--insecure", "file"], "for URLs, not for files"),
+        (["extents", "--bitmap", "b", URL], "give --dirty"),
+        (["extents", "--dirty", "file"], "give --bitmap NAME"),
+        (["info", "--log-file", "/none/log", "file"], "cannot write the log file /none/log"),
+    ],
+)
+def test_wrong_use_is_one_line_and_status_2(line, text, capsys):
+    assert cli.main(line) == 2
+    (error,) = lines(capsys)
+    assert text in error
+    assert error.endswith(f"(see ovirt-img {line[0]} --help)")
+
+
+@pytest.mark.parametrize(
+    "line", [[], ["fly"], ["upload"], ["upload", "--max-workers", "9", "f", URL], ["upload", "-o", "xml", "f", URL]]
+)
+def test_what_argparse_refuses_is_status_2(line):
+    with pytest.raises(SystemExit) as e:
+        cli.main(line)
+    assert e.value.code == 2
+
+
+def test_help_of_every_command_teaches_with_examples(capsys):
+    for name in cli.COMMANDS:
+        with pytest.raises(SystemExit) as e:
+            cli.main([name, "--help"])
+        assert e.value.code == 0
+        out = capsys.readouterr().out
+        assert f"  ovirt-img {name} " in out.partition("examples:")[2]
+
+
+def test_examples_of_the_help_are_accepted_by_the_parser():
+    for command in cli.COMMANDS.values():
+        for line in command.examples.splitlines():
+            cli.make_parser().parse_args(line.split())
+
+
+def test_commands_with_an_engine_say_what_to_install(capsys, image, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ovirtsdk4", None)
+    assert cli.main(["upload-disk", "-s", "nfs1", image]) == 1
+    (error,) = lines(capsys)
+    assert "pip install 'ovirt-imageio-client[engine]'" in error
+
+
+# Results.
+
+
+def test_info_of_a_raw_image(image, capsys):
+    assert cli.main(["info", image]) == 0
+    assert "virtual size: 1048576 (1.00 MiB)\n" in capsys.readouterr().out
+
+
+def test_info_as_json_is_what_the_library_says(image, capsys):
+    assert cli.main(["info", "-o", "json", image]) == 0
+    assert json.loads(capsys.readouterr().out) == client.info(image)
+
+
+def test_measure_as_json_is_what_the_library_says(image, capsys):
+    assert cli.main(["measure", "-f", "raw", "-o", "json", image]) == 0
+    assert json.loads(capsys.readouterr().out) == client.measure(image, "raw")
+
+
+def test_checksum_as_json_is_what_the_library_says(image, capsys):
+    options = ["--algorithm", "sha1", "--block-size", "2m"]
+    assert cli.main(["checksum", "-o", "json", *options, image]) == 0
+    assert json.loads(capsys.readouterr().out) == client.checksum(image, algorithm="sha1", block_size=2 * MiB)
+
+
+def test_extents_as_json_and_as_a_table(image, capsys):
+    assert cli.main(["extents", "-o", "json", image]) == 0
+    extents = json.loads(capsys.readouterr().out)
+    assert extents == [e._asdict() for e in client.extents(image)]
+    assert cli.main(["extents", image]) == 0
+    head, first, *_ = capsys.readouterr().out.splitlines()
+    assert head.split() == ["start", "length", "what"]
+    assert first.split() == ["0", str(extents[0]["length"]), "data"]
+
+
+def test_extents_of_an_empty_image_are_an_empty_list(tmp_path, capsys):
+    (tmp_path / "empty").touch()
+    assert cli.main(["extents", "-o", "json", str(tmp_path / "empty")]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+# Failures.
+
+
+def test_missing_file_is_one_line_and_status_1(capsys):
+    assert cli.main(["info", "/none/disk"]) == 1
+    assert lines(capsys) == ["ovirt-img: /none/disk: No such file or directory"]
+
+
+def test_unreachable_server_is_one_line_with_a_hint(image, capsys):
+    # Port 1 of this host: nobody but root could listen there, and nobody does.
+    assert cli.main(["upload", image, "http://127.0.0.1:1/images/ticket"]) == 1
+    error = lines(capsys)[-1]
+    assert "127.0.0.1:1" in error
+    assert error.endswith("(is the address right, and the server running?)")
+
+
+def test_refused_image_names_the_option_that_allows_it():
+    from ovirt_imageio.client.local import UnsafeImage
+
+    assert failures.one_line(UnsafeImage("a; pass allow_external=True if so")) == "a; give --allow-external if so"
+
+
+def test_text_of_several_lines_becomes_one():
+    assert failures.one_line(ImageioError("one\n  two")) == "one two"
+
+
+def test_mistake_of_ours_is_told_as_one(monkeypatch, capsys, image):
+    def broken(*args, **keys):
+        raise KeyError("oops")
+
+    monkeypatch.setattr(client, "info", broken)
+    assert cli.main(["info", image]) == 1
+    assert lines(capsys) == ["ovirt-img: internal error: KeyError: 'oops' (--log-level debug shows where)"]
+    cli.main(["info", "--log-level", "debug", image])
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_log_goes_to_the_file_with_names_and_levels(monkeypatch, tmp_path, image, capsys):
+    log = tmp_path / "log"
+    assert cli.main(["info", "--log-file", str(log), "--log-level", "info", image]) == 0
+    assert "INFO    (MainThread) [ovirt_imageio.client.cli] ovirt-img " in log.read_text()
+    assert capsys.readouterr().err == ""
+
+
+# Signals.
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_ends_with_one_line_and_128_plus_its_number(monkeypatch, capsys, image, number):
+    monkeypatch.setattr(client, "info", lambda *args, **keys: signal.raise_signal(number))
+    before = signal.getsignal(number)
+    assert cli.main(["info", image]) == 128 + number
+    assert lines(capsys) == [f"ovirt-img: interrupted by {number.name}"]
+    assert signal.getsignal(number) is before
+
+
+def test_closed_standard_output_ends_quietly(tmp_path):
+    image = tmp_path / "disk.raw"
+    with open(image, "wb") as f:
+        f.truncate(MiB)
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "ovirt_imageio.client.cli", "info", str(image)]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+# Completion.
+
+
+def complete(line, tmp_path):
+    """What argcomplete offers for a line, over the descriptor that its shell code reads."""
+    pytest.importorskip("argcomplete")
+    result = tmp_path / "completions"
+    env = {
+        **os.environ,
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_IFS": "\n",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(result),
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+        "COMP_TYPE": "9",
+    }
+    # Old releases know only descriptor 8.
+    with open(result, "wb") as f:
+        script = 'exec 8>&0; exec "$@"'
+        command = ["/bin/bash", "-c", script, "bash", sys.executable, "-m", "ovirt_imageio.client.cli"]
+        subprocess.run(command, stdin=f, env=env, stdout=subprocess.DEVNULL, check=False, timeout=60)
+    return [word.strip() for word in result.read_text().split("\n")]
+
+
+def test_commands_and_options_are_completed(tmp_path):
+    assert set(complete("ovirt-img down", tmp_path)) == {"download-disk", "download"}
+    assert "--max-workers" in complete("ovirt-img upload --max", tmp_path)
+
+
+def test_sections_of_the_configuration_are_completed(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "ovirt-img.conf").write_text("[east]\n[west]\n")
+    assert set(complete("ovirt-img upload-disk -c ", tmp_path)) >= {"east", "west"}
