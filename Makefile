@@ -7,7 +7,7 @@
 
 # System software that tests use, as ci/packages.sh calls it. What is missing and cannot be
 # installed is named, and the tests that need it are skipped.
-TEST_TOOLS = qemu nbdkit xfsprogs
+TEST_TOOLS = qemu nbdkit e2fsprogs xfsprogs
 ALL_TOOLS = $(TEST_TOOLS) rpm createrepo dnf busybox rpmlint systemd shellcheck
 
 .PHONY: help check check-all demo bench docs dist rpm format clean

@@ -284,9 +284,10 @@ class Talk:
             asked = self.request()
             with image.lock:
                 image.asked.append(asked)
-                self._answer(image, asked)
+                self.answer(image, asked)
 
-    def _answer(self, image: Image, asked: Asked) -> None:
+    def answer(self, image: Image, asked: Asked) -> None:
+        """Carry out a request and answer it honestly."""
         end = asked.offset + asked.length
         if asked.command in image.errors:
             self._fail(image, asked, image.errors[asked.command])
