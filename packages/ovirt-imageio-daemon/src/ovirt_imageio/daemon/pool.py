@@ -245,7 +245,11 @@ class Pool:
             if self._loop.now >= deadline:
                 raise Overloaded("the storage takes no more connections, try again later")
         if self.storage is None:
-            self.storage = Storage(member.backend.size, member.backend.capabilities)
+            try:
+                self.storage = await self._loop.worker(_look, member.backend)
+            except BaseException:
+                self._give_back(member)
+                raise
         if not self._become_fast(member):
             self._give_back(member)
 
@@ -859,6 +863,11 @@ class Pool:
     def _check_closed(self) -> None:
         if self.closed:
             raise OperationCancelled("the ticket was removed")
+
+
+def _look(backend: Backend) -> Storage:
+    """Ask for the size, for which the backend of a proxied image asks its origin."""
+    return Storage(backend.size, backend.capabilities)
 
 
 def _read(backend: Backend, offset: int, length: int) -> bytearray:
