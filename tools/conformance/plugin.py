@@ -1,0 +1,72 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""What pytest needs to know when the suite runs for itself: options, and a report for the table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_GOOD = ("passed", "skipped")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options that tell where the server listens."""
+    group = parser.getgroup("conformance")
+    group.addoption("--remote", default="", help="URL of the images service, like https://localhost:54322")
+    group.addoption("--cafile", default=None, help="PEM file that verifies it")
+    group.addoption("--local", default="", help="Unix socket of the images service: a path, or @ and a name")
+    group.addoption("--control", default="", help="Unix socket or http://localhost:PORT of the control service")
+    group.addoption("--folder", default="", help="where to make images, which the server may open and change")
+    group.addoption("--version-expected", default="", help="what the server should report as its version")
+    group.addoption("--report", default="", help="JSON file to write the outcome of every rule to")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Collect outcomes if a report is wanted."""
+    if config.getoption("--report"):
+        config.pluginmanager.register(Report(Path(config.getoption("--report"))), "conformance-report")
+
+
+class Report:
+    """Writes the outcome of each rule: what it is called, and whether every way kept it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rules: dict[str, dict[str, Any]] = {}
+        self._titles: dict[str, tuple[str, str]] = {}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Note what rules there are."""
+        for item in items:
+            self._titles[item.nodeid] = titles(item)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note an outcome: of several phases, ways and examples the worst one counts."""
+        if report.when != "call" and report.outcome == "passed":
+            return
+        chapter, title = self._titles[report.nodeid]
+        name = report.nodeid.rpartition("/")[2].partition("[")[0]
+        rule = self._rules.setdefault(name, {"chapter": chapter, "title": title, "outcome": report.outcome, "why": ""})
+        if report.outcome == "failed":
+            if rule["outcome"] != "failed":
+                rule["why"] = str(report.longrepr).strip().rpartition("\n")[2].strip()
+            rule["outcome"] = "failed"
+        elif report.outcome == "passed" and rule["outcome"] == "skipped":
+            rule["outcome"] = "passed"
+
+    def pytest_sessionfinish(self) -> None:
+        """Write the report."""
+        self._path.write_text(json.dumps(self._rules, indent=1, sort_keys=True) + "\n")
+
+
+def titles(item: pytest.Item) -> tuple[str, str]:
+    """Return the chapter and the rule that a test stands for."""
+    function = getattr(item, "function", None)
+    module = getattr(item, "module", None)
+    rule = " ".join((function.__doc__ or item.name).split("\n\n")[0].split()) if function else item.name
+    return getattr(module, "CHAPTER", ""), rule
