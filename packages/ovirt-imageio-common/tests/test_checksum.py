@@ -222,6 +222,14 @@ def test_range_may_end_with_the_image_inside_a_block():
     assert result.checksum == by_hand(data[BLOCK:], BLOCK)[0]
 
 
+def test_range_may_end_where_less_than_the_source_counts_as_the_image():
+    data = b"x" * (4 * BLOCK)
+    result = checksum.checksum([Source(data)], BLOCK + 7, size=BLOCK + 7, block_size=BLOCK)
+    assert result.checksum == by_hand(data[: BLOCK + 7], BLOCK)[0]
+    with pytest.raises(ValueError, match="invalid length"):
+        checksum.checksum([Source(data)], BLOCK + 8, size=BLOCK + 7, block_size=BLOCK)
+
+
 def test_cancelling_ends_the_reading_of_extents():
     extents = (ZeroExtent(i, 1, False, False) for i in range(10**9))
     with pytest.raises(OperationCancelled):

@@ -96,7 +96,7 @@ def check_arguments(algorithm: str, block_size: int) -> None:
         ValueError: It names the argument, its value, and what is expected.
     """
     if algorithm not in algorithms():
-        raise ValueError(f"unsupported algorithm {algorithm!r}: expected one of {', '.join(algorithms())}")
+        raise ValueError(f"unsupported algorithm {algorithm[:50]!r}: expected one of {', '.join(algorithms())}")
     if not MIN_BLOCK_SIZE <= block_size <= MAX_BLOCK_SIZE or block_size % BLOCK_ALIGNMENT:
         raise ValueError(
             f"invalid block_size {block_size}: expected a multiple of {BLOCK_ALIGNMENT} "
@@ -296,6 +296,7 @@ def checksum(
     algorithm: str = DEFAULT_ALGORITHM,
     block_size: int = DEFAULT_BLOCK_SIZE,
     blocks: bool = False,
+    size: int | None = None,
 ) -> ChecksumResult:
     """Compute the block hash of an image or of some of its blocks.
 
@@ -311,14 +312,16 @@ def checksum(
         algorithm: One of `algorithms()`.
         block_size: Bytes of a block.
         blocks: The digests of the blocks are wanted as well.
+        size: Bytes of the sources that count as the image, which ends there; None means all.
 
     Raises:
         ValueError: An argument is not valid.
         Exception: What the sources, extents and op raise.
     """
     total = BlockHash(algorithm, block_size, keep=blocks)
-    length = sources[0].size - offset if length is None else length
-    check_range(offset, length, size=sources[0].size, block_size=block_size)
+    size = sources[0].size if size is None else min(size, sources[0].size)
+    length = size - offset if length is None else length
+    check_range(offset, length, size=size, block_size=block_size)
     watch = op or _Unwatched()
     runs = list(block_runs(_watched(extents or (), watch), offset, offset + length, block_size))
     data_blocks = sum(-(-(stop - start) // block_size) for start, stop, zero in runs if not zero)

@@ -70,12 +70,13 @@ class Checksum:
             return Response(200, _JSON, NoBody(None))
         with transfer.operation(CHECKSUM, offset, length, request.connection) as op:
             async with transfer.pool.borrow(op, wish=_PARALLEL) as backends:
-                result = await request.connection.loop.worker(_compute, backends, op, algorithm, block_size, blocks)
+                args = (backends, op, size, algorithm, block_size, blocks)
+                result = await request.connection.loop.worker(_compute, *args)
         return Response(200, _JSON, to_json(_document(result)))
 
 
 def _compute(
-    backends: Sequence[Backend], op: Operation, algorithm: str, block_size: int, blocks: bool
+    backends: Sequence[Backend], op: Operation, size: int, algorithm: str, block_size: int, blocks: bool
 ) -> checksum.ChecksumResult:
     op.check()
     extents: Any = backends[0].extents("zero", offset=op.offset, length=op.length)
@@ -88,6 +89,7 @@ def _compute(
         algorithm=algorithm,
         block_size=block_size,
         blocks=blocks,
+        size=size,
     )
 
 
