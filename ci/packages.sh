@@ -32,7 +32,7 @@ present() {
         # Debian keeps administrators' commands off the path of others.
         e2fsprogs) has mkfs.ext4 || has /usr/sbin/mkfs.ext4 ;;
         xfsprogs) has mkfs.xfs || has /usr/sbin/mkfs.xfs ;;
-        rpm) has rpmbuild ;;
+        rpm) has rpmbuild && { has dnf || /usr/bin/python3 -c "import packaging" 2>/dev/null; } ;;
         createrepo) has createrepo_c ;;
         systemd) has systemd-analyze ;;
         headers) has_headers ;;
@@ -50,7 +50,8 @@ packages() {
         dnf:python) echo "python3" ;;
         apt-get:qemu) echo "qemu-utils" ;;
         dnf:qemu) echo "qemu-img" ;;
-        apt-get:rpm) echo "rpm" ;;
+        # python3-packaging: without it rpmbuild finds no requirements of Python packages.
+        apt-get:rpm) echo "rpm python3-packaging" ;;
         dnf:rpm) echo "rpm-build" ;;
         apt-get:nbdcopy) echo "libnbd-bin" ;;
         dnf:nbdcopy) echo "libnbd" ;;

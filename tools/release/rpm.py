@@ -12,15 +12,18 @@ dist-packages: the one that runs this is taken.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
-from release.tree import PACKAGES, TOP, Package, ReleaseError, find, run
+from release.tree import PACKAGES, TOP, Package, ReleaseError, epoch, find, run
 
 
-def build(package: Package, sdist: Path, out: Path, *, python: str = sys.executable) -> list[Path]:
+def build(
+    package: Package, sdist: Path, out: Path, *, python: str = sys.executable, dist: str = ""
+) -> list[Path]:
     """Build the RPMs of one package.
 
     Args:
@@ -29,6 +32,7 @@ def build(package: Package, sdist: Path, out: Path, *, python: str = sys.executa
         out: Folder for the results.
         python: Interpreter for hosts whose rpm has no Python macros; it has pip,
             setuptools and wheel.
+        dist: What follows the release number, as `.el9`; by default what rpm has.
 
     Returns:
         The binary and the source RPM.
@@ -43,7 +47,9 @@ def build(package: Package, sdist: Path, out: Path, *, python: str = sys.executa
         sources = Path(top) / "SOURCES"
         sources.mkdir()
         shutil.copy2(sdist, sources)
-        run("rpmbuild", "-ba", "--nodeps", *_defines(Path(top), python), str(package.spec))
+        defines = _defines(Path(top), python, dist)
+        env = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch())}
+        run("rpmbuild", "-ba", "--nodeps", *defines, str(package.spec), env=env)
         built = sorted(Path(top).glob("*RPMS/**/*.rpm"))
         results = [out / rpm.name for rpm in built]
         for rpm, result in zip(built, results):
@@ -51,9 +57,17 @@ def build(package: Package, sdist: Path, out: Path, *, python: str = sys.executa
     return results
 
 
-def _defines(top: Path, python: str) -> list[str]:
-    """Definitions that a host with the macros of Fedora or EL does not need."""
-    values = {"_topdir": str(top), "_build_id_links": "none"}
+def _defines(top: Path, python: str, dist: str) -> list[str]:
+    """Definitions that a host with the macros of Fedora or EL does not need, and those for equal results."""
+    values = {
+        "_topdir": str(top),
+        "_build_id_links": "none",
+        "_buildhost": "localhost",
+        "use_source_date_epoch_as_buildtime": "1",
+        "clamp_mtime_to_source_date_epoch": "1",
+    }
+    if dist:
+        values["dist"] = dist
     if not run("rpm", "--eval", "%{?python3_sitelib}").strip():
         version = f"{sys.version_info[0]}.{sys.version_info[1]}"
         values["__python3"] = python
