@@ -11,30 +11,31 @@ the ticket is gone the daemon holds nothing of it.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import tempfile
-import time
-from typing import Callable
 
 import pytest
 
 from imageio_testing import qemu
 from imageio_testing.daemon import Daemon
+from imageio_testing.faults import (
+    DATA,
+    SIZE,
+    MiB,
+    ask,
+    assert_failed,
+    assert_works,
+    begin,
+    complete,
+    each_request,
+    held,
+    wait_for,
+)
 from imageio_testing.httppeer import HttpPeer, request_head
 from imageio_testing.nbdpeer import Image, Peer
-from ovirt_imageio.common import checksum
-from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
 from ovirt_imageio.common.nbd import wire
 from ovirt_imageio.common.qemu.nbd import Server
-
-KiB, MiB = 1 << 10, 1 << 20
-
-SIZE = 32 * MiB
-DATA = os.urandom(MiB) * 32
-
-PATIENCE = 20.0
 
 pytestmark = [pytest.mark.system, qemu.needs_qemu]
 
@@ -82,82 +83,6 @@ def daemon(tmp_path_factory):
         assert len(os.listdir(f"/proc/{daemon.pid}/task")) <= 8
 
 
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not in {PATIENCE} seconds"
-        time.sleep(0.005)
-
-
-def held(daemon) -> int:
-    """Sockets and files that the daemon has open; pipes it keeps for further use."""
-    folder = f"/proc/{daemon.pid}/fd"
-    links = []
-    for fd in os.listdir(folder):
-        with contextlib.suppress(FileNotFoundError):
-            links.append(os.readlink(f"{folder}/{fd}"))
-    return sum(not link.startswith("pipe:") for link in links)
-
-
-# One request of each kind: what to send, and what a good answer holds.
-
-
-def zero(offset, size, flush=True):
-    return json.dumps({"op": "zero", "offset": offset, "size": size, "flush": flush}).encode()
-
-
-def block_hash(data):
-    found = checksum.checksum([MemoryBackend(Memory(data))])
-    return found.checksum
-
-
-REQUESTS = {
-    "get": ("GET", "", None, lambda r: r.body == DATA),
-    "put": ("PUT", "", DATA[::-1], lambda r: r.body == b""),
-    "zero": ("PATCH", "", zero(0, SIZE), lambda r: r.body == b""),
-    "small-zero": ("PATCH", "", zero(4096, 4096), lambda r: r.body == b""),
-    "unflushed-zero": ("PATCH", "", zero(4096, 4096, flush=False), lambda r: r.body == b""),
-    "flush": ("PATCH", "", b'{"op": "flush"}', lambda r: r.body == b""),
-    "extents": ("GET", "/extents", None, lambda r: sum(e["length"] for e in r.json()) == SIZE),
-    "checksum": ("GET", "/checksum", None, lambda r: r.json()["checksum"] == block_hash(DATA)),
-}
-
-each_request = pytest.mark.parametrize("kind", REQUESTS)
-
-
-def begin(peer, path, kind):
-    """Send the head of a request, and of the body of a large one nothing yet."""
-    method, suffix, body, _ = REQUESTS[kind]
-    peer.send(request_head(method, path + suffix, body=body))
-    if body is not None and len(body) < MiB:
-        peer.send(body)
-
-
-def complete(peer, kind):
-    """Send the rest of a request, as far as it is taken, and return the answer."""
-    method, _, body, _ = REQUESTS[kind]
-    if body is not None and len(body) >= MiB:
-        with contextlib.suppress(ConnectionError):
-            peer.send(body)
-    return peer.response(method)
-
-
-def assert_works(peer, path, kind):
-    begin(peer, path, kind)
-    response = complete(peer, kind)
-    assert response.status == 200, response.text
-    assert REQUESTS[kind][3](response)
-
-
-def assert_fails(peer, path, kind):
-    """Storage is gone: the client is told, in one line that tells nothing of the host."""
-    begin(peer, path, kind)
-    response = complete(peer, kind)
-    assert response.status == 500
-    assert response.text.count("\n") == 1
-    assert "nbd" not in response.text
-
-
 @each_request
 def test_server_killed_in_the_middle(daemon, disk, kind):
     before = held(daemon)
@@ -171,11 +96,9 @@ def test_server_killed_in_the_middle(daemon, disk, kind):
         begin(peer, path, kind)
         wait_for(lambda: daemon.ticket(ticket_id)["active"], "the request reaches storage")
         disk.kill()
-        response = complete(peer, kind)
-        assert response.status == 500
-        assert response.text.count("\n") == 1
+        assert_failed(complete(peer, kind))
     with HttpPeer.unix(daemon.local_socket) as peer:
-        assert_fails(peer, path, kind)
+        assert_failed(ask(peer, path, kind))
     disk.start()
     with HttpPeer.unix(daemon.local_socket) as peer:
         assert_works(peer, path, kind)
