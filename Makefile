@@ -3,18 +3,19 @@
 #
 # Each target does its own set-up, on a fresh machine too. NO_INSTALL=1 keeps it from
 # installing system packages, PYTHON=… chooses the interpreter. BENCH=… are options of
-# `make bench`, see `make bench BENCH=--help`.
+# `make bench`, see `make bench BENCH=--help`; SOAK=… those of `make soak`.
 
 # System software that tests use, as ci/packages.sh calls it. What is missing and cannot be
 # installed is named, and the tests that need it are skipped.
 TEST_TOOLS = qemu nbdkit e2fsprogs xfsprogs
 ALL_TOOLS = $(TEST_TOOLS) rpm createrepo dnf busybox rpmlint systemd shellcheck
 
-.PHONY: help check check-all demo bench docs dist rpm format clean
+.PHONY: help check check-all soak demo bench docs dist rpm format clean
 
 help:
 	@echo 'make check      tests, lint, types and import rules'
 	@echo 'make check-all  also every environment of tox.ini, packages installed and used'
+	@echo 'make soak       kill -9 daemons and storage a thousand times, and look for lost bytes'
 	@echo 'make demo       move a real disk image, and show it'
 	@echo 'make bench      measure beside 2.5 and nbdcopy; ROWS="NAME ..." selects'
 	@echo 'make docs       the documentation, in .cache/docs'
@@ -30,6 +31,10 @@ check:
 check-all:
 	@ci/bootstrap.sh $(ALL_TOOLS)
 	@ci/check.sh --all
+
+soak:
+	@ci/bootstrap.sh qemu nbdkit
+	@PYTHONPATH=tools .venv/bin/python -m soak --report docs/performance/soak.md $(SOAK)
 
 demo:
 	@ci/bootstrap.sh qemu e2fsprogs

@@ -6,7 +6,8 @@ Killing qemu-nbd proves little about flushes, for what it wrote stays in the pag
 the host. This server keeps every write in a journal until a flush covers it, by the letter of
 the protocol ("Ordering of messages and writes"): a flush covers what was answered before on
 its own connection, and that of all connections only if the server says `CAN_MULTI_CONN`.
-A crash drops the journal, or any part of it.
+A crash drops the journal, or any part of it. All connections see the same content, and what
+was stable is never replaced by what was written before it.
 
     with Volatile(1 * MiB) as server:
         backend = backends.open(server.url, mode="r+")
@@ -38,6 +39,7 @@ Hook = Callable[[str, int, Asked], None]
 
 
 class _Write(NamedTuple):
+    serial: int
     connection: int
     offset: int
     data: bytes
@@ -72,7 +74,7 @@ class Volatile:
         self._block = block
         self._limit = limit
         self._lock = threading.Lock()
-        self._numbers = 0
+        self._numbers = self._serial = 0
         self._talks: dict[int, Talk] = {}
         self._peer = Peer(self._serve)
 
@@ -104,10 +106,10 @@ class Volatile:
             keep: Asked for each write that may be lost, in order: True keeps it.
         """
         with self._lock:
-            for write in self._journal:
+            journal, self._journal = self._journal, []
+            for write in journal:
                 if keep():
                     self._commit(write)
-            self._journal.clear()
             self._current[:] = self.stable
             dead = list(self._talks)
             for number in dead:
@@ -175,12 +177,14 @@ class Volatile:
             return bytes(self._current[asked.offset : end]), 0
         data = asked.payload if asked.command == wire.CMD_WRITE else bytes(asked.length)
         self._current[asked.offset : end] = data
-        self._journal.append(_Write(number, asked.offset, data))
+        self._serial += 1
+        self._journal.append(_Write(self._serial, number, asked.offset, data))
         return b"", 0
 
     def _flush(self, number: int) -> int:
         covered = [write for write in self._journal if self._multi_conn or write.connection == number]
-        self._journal = [write for write in self._journal if write not in covered] if not self._multi_conn else []
+        done = {write.serial for write in covered}
+        self._journal = [write for write in self._journal if write.serial not in done]
         if self.flush_errors:
             return self.flush_errors.pop(0)
         for write in covered:
@@ -188,7 +192,20 @@ class Volatile:
         return 0
 
     def _commit(self, write: _Write) -> None:
-        self.stable[write.offset : write.offset + len(write.data)] = write.data
+        """Make a write stable, and forget what earlier ones that were not flushed have below it."""
+        end = write.offset + len(write.data)
+        self.stable[write.offset : end] = write.data
+        journal: list[_Write] = []
+        for old in self._journal:
+            old_end = old.offset + len(old.data)
+            if old.serial >= write.serial or old_end <= write.offset or end <= old.offset:
+                journal.append(old)
+                continue
+            if old.offset < write.offset:
+                journal.append(old._replace(data=old.data[: write.offset - old.offset]))
+            if end < old_end:
+                journal.append(old._replace(offset=end, data=old.data[end - old.offset :]))
+        self._journal = journal
 
 
 def coin(seed: int) -> Callable[[], bool]:

@@ -1,0 +1,102 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The results of rounds, kept in a file so that they can be carried out in parts."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from .model import Verdict
+
+_COLUMNS = ("rounds", "storage", "daemon", "proxy", "replace", "writes", "flushes", "failed", "bytes", "lost")
+
+_HEAD = """\
+# Soak
+
+What [Durability](../design/durability.md) promises, tried: clients write, zero and flush over several
+connections while the daemon, a proxy in front of it and the storage are ended by `kill -9`, up
+to three times a round, and tickets are replaced. At the end of each round storage is killed once
+more, started again, and every byte of the image is compared with what it may hold: where a flush
+was acknowledged, exactly what was written; elsewhere what was written since, or what was there
+before, sector by sector.
+
+`forgetful` storage is the NBD server of the tests that loses what no flush covers, as a host
+without power does. qemu-nbd and nbdkit lose less when they are killed, for what they wrote to a
+file stays in the page cache of the host: raw images all of it, qcow2 images what lies in clusters
+that no table refers to yet.
+
+Made by
+
+"""
+
+
+def empty() -> dict[str, Any]:
+    """Return results of no rounds."""
+    return {"seed": "", "next": 0, "targets": {}, "skipped": {}, "problems": []}
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read results, or begin anew."""
+    if not path.exists():
+        return empty()
+    results: dict[str, Any] = json.loads(path.read_text())
+    return results
+
+
+def save(path: Path, results: dict[str, Any]) -> None:
+    """Write results."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def add(results: dict[str, Any], name: str, counts: Counter[str], verdict: Verdict) -> None:
+    """Add what a round found."""
+    row = Counter(results["targets"].get(name, {}))
+    row.update(counts)
+    row.update(rounds=1, bytes=verdict.bytes, lost=verdict.lost, torn=verdict.torn, open=verdict.open)
+    results["targets"][name] = dict(row)
+    for problem in verdict.problems:
+        results["problems"].append(f"{name}: {problem}")
+
+
+def totals(results: dict[str, Any]) -> Counter[str]:
+    """Sum over all targets."""
+    total: Counter[str] = Counter()
+    for row in results["targets"].values():
+        total.update(row)
+    return total
+
+
+def faults(total: Counter[str]) -> int:
+    """Return how often something was killed or replaced."""
+    return sum(total[kind] for kind in ("storage", "daemon", "proxy", "replace"))
+
+
+def summary(results: dict[str, Any]) -> str:
+    """Return one line."""
+    total = totals(results)
+    return (
+        f"{total['rounds']} rounds, {faults(total)} faults injected, {total['flushes']} flushes acknowledged, "
+        f"{total['bytes']} bytes compared, bytes lost: {total['lost']}"
+    )
+
+
+def page(results: dict[str, Any], command: str) -> str:
+    """Return the page for the documentation, in Markdown."""
+    total = totals(results)
+    lines = [_HEAD + "```console", f"$ {command}", summary(results), "```", ""]
+    lines.append("| storage | rounds | killed: storage | daemon | proxy | tickets replaced | writes acknowledged |")
+    lines[-1] += " flushes acknowledged | requests failed | bytes compared | bytes lost |"
+    lines.append("|---" * (len(_COLUMNS) + 1) + "|")
+    for name, row in [*sorted(results["targets"].items()), ("**all**", total)]:
+        lines.append(f"| {name} | " + " | ".join(f"{row.get(column, 0):,}" for column in _COLUMNS) + " |")
+    lines += ["", f"{total['open']:,} sectors had changes that no flush covered when they were compared, and"]
+    lines.append(f"might have held more than one content; {total['torn']:,} held the beginning of a write that was")
+    lines.append("not answered, and the rest of what was there before.")
+    if results["skipped"]:
+        skipped = ", ".join(f"{name} ({why})" for name, why in results["skipped"].items())
+        lines += ["", f"Not run: {skipped}."]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,121 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The short form of `make soak`, and that its judge would notice a loss."""
+
+from __future__ import annotations
+
+import pytest
+from soak import __main__ as soak
+from soak import report
+from soak.model import SECTOR, Model, content
+
+from imageio_testing.qemu import needs_qemu
+
+
+def image(*versions):
+    return b"".join(content(sector, 1, version) for sector, version in enumerate(versions))
+
+
+def written(model, first, count, *, epoch=1, zero=False):
+    change = model.begin(first, count, zero=zero)
+    model.acknowledge(change, epoch)
+    return change
+
+
+def flushed(model, epoch=1):
+    model.flushed(model.flush_begins(epoch))
+
+
+def test_flushed_content_is_the_only_one():
+    model = Model(2)
+    new = written(model, 0, 2).version
+    flushed(model)
+    assert model.compare(image(new, new)).lost == 0
+    assert model.compare(image(new, 0)).lost == SECTOR
+
+
+def test_unflushed_content_may_be_old_or_new_in_each_sector():
+    model = Model(3)
+    new = written(model, 0, 3).version
+    verdict = model.compare(image(new, 0, new))
+    assert (verdict.lost, verdict.open, verdict.bytes) == (0, 3, 3 * SECTOR)
+
+
+def test_failed_write_after_a_flush_may_be_there_or_not():
+    for found in 1, 2:
+        model = Model(1)
+        written(model, 0, 1)
+        flushed(model)
+        model.begin(0, 1)
+        assert model.compare(image(found)).lost == 0
+        model.begin(0, 1)
+        assert model.compare(image(0)).lost == SECTOR
+
+
+def test_write_that_begins_after_a_flush_is_not_covered():
+    model = Model(1)
+    first = written(model, 0, 1)
+    covered = model.flush_begins(1)
+    written(model, 0, 1)
+    model.flushed(covered)
+    assert model.compare(image(first.version)).lost == 0
+
+
+def test_flush_of_another_life_of_the_ticket_covers_nothing():
+    model = Model(1)
+    written(model, 0, 1, epoch=1)
+    flushed(model, epoch=2)
+    assert model.compare(image(0)).lost == 0
+
+
+def test_flushed_zeroes_are_zeroes():
+    model = Model(1)
+    old = written(model, 0, 1).version
+    flushed(model)
+    written(model, 0, 1, zero=True)
+    flushed(model)
+    assert model.compare(image(old)).lost == SECTOR
+    assert model.compare(image(0)).lost == 0
+
+
+def test_comparison_goes_on_from_what_is_there():
+    model = Model(1)
+    written(model, 0, 1)
+    model.compare(image(0))
+    assert model.compare(image(1)).lost == SECTOR
+
+
+def test_content_of_another_sector_is_a_loss():
+    model = Model(2)
+    new = written(model, 0, 2).version
+    flushed(model)
+    assert model.compare(content(1, 1, new) + content(1, 1, new)).lost == SECTOR
+
+
+@pytest.mark.parametrize("acknowledged", [False, True])
+def test_only_an_unanswered_write_may_end_inside_a_sector(acknowledged):
+    model = Model(1)
+    change = model.begin(0, 1)
+    if acknowledged:
+        model.acknowledge(change, 1)
+    verdict = model.compare(content(0, 1, change.version)[:100] + bytes(SECTOR - 100))
+    assert (verdict.torn, verdict.lost) == ((0, SECTOR) if acknowledged else (1, 0))
+
+
+@pytest.mark.system
+@needs_qemu
+@pytest.mark.timeout(100)
+def test_few_rounds_lose_nothing(tmp_path, capsys):
+    results = tmp_path / "results.json"
+    page = tmp_path / "page.md"
+    args = ["file", "nbd-qcow2", "forgetful", "forgetful-single", "proxy-forgetful", "--writing", "0.1", "--size", "2"]
+    args += ["--results", str(results)]
+    assert soak.main([*args, "--rounds", "2"]) == 0, capsys.readouterr().out
+    assert soak.main([*args, "--rounds", "5", "--report", str(page)]) == 0, capsys.readouterr().out
+    found = report.load(results)
+    assert set(found["targets"]) == set(args[:5])
+    total = report.totals(found)
+    assert (total["rounds"], total["bytes"], total["lost"]) == (5, 10 * soak.MIB, 0)
+    assert total["writes"] > 0
+    assert "5 rounds" in page.read_text()
+    assert soak.main([*args, "--seed", "2"]) == 2, "results of two seeds were mixed"
