@@ -13,8 +13,8 @@ an open connection to either end, which nobody else touches.
 Steps are idempotent. What fails for a passing reason is done again on a new pair, after
 a pause that grows. The first failure that does not pass ends all workers and is raised
 in the caller's thread. A connection that always breaks after some bytes must not make
-a long request impossible: each failure halves the length of the worker's next requests,
-each success doubles it again. Attempts are counted from the last success.
+a long request impossible: each failure makes the worker's next request an eighth as
+long, each success doubles it again. Attempts are counted from the last success.
 
 At its end each worker flushes what it wrote, also where that was over a connection
 that is gone. Where somebody keeps a journal, it does so now and then on its way, and
@@ -43,7 +43,6 @@ from ovirt_imageio.common.errors import (
     PeerGone,
     TransferError,
 )
-from ovirt_imageio.common.units import MiB
 
 log = logging.getLogger(__name__)
 
@@ -100,8 +99,8 @@ class Checkpoints:
     """
 
     record: Callable[[Sequence[Step]], None]
-    length: int = 256 * MiB
-    seconds: float = 2.0
+    length: int
+    seconds: float
     now: Callable[[], float] = time.monotonic
 
 
@@ -309,7 +308,7 @@ class _Worker:
         self._name = name
         self._pair: Pair | None = None
         self._owes_flush = False
-        self._limit = defaults.EXTENT_LIMIT
+        self._limit = self._asked = defaults.EXTENT_LIMIT
         self._unrecorded: list[Step] = []
         self._unrecorded_length = 0
         self._recorded_at = 0.0
@@ -366,7 +365,7 @@ class _Worker:
             pair.zero(job.position, length)
         else:
             limit = max(self._limit - self._limit % pair.unit, pair.unit)
-            length = min(step.end - job.position, limit)
+            length = self._asked = min(step.end - job.position, limit)
             self._copy(pair, job, length, request)
             self._limit = min(self._limit * 2, defaults.EXTENT_LIMIT)
         job.position += length
@@ -417,7 +416,7 @@ class _Worker:
         """Get ready for another attempt, or raise."""
         executor = self._executor
         self._drop_pair()
-        self._limit = max(_SHORTEST_REQUEST, min(self._limit, 64 * MiB) // 2)
+        self._limit = max(_SHORTEST_REQUEST, min(self._limit, self._asked) // 8)
         if executor._cancelled.is_set():
             raise OperationCancelled("the transfer was stopped") from error
         if not is_passing(error):

@@ -34,7 +34,13 @@ log = logging.getLogger(__name__)
 OpenPair = Callable[[Optional[Follower]], Pair]
 """Opens both ends for a worker; what passes is told to the follower, if there is one."""
 
-_RESUMABLE_STEP = 32 * MiB
+CHECKPOINT_LENGTH = 256 * MiB
+"""Bytes that a worker copies between two flushes, if there is a journal."""
+
+CHECKPOINT_SECONDS = 2.0
+"""Seconds between two flushes of a worker: so much work may be lost."""
+
+RESUMABLE_STEP = 32 * MiB
 """Most bytes of a step where a journal is kept: what is not flushed is done again."""
 
 
@@ -85,7 +91,7 @@ class Transfer:
     def copy_limit(self) -> int:
         """Most bytes of a step."""
         limit = plan.copy_limit(self._size, self._workers)
-        return limit if self._journal is None else min(limit, _RESUMABLE_STEP)
+        return limit if self._journal is None else min(limit, RESUMABLE_STEP)
 
     def check_done(self) -> None:
         """Make sure that what earlier runs did is still the same at both ends.
@@ -116,11 +122,14 @@ class Transfer:
             As Executor.run.
         """
         journal, passed = self._journal, self._passed
+        checkpoints = None
+        if journal is not None:
+            checkpoints = Checkpoints(self._record, length=CHECKPOINT_LENGTH, seconds=CHECKPOINT_SECONDS)
         executor = Executor(
             lambda: open_pair(passed.follow() if passed else None),
             self.counter,
             workers=self._workers,
-            checkpoints=Checkpoints(self._record) if journal else None,
+            checkpoints=checkpoints,
         )
         executor.run(self._planned(steps))
         if passed is not None:
