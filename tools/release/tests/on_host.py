@@ -104,7 +104,7 @@ class Service:
     def identity(self) -> dict[str, str]:
         """Return what the kernel says of the daemon's rights."""
         with open(f"/proc/{self.process.pid}/status") as f:
-            status = dict(line.rstrip().split(":\t", 1) for line in f if ":\t" in line)
+            status = {key: value.strip() for key, _, value in (line.partition(":") for line in f)}
         return {key: status[key] for key in ("Uid", "Gid", "Groups", "CapPrm", "CapEff", "CapBnd", "NoNewPrivs")}
 
     def reload(self) -> None:
