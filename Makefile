@@ -8,9 +8,10 @@
 # System software that tests use, as ci/packages.sh calls it. What is missing and cannot be
 # installed is named, and the tests that need it are skipped.
 TEST_TOOLS = qemu nbdkit e2fsprogs xfsprogs
-ALL_TOOLS = $(TEST_TOOLS) rpm createrepo dnf busybox rpmlint systemd shellcheck
+ALL_TOOLS = $(TEST_TOOLS) rpm createrepo dnf openssl rpmlint shellcheck systemd
 
-.PHONY: help check check-all soak demo bench docs dist rpm format clean
+# Targets are commands, no files.
+.PHONY: help $(MAKECMDGOALS)
 
 help:
 	@echo 'make check      tests, lint, types and import rules'
@@ -21,6 +22,7 @@ help:
 	@echo 'make docs       the documentation, in .cache/docs'
 	@echo 'make dist       sdists and wheels, in dist'
 	@echo 'make rpm        RPMs, in dist/rpm'
+	@echo 'make release    a new version of one package: PACKAGE=common VERSION=3.0.1'
 	@echo 'make format     format the sources'
 	@echo 'make clean      remove what these commands made'
 
@@ -55,6 +57,10 @@ dist:
 rpm:
 	@ci/bootstrap.sh rpm
 	@.venv/bin/tox run -q -e dist,rpm
+
+release:
+	@ci/bootstrap.sh rpm
+	@.venv/bin/python tools/release.py $(PACKAGE) $(VERSION)
 
 format:
 	@ci/bootstrap.sh

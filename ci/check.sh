@@ -40,9 +40,10 @@ fi
 step tests "$bin/python" -m pytest -q -n auto -m "not slow" "$@"
 if [ -n "$all" ]; then
     if command -v pyenv >/dev/null; then
-        # Its commands for other versions than the chosen one only say so: choose all.
-        PYENV_VERSION=$(pyenv version-name | head -1):$(pyenv versions --bare | paste -sd:)
-        export PYENV_VERSION
+        # Its commands for other versions than the chosen one only say so.
+        for version in $(pyenv versions --bare) $(pyenv version-name | cut -d: -f1); do
+            PATH=$(pyenv prefix "$version")/bin:$PATH
+        done
     fi
     # As many environments at a time as there are processors; each prints what failed in it.
     step tox "$bin/tox" run-parallel --parallel auto --parallel-no-spinner

@@ -43,7 +43,6 @@ present() {
 # The packages that hold software $2, as package manager $1 names them.
 packages() {
     case $1:$2 in
-        apt-get:busybox) echo "busybox-static" ;;
         apt-get:createrepo) echo "createrepo-c" ;;
         dnf:createrepo) echo "createrepo_c" ;;
         apt-get:python) echo "python3 python3-venv" ;;
@@ -60,7 +59,6 @@ packages() {
         apt-get:gcc) echo "gcc libc6-dev" ;;
         dnf:shellcheck) echo "ShellCheck" ;;
         # Called the same by both.
-        *:busybox) echo "$2" ;;
         *:chromium) echo "$2" ;;
         *:dnf) echo "$2" ;;
         *:e2fsprogs) echo "$2" ;;

@@ -162,8 +162,13 @@ class HostRoot:
             ["rpm", "--root", str(self.root), *args], capture_output=True, text=True, check=True, timeout=TIMEOUT
         ).stdout
 
-    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, data: str = "", check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command in the host, with no network but a loopback of its own.
+
+        Args:
+            command: name and arguments.
+            data: what it reads from standard input.
+            check: whether a failure is an error.
 
         Raises:
             RuntimeError: it failed, and `check` is true.
@@ -175,6 +180,7 @@ class HostRoot:
         done = subprocess.run(
             [*_NAMESPACES, "sh", "-c", mounted, str(self.root), *command],
             env={**environ, "PATH": f"{environ['PATH']}:/bin:/sbin"},
+            input=data,
             capture_output=True,
             text=True,
             timeout=TIMEOUT,

@@ -107,13 +107,28 @@ def newer(sdists: list[Path], repo: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture
-def new_host(tmp_path: Path, _host_tools: None) -> Callable[[Path], hostroot.HostRoot]:
+def add_program() -> Callable[[hostroot.HostRoot, str], None]:
+    """Give a host a program of this machine, of administrators as well."""
+
+    def add(host: hostroot.HostRoot, name: str) -> None:
+        path = shutil.which(name, path=f"/usr/bin:/bin:/usr/sbin:/sbin:{os.environ['PATH']}")
+        if path is None:
+            pytest.skip(f"{name} is not installed")
+        host.add_program(path)
+
+    return add
+
+
+@pytest.fixture
+def new_host(
+    tmp_path: Path, add_program: Callable[[hostroot.HostRoot, str], None], _host_tools: None
+) -> Callable[[Path], hostroot.HostRoot]:
     """Make a host that finds the RPMs of a repository."""
 
     def make(repo: Path) -> hostroot.HostRoot:
         host = hostroot.HostRoot(tmp_path / "root", repo)
         for name in ("sh", "getent", "groupadd", "useradd"):
-            host.add_program(shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin") or name)
+            add_program(host, name)
         host.add_python(["requests", "requests-unixsocket"])
         return host
 

@@ -3,7 +3,11 @@
 
 """Runs in an installed host: starts the service as its unit does, transfers a disk, stops it.
 
-    python3 on_host.py DISK SIZE
+    python3 on_host.py transfer DISK SIZE
+    python3 on_host.py guide < COMMANDS
+
+The second runs commands, a JSON list, by a shell, and from the command `start the
+service` on by another one with the service running.
 
 What the unit asks systemd for is done here: folders, capabilities, sd_notify(3) and the
 watchdog. Prints what was seen, as JSON.
@@ -158,10 +162,36 @@ def mode(path: str) -> str:
     return f"{pwd.getpwuid(st.st_uid).pw_name} {stat.S_IMODE(st.st_mode):o}"
 
 
+def guide() -> None:
+    """Run the commands of a guide in a shell of their own."""
+    commands = json.load(sys.stdin)
+    start = commands.index("start the service")
+    shell(commands[:start])
+    service = Service()
+    service.start(watchdog=10)
+    shell(commands[start + 1 :])
+    if service.stop():
+        sys.exit("the service did not end cleanly")
+
+
+def shell(commands: list[str]) -> None:
+    """Run commands until one fails."""
+    done = subprocess.run(["/bin/sh", "-ex"], input="\n".join(commands), text=True, timeout=90)
+    if done.returncode:
+        sys.exit(f"a command ended with {done.returncode}")
+
+
 def main() -> None:
     """Entry point."""
-    disk, size = sys.argv[1], int(sys.argv[2])
     loopback_up()
+    if sys.argv[1] == "guide":
+        guide()
+    else:
+        served_disk(sys.argv[2], int(sys.argv[3]))
+
+
+def served_disk(disk: str, size: int) -> None:
+    """Start the service, transfer a disk, and print what was seen."""
     service = Service()
     started = time.monotonic()
     service.start(watchdog=0.2)

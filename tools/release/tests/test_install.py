@@ -120,7 +120,7 @@ def test_installed_daemon_serves_a_disk_as_its_own_user(new_host: NewHost, repo:
     shutil.chown(disk, 0, 107)
     host.write("/tmp/on_host.py", Path(__file__).with_name("on_host.py").read_text())
 
-    seen = json.loads(host.run("python3", "/tmp/on_host.py", "/var/lib/images/disk.raw", str(size)).stdout)
+    seen = json.loads(host.run("python3", "/tmp/on_host.py", "transfer", "/var/lib/images/disk.raw", str(size)).stdout)
 
     fields = next(
         line.split(":") for line in (host.root / "etc/passwd").read_text().splitlines() if line.startswith("ovirtimg:")
