@@ -720,6 +720,15 @@ def test_local_only(start: Any, app: App, host: str, fields: tuple[str, ...], st
     client.close()
 
 
+def test_preflight_is_refused_where_pages_may_not_come(start: Any, app: App) -> None:
+    client = Client(start(Router(app.routes(), guard=local_only)).connect())
+    client.send(
+        b"OPTIONS /echo HTTP/1.1\r\nHost: localhost\r\nOrigin: http://x\r\nAccess-Control-Request-Method: PUT\r\n\r\n"
+    )
+    assert client.answer().status == 403
+    client.close()
+
+
 # Stopping and watching.
 
 

@@ -243,7 +243,7 @@ class Router:
 
     def _error_response(self, request: Request, error: Exception) -> Response:
         answer = self._http_error(request, error)
-        if answer.status == 403 and is_preflight(request.method, request.headers):
+        if self.cors and answer.status == 403 and is_preflight(request.method, request.headers):
             # A refused preflight would hide the reason from the page: its request gets it.
             return Response(200)
         text = f"{answer.text}\n".encode()
