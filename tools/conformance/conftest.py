@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,6 +46,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     """Let a failure tell the rule, what went over the wire, and the fault."""
     report = yield
+    report.user_properties.append(("rule", titles(item)))
     if call.excinfo is not None and isinstance(call.excinfo.value, _FAULTS) and report.failed:
         report.longrepr = _story(item, call.excinfo.value)
     return report
@@ -90,8 +93,8 @@ def own_daemon(folder: Path) -> Iterator[Server]:
     from ovirt_imageio.daemon.version import __version__
 
     config = {"backend_http": {"ca_file": pki.ca_file}}
-    (folder / "daemon").mkdir()
-    with daemon.Daemon(folder / "daemon", pki=pki, config=config) as running:
+    (folder / "own").mkdir()
+    with daemon.Daemon(folder / "own", pki=pki, config=config) as running:
         yield Server(
             remote=running.url,
             cafile=pki.ca_file,
@@ -100,6 +103,23 @@ def own_daemon(folder: Path) -> Iterator[Server]:
             folder=folder,
             version=__version__,
         )
+
+
+@pytest.fixture(scope="module")
+def tcp_control(server: Server, request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A server whose control service listens on TCP: the one under test, or a daemon of this checkout."""
+    if "://" in server.control:
+        yield server
+        return
+    if request.config.getoption("--control", ""):
+        pytest.skip("the control service listens on a Unix socket")
+    from imageio_testing.daemon import Daemon
+
+    with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
+        with Daemon(folder, tls=False, config={"control": {"transport": "tcp", "port": 0}}) as running:
+            found = re.search(r"control on '[^']*?:(\d+)'", running.log)
+            assert found, running.log
+            yield dataclasses.replace(server, control=f"http://localhost:{found[1]}")
 
 
 @pytest.fixture(autouse=True)

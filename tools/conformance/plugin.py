@@ -38,23 +38,16 @@ class Report:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._rules: dict[str, dict[str, Any]] = {}
-        self._titles: dict[str, tuple[str, str]] = {}
-
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Note what rules there are."""
-        for item in items:
-            self._titles[item.nodeid] = titles(item)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note an outcome: of several phases, ways and examples the worst one counts."""
         if report.when != "call" and report.outcome == "passed":
             return
-        chapter, title = self._titles[report.nodeid]
-        name = report.nodeid.rpartition("/")[2].partition("[")[0]
-        rule = self._rules.setdefault(name, {"chapter": chapter, "title": title, "outcome": report.outcome, "why": ""})
+        name = report.nodeid.partition("[")[0].rpartition("/")[2]
+        said: Any = dict(report.user_properties)["rule"]
+        rule = self._rules.setdefault(name, {"chapter": said[0], "title": said[1], "outcome": "skipped", "why": ""})
         if report.outcome == "failed":
-            if rule["outcome"] != "failed":
-                rule["why"] = str(report.longrepr).strip().rpartition("\n")[2].strip()
+            rule["why"] = rule["why"] or str(report.longrepr).strip().rpartition("\n")[2].strip()
             rule["outcome"] = "failed"
         elif report.outcome == "passed" and rule["outcome"] == "skipped":
             rule["outcome"] = "passed"

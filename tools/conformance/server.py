@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import json
+import socket
 import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+import pytest
 
 from imageio_testing.httppeer import Data, HttpPeer, Response, request_head
 
@@ -103,6 +106,13 @@ class Client(HttpPeer):
         """Send a request with a JSON document, or with bytes in place of one."""
         body = document if isinstance(document, bytes) else json.dumps(document).encode()
         return self.request(method, target, body=body)
+
+
+def half_close(client: Client) -> None:
+    """Tell the server that nothing more comes; skips where TLS knows no such thing."""
+    if isinstance(client.socket, ssl.SSLSocket):
+        pytest.skip("a TLS connection cannot be closed by halves")
+    client.socket.shutdown(socket.SHUT_WR)
 
 
 def head_of(method: str, target: str, *headers: tuple[str, str], version: str = "1.1") -> bytes:

@@ -9,7 +9,7 @@ import uuid
 
 import pytest
 
-from conformance.server import expect, expect_alive, expect_end, expect_error, head_of, require
+from conformance.server import expect, expect_alive, expect_end, expect_error, half_close, head_of, require
 from conformance.storage import DISK_SIZE, pattern
 from imageio_testing.httppeer import ConnectionEnded, chunked
 
@@ -292,7 +292,7 @@ def test_vanished_client(connect, writing, disk, grants):
 def test_short_body(client, scratch):
     """A body that ends before its length is never acknowledged."""
     client.send(head_of("PUT", scratch, ("Content-Length", "200000")) + pattern(1000))
-    client.socket.shutdown(1)
+    half_close(client)
     try:
         response = client.response()
     except (ConnectionEnded, OSError):

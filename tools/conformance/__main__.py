@@ -1,0 +1,93 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""Checks a server, or compares this daemon with the last release of the second generation."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from .table import write_table
+
+HERE = Path(__file__).parent
+TOP = HERE.parent.parent
+TABLE = TOP / "docs" / "reference" / "conformance.md"
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the suite with its own options and those of pytest; returns an exit status."""
+    parser = argparse.ArgumentParser(prog="python -m conformance", description=__doc__, add_help=False)
+    parser.add_argument("--peer", type=Path, help="check ovirt-imageio 2.5.1, in an environment made in this folder")
+    parser.add_argument("--table", action="store_true", help=f"check both and write {TABLE.relative_to(TOP)}")
+    parser.add_argument("-h", "--help", action="store_true")
+    options, rest = parser.parse_known_args(args)
+    if options.help:
+        parser.print_help()
+        return run(["--help"])
+    if options.table:
+        return compare(options.peer or TOP / ".cache" / "peer", rest)
+    if options.peer:
+        with peer_options(options.peer) as more:
+            return run([*more, *rest])
+    return run(rest)
+
+
+def run(args: Sequence[str]) -> int:
+    """Run the rules with these options of pytest."""
+    base = ["-c", str(TOP / "pytest.ini"), "--rootdir", str(TOP), "-p", "conformance.plugin", "-q"]
+    return int(pytest.main([*base, *args, str(HERE)]))
+
+
+def compare(environment: Path, args: Sequence[str]) -> int:
+    """Check both servers and write the table of differences.
+
+    Returns:
+        0 if this daemon keeps every rule and each difference of the peer is explained.
+    """
+    with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
+        ours, theirs = Path(folder, "ours.json"), Path(folder, "theirs.json")
+        status = _subprocess([f"--report={ours}", *args])
+        _subprocess([f"--peer={environment}", f"--report={theirs}", *args])
+        unexplained = write_table(TABLE, ours, theirs)
+    for line in unexplained:
+        print(line, file=sys.stderr)
+    return status or bool(unexplained)
+
+
+def _subprocess(args: Sequence[str]) -> int:
+    environ = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+    return subprocess.run([sys.executable, "-m", "conformance", *args], env=environ, check=False).returncode
+
+
+@contextlib.contextmanager
+def peer_options(environment: Path) -> Iterator[list[str]]:
+    """Start ovirt-imageio 2.5.1 and yield the options that name its sockets."""
+    from bench.servers import Daemon
+    from bench.setup import make_keys, make_peer
+
+    peer = make_peer(environment)
+    with tempfile.TemporaryDirectory(prefix="peer-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        keys = make_keys(folder)
+        with Daemon(peer, folder, keys) as daemon:
+            yield [
+                f"--remote=https://localhost:{daemon.port}",
+                f"--cafile={keys.ca_file}",
+                f"--local={daemon.local}",
+                f"--control={daemon.control}",
+                "--version-expected=2.5.1",
+            ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
