@@ -164,9 +164,7 @@ class StorageBackend(MemoryBackend):
         self.storage.called("extents")
         return super().extents(context, offset=offset, length=length)
 
-    def send_to(
-        self, peer: Peer, offset: int, length: int, op: Operation, *, others: Sequence[Backend] = ()
-    ) -> None:
+    def send_to(self, peer: Peer, offset: int, length: int, op: Operation, *, others: Sequence[Backend] = ()) -> None:
         """See Backend."""
         self.storage.called("send_to")
         super().send_to(peer, offset, length, op, others=others)

@@ -49,9 +49,7 @@ def test_all_interfaces_without_ipv6_are_those_of_ipv4(monkeypatch: pytest.Monke
         assert sock.getsockname()[0] == "0.0.0.0"
 
 
-@pytest.mark.parametrize(
-    ("prefer_ipv4", "expected"), [(True, "127.0.0.1"), (False, "::1")], ids=["ipv4", "ipv6"]
-)
+@pytest.mark.parametrize(("prefer_ipv4", "expected"), [(True, "127.0.0.1"), (False, "::1")], ids=["ipv4", "ipv6"])
 def test_localhost_is_the_preferred_version(prefer_ipv4: bool, expected: str) -> None:
     with binding.bind_localhost(0, prefer_ipv4=prefer_ipv4) as sock:
         assert sock.getsockname()[0] == expected

@@ -65,9 +65,7 @@ def test_folder_given_stands_in_for_etc_only(folders: dict[str, Path], tmp_path:
 
 
 @pytest.mark.parametrize("make", [False, True], ids=["missing", "empty"])
-def test_folder_given_without_files_is_refused(
-    folders: dict[str, Path], tmp_path: Path, make: bool
-) -> None:
+def test_folder_given_without_files_is_refused(folders: dict[str, Path], tmp_path: Path, make: bool) -> None:
     drop_in(folders["usr"], "50-a.conf", "")
     given = tmp_path / "given"
     if make:
@@ -266,9 +264,7 @@ def test_configuration_of_an_image_import_test_suite_is_accepted(tmp_path: Path)
 
 
 def test_logging_sections_merge_with_their_defaults(tmp_path: Path) -> None:
-    cfg = load_text(
-        tmp_path, "[logger_root]\nlevel = DEBUG\n[handler_mine]\nclass = logging.NullHandler\n"
-    )
+    cfg = load_text(tmp_path, "[logger_root]\nlevel = DEBUG\n[handler_mine]\nclass = logging.NullHandler\n")
     assert cfg.logging["logger_root"] == {
         "level": "DEBUG",
         "handlers": "logfile",

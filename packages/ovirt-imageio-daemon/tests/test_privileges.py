@@ -26,9 +26,7 @@ def config(tmp_path: Path, **changes: object) -> Config:
     return Config(daemon=Daemon(**values))  # type: ignore[arg-type]
 
 
-def test_only_root_drops_and_only_if_told_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_root_drops_and_only_if_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for uid, told, expected in [(0, True, True), (0, False, False), (1000, True, False)]:
         monkeypatch.setattr(os, "geteuid", lambda uid=uid: uid)
         assert privileges.needs_drop(config(tmp_path, drop_privileges=told)) is expected

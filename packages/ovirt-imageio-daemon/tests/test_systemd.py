@@ -65,7 +65,5 @@ def test_manager_that_is_gone_is_only_logged(caplog: pytest.LogCaptureFixture) -
         ({}, None),
     ],
 )
-def test_watchdog_is_fed_twice_as_often_as_asked(
-    environ: dict[str, str], expected: float | None
-) -> None:
+def test_watchdog_is_fed_twice_as_often_as_asked(environ: dict[str, str], expected: float | None) -> None:
     assert Notifier(environ).watchdog_interval == expected

@@ -92,9 +92,7 @@ def test_tls1_1_is_spoken_where_enabled_but_1_0_never(pki: Pki) -> None:
         shake_hands(context, peer)
 
 
-def test_start_fails_naming_the_key_where_the_library_forbids_tls1_1(
-    pki: Pki, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_start_fails_naming_the_key_where_the_library_forbids_tls1_1(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
     # At the default security level OpenSSL 3 refuses the digests of TLS 1.1.
     monkeypatch.setattr(tls, "_TLS1_1_CIPHERS", "DEFAULT:@SECLEVEL=2")
     with pytest.raises(ConfigError, match=r"\[tls\] enable_tls1_1 = true: .*refuses TLS 1\.1"):

@@ -63,7 +63,7 @@ def merge(extents: Iterable[E]) -> Iterator[E]:
             continue
         if last is None:
             last = extent
-        elif last[2:] == extent[2:]:
+        elif last[2] == extent[2] and last[3] == extent[3]:
             last = last._replace(length=last.length + extent.length)
         else:
             yield last

@@ -69,9 +69,7 @@ class ConfigError(ImageioError, ValueError):
     """The configuration cannot be used. Its text is one line for the operator."""
 
     @classmethod
-    def value(
-        cls, filename: str | None, section: str, key: str, *, value: object, expected: str
-    ) -> ConfigError:
+    def value(cls, filename: str | None, section: str, key: str, *, value: object, expected: str) -> ConfigError:
         """Build the error for a wrong value; `filename` None means that the default is wrong."""
         where = filename or "default"
         return cls(f"{where}: [{section}] {key} = {_show(value)}: expected {expected}")
@@ -150,9 +148,7 @@ def find_files(conf_dir: str = DEFAULT_CONF_DIR) -> list[str]:
             break
         found.extend((os.path.basename(name), rank, name) for name in names)
     if not found:
-        raise ConfigError(
-            f"{conf_dir}/conf.d: no configuration: expected at least one *.conf file"
-        )
+        raise ConfigError(f"{conf_dir}/conf.d: no configuration: expected at least one *.conf file")
     return [name for _, _, name in sorted(found)]
 
 
@@ -209,9 +205,7 @@ class _Merged:
         self.logging = {name: dict(keys) for name, keys in LOGGING_DEFAULTS.items()}
         self.sources: dict[tuple[str, str], str] = {}
         self.warnings: list[str] = []
-        self._known = {
-            name: {info.key for info in options.describe(name)} for name in options.SECTIONS
-        }
+        self._known = {name: {info.key for info in options.describe(name)} for name in options.SECTIONS}
 
     def add(self, filename: str, parser: configparser.ConfigParser) -> None:
         for section in parser.sections():

@@ -28,7 +28,7 @@ import select
 import socket
 from collections import deque
 from functools import partial
-from typing import Any, Callable, Iterator, NoReturn
+from typing import Any, Callable, Iterable, Iterator, NoReturn
 
 from ovirt_imageio.common import defaults, sockets
 from ovirt_imageio.common.errors import ConnectionTimeout, PeerGone, ProtocolError, RequestError
@@ -447,18 +447,18 @@ class Client:
         pieces = ((start, _ZEROS[: min(step, end - start)]) for start in range(offset, end, step))
         self._pipelined(pieces, self.start_write, self.finish)
 
-    def _walk(self, offset: int, end: int, ask: Callable[[int, int], Iterator[E]]) -> Iterator[E]:
+    def _walk(self, offset: int, end: int, ask: Callable[[int, int], Iterable[E]]) -> Iterator[E]:
         try:
             yield from status.walk(offset, end, size=self.size, block=self.export.minimum_block, ask=ask)
         except ProtocolError as e:
             self.give_up(e)
 
-    def _ask_zero(self, offset: int, length: int) -> Iterator[ZeroExtent]:
+    def _ask_zero(self, offset: int, length: int) -> list[ZeroExtent]:
         found = self._block_status(offset, length)
         base = found[wire.BASE_ALLOCATION]
         return status.zero_extents(offset, length, base=base, depth=found.get(wire.ALLOCATION_DEPTH))
 
-    def _ask_dirty(self, name: str, offset: int, length: int) -> Iterator[DirtyExtent]:
+    def _ask_dirty(self, name: str, offset: int, length: int) -> list[DirtyExtent]:
         found = self._block_status(offset, length)
         return status.dirty_extents(offset, length, bitmap=found[name], base=found.get(wire.BASE_ALLOCATION))
 

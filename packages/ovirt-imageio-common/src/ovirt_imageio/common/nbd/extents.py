@@ -14,19 +14,24 @@ Source: NBD proto.md, "Metadata querying", "base:allocation"; qemu docs/interop/
 
 from __future__ import annotations
 
-from typing import Callable, Iterator
+import sys
+from array import array
+from itertools import accumulate, repeat
+from typing import Callable, Iterable, Iterator, Optional, Tuple
 
 from ovirt_imageio.common.errors import ProtocolError
-from ovirt_imageio.common.extents import DirtyExtent, E, ZeroExtent
+from ovirt_imageio.common.extents import DirtyExtent, E, ZeroExtent, clip
 from ovirt_imageio.common.nbd import wire
 
-# First block status request, grown while the replies are short: the first extents come soon, and an
-# empty image of terabytes needs few requests.
-FIRST_STEP = 128 * 1024**2
+# First block status request, grown while the replies are short: the first extents come soon (of 512
+# bytes each after 40 ms, where 128 MiB took 330), and an empty image of terabytes needs few requests.
+FIRST_STEP = 16 * 1024**2
 _FEW_EXTENTS = 4096
 
+_Cuts = Iterable[Tuple[int, int, int, Optional[int]]]
 
-def walk(offset: int, end: int, *, size: int, block: int, ask: Callable[[int, int], Iterator[E]]) -> Iterator[E]:
+
+def walk(offset: int, end: int, *, size: int, block: int, ask: Callable[[int, int], Iterable[E]]) -> Iterator[E]:
     """Yield the extents of a range by as many block status requests as it takes.
 
     A reply may tell less than was asked for, or more. Requests begin and end on block
@@ -47,25 +52,24 @@ def walk(offset: int, end: int, *, size: int, block: int, ask: Callable[[int, in
     while offset < end:
         start = _round_down(offset, block)
         length = min(step, size - start, -_round_down(start - end, block))
-        count, told = 0, start
-        for extent in ask(start, length):
-            count += 1
-            told = extent.start + extent.length
-            if told > offset:
-                first = max(extent.start, offset)
-                yield extent._replace(start=first, length=min(told, end) - first)
+        found = list(ask(start, length))
+        told = found[-1].start + found[-1].length if found else start
         if told <= offset:
             raise ProtocolError(f"NBD server told nothing about the extents at {offset}")
+        if start < offset or told > end:
+            yield from clip(found, offset, end - offset)
+        else:
+            yield from found
         offset = told
-        step = min(step * 2, longest) if count < _FEW_EXTENTS else max(step // 2, FIRST_STEP)
+        step = min(step * 2, longest) if len(found) < _FEW_EXTENTS else max(step // 2, FIRST_STEP)
 
 
 def _round_down(n: int, block: int) -> int:
     return n - n % block
 
 
-def zero_extents(offset: int, length: int, *, base: bytes, depth: bytes | None = None) -> Iterator[ZeroExtent]:
-    """Yield what a range reads as, as far as the reply tells.
+def zero_extents(offset: int, length: int, *, base: bytes, depth: bytes | None = None) -> list[ZeroExtent]:
+    """Return what a range reads as, as far as the reply tells.
 
     A hole is an area that reads as zeros and is allocated at no depth of the backing
     chain. Where ``base:allocation`` alone is known nothing is called a hole: its own
@@ -77,13 +81,15 @@ def zero_extents(offset: int, length: int, *, base: bytes, depth: bytes | None =
         base: runs of ``base:allocation``.
         depth: runs of ``qemu:allocation-depth``, if known.
     """
-    for start, size, status, level in _overlay(offset, length, base, depth):
-        zero = bool(status & wire.STATE_ZERO)
-        yield ZeroExtent(start, size, zero, zero and level == 0)
+    flag, new = wire.STATE_ZERO, tuple.__new__  # half of the time that the constructor takes
+    return [
+        new(ZeroExtent, (start, size, status & flag != 0, status & flag != 0 and level == 0))
+        for start, size, status, level in _overlay(offset, length, base, depth)
+    ]
 
 
-def dirty_extents(offset: int, length: int, *, bitmap: bytes, base: bytes | None = None) -> Iterator[DirtyExtent]:
-    """Yield what changed since the checkpoint, as far as the reply tells.
+def dirty_extents(offset: int, length: int, *, bitmap: bytes, base: bytes | None = None) -> list[DirtyExtent]:
+    """Return what changed since the checkpoint, as far as the reply tells.
 
     Args:
         offset: where the request started, in bytes.
@@ -91,15 +97,36 @@ def dirty_extents(offset: int, length: int, *, bitmap: bytes, base: bytes | None
         bitmap: runs of ``qemu:dirty-bitmap:NAME``.
         base: runs of ``base:allocation``; without it nothing is called zero.
     """
-    for start, size, status, state in _overlay(offset, length, bitmap, base):
-        zero = state is not None and bool(state & wire.STATE_ZERO)
-        yield DirtyExtent(start, size, bool(status & wire.STATE_DIRTY), zero)
+    changed, zero, new = wire.STATE_DIRTY, wire.STATE_ZERO, tuple.__new__
+    return [
+        new(DirtyExtent, (start, size, status & changed != 0, state is not None and state & zero != 0))
+        for start, size, status, state in _overlay(offset, length, bitmap, base)
+    ]
 
 
-def _overlay(
-    offset: int, length: int, first: bytes, second: bytes | None
-) -> Iterator[tuple[int, int, int, int | None]]:
+def _overlay(offset: int, length: int, first: bytes, second: bytes | None) -> _Cuts:
     """Cut two lists of runs at the borders of both: (start, length, flags, flags of the second)."""
+    lengths, flags = _columns(first)
+    others: Iterable[int | None] = repeat(None)
+    same = True
+    if second is not None:
+        other_lengths, others = _columns(second)
+        same = lengths == other_lengths
+    if not same or not lengths or sum(lengths) > length:
+        return _cut(offset, length, first, second)
+    # Mostly the borders are the same, as qcow2 has them: nothing is to be cut.
+    return zip(accumulate(lengths, initial=offset), lengths, flags, others)
+
+
+def _columns(runs: bytes) -> tuple[array[int], array[int]]:
+    """Lengths and flags."""
+    numbers = array("I", runs)
+    if sys.byteorder == "little":
+        numbers.byteswap()
+    return numbers[::2], numbers[1::2]
+
+
+def _cut(offset: int, length: int, first: bytes, second: bytes | None) -> _Cuts:
     end = offset + length
     left: Iterator[tuple[int, int]] = wire.STATUS_EXTENT.iter_unpack(first)
     right: Iterator[tuple[int, int | None]] = iter([(length, None)])

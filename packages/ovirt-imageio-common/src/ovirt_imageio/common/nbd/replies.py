@@ -29,6 +29,8 @@ Source: NBD proto.md, "Transmission phase", "Structured reply chunk message".
 from __future__ import annotations
 
 import errno
+import sys
+from array import array
 from bisect import bisect_right
 from typing import Any, Callable, Mapping, NamedTuple
 
@@ -319,14 +321,12 @@ class Replies:
 
 def _check_status(extents: bytes, request: Request) -> None:
     """Extents have a length, and only the last one may reach past the request."""
-    before_last: int = 0
-    total: int = 0
-    for length, _ in wire.STATUS_EXTENT.iter_unpack(extents):
-        if not length:
-            raise ProtocolError(f"NBD server sent an empty extent in reply to {request}")
-        before_last = total
-        total += length
-    if before_last >= request.length:
+    lengths = array("I", extents)[::2]
+    if sys.byteorder == "little":
+        lengths.byteswap()
+    if not min(lengths):
+        raise ProtocolError(f"NBD server sent an empty extent in reply to {request}")
+    if sum(lengths) - lengths[-1] >= request.length:
         raise ProtocolError(f"NBD server sent extents past the end in reply to {request}")
 
 

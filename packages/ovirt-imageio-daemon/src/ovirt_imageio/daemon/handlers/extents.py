@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from itertools import islice
 from typing import Any
 
@@ -28,8 +28,6 @@ from .images import usable_size
 # Extents formatted at a time: few at first, that the client has something soon.
 _FIRST_BATCH = 256
 _BATCH = 4096
-
-_BOOL = ("false", "true")
 
 
 class Extents:
@@ -112,16 +110,22 @@ def _format(extents: Iterator[Extent], count: int) -> bytes:
     batch = list(islice(extents, count))
     if not batch:
         return b""
-    write: Callable[[Any], str] = _zero_text if isinstance(batch[0], ZeroExtent) else _dirty_text
-    return ", ".join(map(write, batch)).encode()
+    # Ten times as fast as json.dumps of dictionaries, which a million extents feel.
+    texts = _ZERO_TEXTS if isinstance(batch[0], ZeroExtent) else _DIRTY_TEXTS
+    parts: Any = batch
+    written = [f'{{"start": {start}, "length": {length}, {texts[a][b]}' for start, length, a, b in parts]
+    return ", ".join(written).encode()
 
 
-def _zero_text(extent: Any) -> str:
-    # Ten times as fast as json.dumps of a dictionary, which a million extents feel.
-    start, length, zero, hole = extent
-    return f'{{"start": {start}, "length": {length}, "zero": {_BOOL[zero]}, "hole": {_BOOL[hole]}}}'
+def _flag_texts(first: str, second: str) -> tuple[tuple[str, str], tuple[str, str]]:
+    """What ends an extent's JSON, by its two flags."""
+
+    def text(a: str, b: str) -> str:
+        return f'"{first}": {a}, "{second}": {b}}}'
+
+    no, yes = "false", "true"
+    return (text(no, no), text(no, yes)), (text(yes, no), text(yes, yes))
 
 
-def _dirty_text(extent: Any) -> str:
-    start, length, dirty, zero = extent
-    return f'{{"start": {start}, "length": {length}, "dirty": {_BOOL[dirty]}, "zero": {_BOOL[zero]}}}'
+_ZERO_TEXTS = _flag_texts("zero", "hole")
+_DIRTY_TEXTS = _flag_texts("dirty", "zero")
