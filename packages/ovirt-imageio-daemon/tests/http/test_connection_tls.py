@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import ssl
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -195,6 +196,36 @@ def test_handshake_has_a_deadline(start: Any, router: Router, server_context: ss
         with server.connect() as sock:
             sock.sendall(first)
             assert sock.recv(1) == b""
+
+
+def test_handshakes_wait_for_each_other_and_delay_nobody_else(
+    start: Any, router: Router, server_context: ssl.SSLContext, client_context: ssl.SSLContext
+) -> None:
+    """Two threads do the arithmetic; here both are busy, and the deadline of the third comes."""
+    server = start(router, tcp=True, context=server_context, timeouts=Timeouts(handshake=1))
+    gate, taken = threading.Event(), threading.Semaphore(0)
+
+    def hold() -> None:
+        taken.release()
+        gate.wait(10)
+
+    async def occupy() -> None:
+        await server.loop.crypto(hold, timeout=10)
+
+    with secure(server, client_context) as client:
+        for _ in range(2):
+            server.call(lambda: server.loop.spawn(occupy()))
+            assert taken.acquire(timeout=10)
+        try:
+            with pytest.raises((ssl.SSLError, OSError)), secure(server, client_context):
+                pass
+            client.sendall(request("GET", "/small"))
+            assert answer(client) == (200, DATA[:100_000])
+        finally:
+            gate.set()
+        with secure(server, client_context) as late:
+            late.sendall(request("GET", "/small"))
+            assert answer(late)[0] == 200
 
 
 def test_silent_clients_delay_nobody(server: Any, client_context: ssl.SSLContext) -> None:

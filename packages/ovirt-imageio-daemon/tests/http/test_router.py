@@ -247,6 +247,25 @@ def test_pipelined_requests_are_answered_in_order(client: Client) -> None:
     assert [client.answer().body for _ in range(3)] == [b"1", b"no such range\n", b"2"]
 
 
+def test_flood_of_pipelined_requests_lets_others_have_their_turn(start: Any) -> None:
+    order: list[str] = []
+
+    async def note(asked: Request) -> Response:
+        if not order:
+            other.sendall(request("GET", "/from/other"))
+        order.append(asked.params["who"])
+        return Response(200)
+
+    server = start(Router([Route("/from/{who}", {"GET": note})]))
+    with server.connect() as flood, server.connect() as other:
+        flood.sendall(request("GET", "/from/flood") * 100)
+        assert other.recv(1000).startswith(b"HTTP/1.1 200")
+        data = b""
+        while data.count(b"HTTP/1.1 200") < 100:
+            data += flood.recv(65536)
+    assert order.index("other") < 10, "it waited for what the flood had sent before"
+
+
 def test_request_in_single_bytes(client: Client) -> None:
     for i in request("PUT", "/echo", body=b"xyz"):
         client.send(bytes([i]))

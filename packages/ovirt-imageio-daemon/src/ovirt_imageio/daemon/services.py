@@ -43,6 +43,7 @@ class Service(ABC):
 
     name: str
     cors = False
+    trusted = False
 
     def __init__(self, cfg: Config) -> None:
         self.cfg = cfg
@@ -70,7 +71,14 @@ class Service(ABC):
         """Serve clients in the loop."""
         if self._socket is None:
             raise RuntimeError(f"service {self.name} is not bound")
-        router = Router(routes, name=self.name, server=_SERVER, cors=self.cors, guard=self.guard())
+        router = Router(
+            routes,
+            name=self.name,
+            server=_SERVER,
+            cors=self.cors,
+            guard=self.guard(),
+            trusted=self.trusted,
+        )
         router.observer = observer
         self.router = router
 
@@ -199,6 +207,7 @@ class ControlService(Service):
     """
 
     name = "control"
+    trusted = True
 
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)

@@ -19,6 +19,10 @@ costs no epoll_ctl(2): an event that nobody waits for unregisters its descriptor
 are level-triggered, hence nothing is lost; a task resumed by an event may still find
 nothing to read, and waits again.
 
+Who floods us waits longer, not everybody: a task that does what may wait gives others
+their `turn`, and of those that did, one goes on in each turn of the loop. TLS handshakes, a
+millisecond of arithmetic each, are done by two threads of their own, in order of arrival.
+
 Deadlines are in a heap that nearly all waits leave alone, see deadlines.py.
 
 After its last event the loop looks for events again for about 100 µs before it
@@ -56,6 +60,8 @@ _BROKEN = select.EPOLLHUP | select.EPOLLERR
 _FOR_READER = READ | _BROKEN
 _FOR_WRITER = WRITE | _BROKEN
 _MAX_EVENTS = 256
+_CRYPTO_THREADS = 2  # a flood of handshakes takes no more of the machine
+_CRYPTO_QUEUE = 1 << 20  # bounded by the number of connections
 _LONGEST_SLEEP = 60.0  # a bound on what a clock that was set back can do
 
 T = TypeVar("T")
@@ -95,6 +101,7 @@ class Loop:
         self._forgotten: set[int] = set()  # in this turn: their events are stale
         # (task, value, error), or (None, call, args): other threads append as well.
         self._ready: deque[tuple[Any, Any, Any]] = deque()
+        self._later: deque[Task] = deque()  # they gave others a turn
         self._before_wait: list[Callable[[], None]] = []
         self._deadlines = Deadlines()
         self._tasks: set[Task] = set()
@@ -108,6 +115,13 @@ class Loop:
             limit=max_workers,
             nice=worker_nice,
             max_queue=max_queue,
+        )
+        self._crypto = Workers(
+            self.call_soon_threadsafe,
+            limit=_CRYPTO_THREADS,
+            nice=worker_nice,
+            max_queue=_CRYPTO_QUEUE,
+            name="crypto",
         )
 
     @property
@@ -165,6 +179,15 @@ class Loop:
         with contextlib.suppress(DeadlineExpired):
             await self.suspend(Token(), seconds)
 
+    @types.coroutine
+    def turn(self) -> Generator[Any, Any, None]:
+        """Let others have a turn: what is ready runs, and events are looked for.
+
+        Of the tasks that wait so, one goes on in each turn of the loop.
+        """
+        self._later.append(self._running())
+        yield
+
     async def worker(self, call: Callable[..., T], *args: Any) -> T:
         """Run ``call(*args)`` in a worker thread and return what it returns.
 
@@ -176,20 +199,38 @@ class Loop:
                 call has not run and never will.
             Exception: Whatever the call raised.
         """
+        return await self._work(self._workers, self._queue_timeout, call, args)
+
+    async def crypto(self, call: Callable[..., T], *args: Any, timeout: float) -> T:
+        """Run ``call(*args)``, which takes a while but waits for nothing, beside the loop.
+
+        As `worker`, in a queue of its own.
+
+        Args:
+            call: What to call.
+            args: With what.
+            timeout: Seconds that the call may wait for its turn.
+
+        Raises:
+            Overloaded: Its turn did not come in time.
+            Exception: Whatever the call raised.
+        """
+        return await self._work(self._crypto, timeout, call, args)
+
+    async def _work(self, workers: Workers, timeout: float, call: Callable[..., T], args: tuple[Any, ...]) -> T:
         token = Token()
         job = Job(call, args, functools.partial(self.resume, token))
         job.on_start = functools.partial(self._shield, token)
-        self._workers.submit(job)
-        timeout = math.inf if job.started else self._queue_timeout
+        workers.submit(job)
         try:
-            result: T = await self.suspend(token, timeout)
+            result: T = await self.suspend(token, math.inf if job.started else timeout)
         except DeadlineExpired:
             if job.started:
                 raise  # the call's own
-            self._workers.withdraw(job)
+            workers.withdraw(job)
             raise Overloaded from None
         except TaskCancelled:
-            self._workers.withdraw(job)
+            workers.withdraw(job)
             raise
         return result
 
@@ -276,21 +317,26 @@ class Loop:
         """
         for task in list(self._tasks):
             task.cancel()
+        self._ready.extend((task, None, None) for task in self._later)
+        self._later.clear()
         self._run_ready()
         until = time.monotonic() + timeout
-        while self._workers.busy and time.monotonic() < until:
+        while self._workers.busy + self._crypto.busy and time.monotonic() < until:
             self._epoll.poll(0.01)
             self._run_ready()
         for task in list(self._tasks):
             task.coro.close()
         self._tasks.clear()
         self._workers.close(timeout)
+        self._crypto.close(timeout)
         self._epoll.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
 
     def _turn(self) -> None:
         self._run_ready()
+        if self._later:
+            self._step(self._later.popleft(), None, None)
         if self._before_wait:
             calls, self._before_wait = self._before_wait, []
             for call in calls:
@@ -317,7 +363,7 @@ class Loop:
 
     def _poll(self) -> list[tuple[int, int]]:
         poll = self._epoll.poll
-        if self._ready:
+        if self._ready or self._later:
             return poll(0, _MAX_EVENTS)
         until = time.monotonic() + self._look
         while True:

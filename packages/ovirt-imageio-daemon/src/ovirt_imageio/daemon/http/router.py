@@ -14,6 +14,9 @@ An error becomes a response here and nowhere else, as long as no byte of another
 response was sent; after that the connection can only be closed. The response to an error
 is written from nothing: no field of the response it replaces is left in it.
 
+Clients that send requests before they read answers, and those that have not shown a ticket on
+this connection, let others go first: see `Loop.turn`.
+
 A body that nobody read is never taken for a request. A short rest is read and dropped
 after the response. A long one, one of unknown length, or one that the client still holds back
 for a 100 response, ends the connection: the answer says so and leaves first, then the
@@ -62,6 +65,7 @@ class Router:
         server: Value of the Server field, like ``imageio/3.0.0``.
         cors: Whether pages of any origin may use it.
         guard: Called with each request before its handler; raises what refuses it.
+        trusted: Its clients need no ticket. Elsewhere, who shows none has to wait for others.
 
     Attributes:
         stopping: Set when the server stops: running requests are finished and their
@@ -77,8 +81,10 @@ class Router:
         server: str = "imageio",
         cors: bool = False,
         guard: Guard | None = None,
+        trusted: bool = False,
     ) -> None:
         self.name = name
+        self.trusted = trusted
         self.cors = cors
         self.stopping = False
         self.observer: Observer | None = None
@@ -89,6 +95,8 @@ class Router:
     async def serve(self, connection: Connection) -> None:
         """Serve a connection until it ends, then close it."""
         registry = connection.registry
+        # The client sent it before the last answer. 64 KiB hold 1,500 requests, and 80 ms of work.
+        ahead = False
         try:
             await connection.start()
             while True:
@@ -99,8 +107,11 @@ class Router:
                     break
                 if registry is not None:
                     registry.busy(connection)
+                if ahead or (connection.ticket_id is None and not self.trusted):
+                    await connection.loop.turn()
                 if not await self._serve_one(connection, data):
                     break
+                ahead = connection.buffer != b""
         except HttpError as e:
             await self._refuse(connection, e)
         except (PeerGone, PeerTimeout, DeadlineExpired) as e:

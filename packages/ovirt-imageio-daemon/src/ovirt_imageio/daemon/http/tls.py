@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from ovirt_imageio.common.errors import PeerGone
 
-from ..errors import DeadlineExpired, HttpError
+from ..errors import DeadlineExpired, HttpError, Overloaded
 from .connection import Connection
 from .peers import Buffer, WorkerPeer, lost
 
@@ -70,9 +70,12 @@ class TlsConnection(Connection):
         if await self._receive_raw(deadline) and self.raw[0] != _HANDSHAKE:
             raise HttpError(400, "this port speaks HTTPS, not plain HTTP", close=True)
         while True:
+            self._feed()
             try:
-                self._feed()
-                self.tls.do_handshake()
+                # 0.3 to 1.5 ms: a flood of handshakes must not hold up everybody else.
+                await self.loop.crypto(self.tls.do_handshake, timeout=deadline - self.loop.now)
+            except Overloaded as e:
+                raise DeadlineExpired from e
             except ssl.SSLWantReadError:
                 await self._flush()
                 if not self.raw and not await self._receive_raw(deadline):

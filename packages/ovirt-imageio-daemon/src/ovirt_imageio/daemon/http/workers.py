@@ -61,6 +61,7 @@ class Workers:
         nice: By how much they are nicer than the process, see nice(2).
         max_queue: Most jobs that wait for a thread.
         idle_timeout: Seconds until an idle thread ends.
+        name: Of the threads, with a number behind it.
     """
 
     def __init__(
@@ -71,12 +72,14 @@ class Workers:
         nice: int = 0,
         max_queue: int = 1024,
         idle_timeout: float = _IDLE_TIMEOUT,
+        name: str = "worker",
     ) -> None:
         if limit < 1:
             raise ValueError(f"limit of workers is {limit}, at least 1 is needed")
         self.busy = 0
         self._call_soon = call_soon
         self.limit = limit
+        self._name = name
         self._nice = nice
         self._max_queue = max_queue
         self._idle_timeout = idle_timeout
@@ -134,7 +137,7 @@ class Workers:
 
     def _start_thread(self) -> None:
         self._started += 1
-        thread = threading.Thread(target=self._work, name=f"worker/{self._started}", daemon=True)
+        thread = threading.Thread(target=self._work, name=f"{self._name}/{self._started}", daemon=True)
         try:
             thread.start()
         except RuntimeError as e:  # the system's limit of threads
