@@ -28,7 +28,7 @@ from ovirt_imageio.common.errors import PeerGone
 
 from ..errors import DeadlineExpired, HttpError, Overloaded
 from .parser import DEFAULT_LIMITS, Limits, check_incomplete
-from .peers import PlainPeer, WorkerPeer
+from .peers import LEAST, PlainPeer, WorkerPeer
 
 if TYPE_CHECKING:
     from .loop import Loop
@@ -39,6 +39,7 @@ T = TypeVar("T")
 Pieces = Union[Iterable[bytes], AsyncIterable[bytes]]
 
 _RECEIVE = 64 * 1024
+_RECEIVE_STRANGER = 8 * 1024  # from who has shown no ticket: what is kept costs memory
 _SEND_BUFFER = 1024 * 1024  # rules a Unix socket's throughput: its sender's buffer counts
 _JOIN_LIMIT = 32 * 1024  # below it, joining head and body is cheaper than sendmsg(2)
 _LINGER_TIME = 10.0
@@ -57,7 +58,7 @@ class Timeouts(NamedTuple):
     Attributes:
         handshake: For the TLS handshake.
         head: From the first to the last byte of a request's head.
-        body: For a body that is read in the loop; in a worker, to move 64 KiB.
+        body: For a body that is read in the loop; otherwise to move 64 KiB.
         inactivity: To send or take anything at all, also between requests.
     """
 
@@ -187,7 +188,7 @@ class Connection:
         while True:
             await self.loop.readable(self.fd, timeout)
             try:
-                data = self.socket.recv(_RECEIVE)
+                data = self.socket.recv(_RECEIVE if self.ticket_id else _RECEIVE_STRANGER)
             except BlockingIOError:
                 continue
             except OSError as e:
@@ -298,6 +299,13 @@ class Connection:
 
     # What the owner, or anybody in the loop where it says so, calls.
 
+    def waits(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the connection may be closed to make room for others.
+
+        For waits within a request of a client that may have no ticket.
+        """
+        return contextlib.nullcontext() if self.registry is None else self.registry.spare(self)
+
     def wake(self, read_only: bool = False) -> None:
         """End every wait for the client, in the loop or in a worker. Loop thread.
 
@@ -358,6 +366,7 @@ class Connection:
 
     async def _send_raw(self, data: bytes | bytearray | memoryview) -> None:
         left = len(data)
+        goal, until = left - LEAST, self.loop.now + self.timeouts.body
         while True:
             try:
                 sent = self.socket.send(data)
@@ -369,14 +378,18 @@ class Connection:
             if not left:
                 return
             data = memoryview(data)[sent:]
-            await self.loop.writable(self.fd, self.inactivity_timeout)
+            if left <= goal:
+                goal, until = left - LEAST, self.loop.now + self.timeouts.body
+            with self.waits():
+                await self.loop.writable(self.fd, min(self.inactivity_timeout, until - self.loop.now))
 
     async def _discard(self, until: float) -> None:
         """Receive and drop raw bytes until the stream ends."""
         left = _LINGER_BYTES
         while left > 0:
             timeout = min(_LINGER_SILENCE, until - self.loop.now)
-            await self.loop.readable(self.fd, timeout)
+            with self.waits():
+                await self.loop.readable(self.fd, timeout)
             try:
                 data = self.socket.recv(_RECEIVE)
             except BlockingIOError:
@@ -388,13 +401,18 @@ class Connection:
     async def _linger_unread(self, until: float) -> None:
         """TCP does not tell a reader that is shut down when the client has done its part."""
         until = min(until, self.loop.now + _LINGER_SILENCE)
-        while self.loop.now < until:
-            while self.socket.recv(_RECEIVE):
-                pass
+        left = _LINGER_BYTES
+        while self.loop.now < until and left > 0:
+            data = self.socket.recv(_RECEIVE)
+            if data:
+                left -= len(data)
+                await self.loop.turn()
+                continue
             state = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
             if state != _TCP_ESTABLISHED:
                 return
-            await self.loop.sleep(_LINGER_STEP)
+            with self.waits():
+                await self.loop.sleep(_LINGER_STEP)
 
     def _make_peer(self, head: bytes, body: RequestBody | None) -> WorkerPeer:
         return PlainPeer(self, head, body)

@@ -15,6 +15,10 @@ from .chunked import ChunkedDecoder
 if TYPE_CHECKING:
     from .connection import Connection
 
+# A chunked body that is longer is not decoded only to be dropped: 64 KiB of chunks of one byte
+# take 20 ms.
+_SHORT_CHUNKED = 4 * 1024
+
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -81,6 +85,8 @@ class RequestBody:
             return False
         if self.decoder is None:
             return (self.left or 0) <= limit
+        if len(self._connection.buffer) > _SHORT_CHUNKED:
+            return False
         try:  # its length is unknown, unless all of it is here
             _, self._connection.buffer = self.decoder.decode(self._connection.buffer)
         except HttpError:
@@ -128,7 +134,8 @@ class RequestBody:
     async def _fill(self, deadline: float) -> None:
         connection = self._connection
         try:
-            more = await connection.fill(deadline - connection.loop.now)
+            with connection.waits():
+                more = await connection.fill(deadline - connection.loop.now)
         except DeadlineExpired as e:
             raise HttpError(408, "the body did not come in time", close=True) from e
         if not more:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Buffer = Union[bytes, bytearray, memoryview]
 
-_LEAST = 64 * 1024  # bytes to move in the time of a body, `Timeouts.body`: 1 KiB a second
+LEAST = 64 * 1024  # bytes to move in the time of a body, `Timeouts.body`: 1 KiB a second
 _FRAMING = 4096  # bytes to receive where a chunk's size is expected
 
 
@@ -149,7 +149,7 @@ class WorkerPeer:
         """Give up on a client that moves a few bytes now and then, to keep a worker busy."""
         self._moved += count
         self._waited += seconds
-        if self._moved >= _LEAST:
+        if self._moved >= LEAST:
             self._moved, self._waited = 0, 0.0
         elif self._waited > self._connection.timeouts.body:
             raise ClientTimeout(f"{self._connection.peer} {verb} next to nothing")

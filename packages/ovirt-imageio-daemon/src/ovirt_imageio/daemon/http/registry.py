@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import DeadlineExpired
@@ -13,13 +16,18 @@ if TYPE_CHECKING:
     from .connection import Connection
     from .loop import Loop, Token
 
+# Idle connections of one ticket that are safe from eviction. No client opens that many:
+# virt-v2v 4, backup products and our own client as many as max_readers says.
+GUESTS = 64
+
 
 class Connections:
     """Counts connections and knows the idle ones, oldest first. Loop thread only.
 
     A connection is idle until the head of its next request is complete: one that says
-    nothing, stops within its handshake, or sends a head byte by byte is idle all the time.
-    Those whose last request had no ticket go first.
+    nothing, stops within its handshake, or sends a head byte by byte is idle all the time. So
+    is one without a ticket that lets us wait for it, see `spare`. Those whose last request
+    had no ticket go first, then those of a ticket that has far more than anybody needs.
 
     Args:
         loop: The loop.
@@ -32,7 +40,7 @@ class Connections:
         self._all: set[Connection] = set()
         # Ordered: the first became idle first.
         self._strangers: dict[Connection, None] = {}
-        self._guests: dict[Connection, None] = {}  # with a ticket
+        self._guests: dict[str, dict[Connection, None]] = {}  # by ticket
         self._waiting: list[Token] = []
 
     def __len__(self) -> int:
@@ -46,7 +54,7 @@ class Connections:
     @property
     def idle_count(self) -> int:
         """Connections that wait for a request."""
-        return len(self._strangers) + len(self._guests)
+        return len(self._strangers) + sum(map(len, self._guests.values()))
 
     def add(self, connection: Connection) -> None:
         """Count a new connection until it closes."""
@@ -61,31 +69,60 @@ class Connections:
             if connection not in self._strangers:
                 self._strangers[connection] = None
         else:
-            self._guests[connection] = None
+            self._guests.setdefault(connection.ticket_id, {})[connection] = None
         if self._waiting:
             self._changed()
 
     def busy(self, connection: Connection) -> None:
         """Note that a connection serves a request."""
-        if connection.ticket_id is None:
+        ticket_id = connection.ticket_id
+        if ticket_id is None:
             self._strangers.pop(connection, None)
-        else:
-            self._guests.pop(connection, None)
+            return
+        guests = self._guests.get(ticket_id)
+        if guests is not None:
+            guests.pop(connection, None)
+            if not guests:
+                del self._guests[ticket_id]
+
+    @contextlib.contextmanager
+    def spare(self, connection: Connection) -> Iterator[None]:
+        """Note that a connection is waited for: without a ticket it can be spared meanwhile.
+
+        Else strangers who send or take nothing would keep their places, and others out.
+        """
+        if connection.ticket_id is not None or connection in self._strangers:
+            yield
+            return
+        self.idle(connection)
+        try:
+            yield
+        finally:
+            self.busy(connection)
 
     def evict(self) -> bool:
-        """Close the oldest idle connection without a ticket; False if there is none."""
+        """Close an idle connection that can be spared; False if there is none."""
+        connection = self._oldest()
+        if connection is None:
+            return False
+        self.busy(connection)
+        connection.wake()
+        return True
+
+    def _oldest(self) -> Connection | None:
         for connection in self._strangers:
-            del self._strangers[connection]
-            connection.wake()
-            return True
-        return False
+            return connection
+        crowd = max(self._guests.values(), key=len, default={})
+        return next(iter(crowd)) if len(crowd) > GUESTS else None
 
     def close_idle(self, ticket_id: str | None = None) -> None:
         """Close the idle connections of a ticket, by default all idle connections."""
-        idle = [*self._guests] if ticket_id is not None else [*self._strangers, *self._guests]
+        if ticket_id is not None:
+            idle = list(self._guests.get(ticket_id, ()))
+        else:
+            idle = [*self._strangers, *itertools.chain.from_iterable(self._guests.values())]
         for connection in idle:
-            if ticket_id is None or connection.ticket_id == ticket_id:
-                connection.wake()
+            connection.wake()
 
     def abort(self) -> None:
         """Break all connections off."""
@@ -122,6 +159,8 @@ class Connections:
         try:
             await self._loop.suspend(token, until - self._loop.now)
         except DeadlineExpired:
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(token)
             return False
         return True
 
@@ -133,5 +172,5 @@ class Connections:
     def _remove(self, connection: Connection) -> None:
         self._all.discard(connection)
         self._strangers.pop(connection, None)
-        self._guests.pop(connection, None)
+        self.busy(connection)
         self._changed()
