@@ -199,6 +199,8 @@ class Pool:
         self._queue: deque[_Waiter] = deque()
         self._preparing: list[Token] | None = None
         self._closing: list[Token] = []
+        self._sharing = 0  # requests that share the fast path's connection
+        self._sharers: deque[Token] = deque()  # of requests that wait to do so
         self._lost: BaseException | None = None
         self._serials = itertools.count(1)  # connections in the order in which they were opened
 
@@ -339,11 +341,43 @@ class Pool:
             raise
         return [member]
 
-    def last_resort(self) -> Backend:
-        """Return a backend that shares the fast path's connection with everybody."""
+    async def last_resort(self, op: Operation) -> Backend:
+        """Return a backend that shares the fast path's connection; to be left by `leave`.
+
+        Together with those that have a member no more than `limit` requests have it: each may
+        hold a worker for as long as its client likes, and there are others who need workers.
+
+        Raises:
+            Overloaded: There is no such connection, or the wait was too long.
+            OperationCancelled: The operation was cancelled while waiting.
+        """
+        until = self._loop.now + QUEUE_TIMEOUT
+        while self._sharing and self._sharing + len(self._busy) >= self._max:
+            token = self._loop.token()
+            self._sharers.append(token)
+            op.waits_for(lambda: self._loop.resume(token, error=OperationCancelled("cancelled")))  # noqa: B023
+            try:
+                await self._loop.suspend(token, max(until - self._loop.now, 0))
+            except DeadlineExpired:
+                raise Overloaded("too many requests wait for the storage") from None
+            finally:
+                op.clear_wait()
+                with contextlib.suppress(ValueError):
+                    self._sharers.remove(token)
+        self._check_closed()
         if not isinstance(self.fast, Shared):
             raise Overloaded("the storage takes no more connections, try again later")
+        self._sharing += 1
         return SharedBackend(self._loop, self.fast)
+
+    def leave(self) -> None:
+        """Use the backend of `last_resort` no more."""
+        self._sharing -= 1
+        self._let_share()
+
+    def _let_share(self) -> None:
+        if self._sharers:
+            self._loop.resume(self._sharers.popleft())
 
     def give_back(self, members: Sequence[Member], *, failed: Operation | None = None) -> None:
         """Take lent members back; broken ones are closed.
@@ -474,6 +508,7 @@ class Pool:
                 return
         self._busy.discard(member)
         self._idle.append(member)
+        self._let_share()
 
     def _free_place(self) -> None:
         """One backend less is open: the first in line may open another."""
@@ -488,6 +523,7 @@ class Pool:
     def _drop(self, member: Member, *, owes: bool) -> None:
         """Close a member and forget it. What it owes is noted."""
         self._busy.discard(member)
+        self._let_share()
         backend = member.backend
         waiting, member.flushers = member.flushers, deque()
         for waiter in waiting:
@@ -823,8 +859,8 @@ class Pool:
             False if some are still open after so many seconds.
         """
         self.closed = True
-        for waiter in self._queue:
-            self._loop.resume(waiter.token, error=OperationCancelled("the ticket was removed"))
+        for token in [*(waiter.token for waiter in self._queue), *self._sharers]:
+            self._loop.resume(token, error=OperationCancelled("the ticket was removed"))
         self.close_idle()
         until = self._loop.now + timeout
         while self._open:
@@ -900,18 +936,21 @@ def _change(backend: Backend, op: Operation, call: Callable[..., None], args: Se
 class Lease:
     """Backends that one operation borrowed; see `Pool.borrow`."""
 
-    __slots__ = ("_members", "_op", "_pool", "_wish")
+    __slots__ = ("_members", "_op", "_pool", "_shares", "_wish")
 
     def __init__(self, pool: Pool, op: Operation, wish: int) -> None:
         self._pool = pool
         self._op = op
         self._wish = wish
         self._members: list[Member] = []
+        self._shares = False
 
     async def __aenter__(self) -> list[Backend]:
         self._members = await self._pool.lend(self._op, self._wish)
         if not self._members:
-            return [self._pool.last_resort()]
+            backend = await self._pool.last_resort(self._op)
+            self._shares = True
+            return [backend]
         return [member.backend for member in self._members]
 
     async def __aexit__(
@@ -921,6 +960,8 @@ class Lease:
         traceback: TracebackType | None,
     ) -> None:
         self._pool.give_back(self._members, failed=self._op if error is not None else None)
+        if self._shares:
+            self._pool.leave()
 
 
 def _has_server(backend: Backend) -> bool:
