@@ -95,6 +95,11 @@ def test_run_dir_that_is_a_file_is_named(tmp_path: Path) -> None:
         privileges.drop(config(tmp_path, user_name="nobody", group_name=group))
 
 
+@pytest.mark.parametrize(("files", "room"), [(65536, 49152), (1024, 768), (200, 136), (64, 8)])
+def test_some_files_are_kept_for_what_is_no_connection(files: int, room: int) -> None:
+    assert privileges.room_for_connections(files) == room
+
+
 def test_file_limit_is_raised_to_the_hard_one() -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:

@@ -74,6 +74,18 @@ def _unusable(cfg: Config, error: OSError) -> ConfigError:
     return cfg.error("daemon", "run_dir", f"a folder for user_name, but: {error.strerror}")
 
 
+def room_for_connections(files: int) -> int:
+    """Tell how many client connections leave enough descriptors for the rest.
+
+    A quarter, at least 64, is kept for storage, pipes, log files and the control service:
+    strangers that come in numbers must not fail the requests of those who hold a ticket.
+
+    Args:
+        files: the limit of open files.
+    """
+    return max(files - max(files // 4, 64), 8)
+
+
 def raise_file_limit() -> int:
     """Raise the soft limit of open files to the hard one; returns it.
 

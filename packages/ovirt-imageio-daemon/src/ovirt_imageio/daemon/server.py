@@ -38,6 +38,7 @@ from .http.loop import Loop
 from .http.message import Request
 from .http.registry import Connections
 from .http.router import Route
+from .memory import Tidier
 from .services import ControlService, LocalService, MetricsService, RemoteService, Service
 from .stats import Totals
 from .systemd import Notifier
@@ -103,6 +104,8 @@ class Server:
         """
         started = time.monotonic()
         limit = privileges.raise_file_limit()
+        room = privileges.room_for_connections(limit)
+        self._connections.limit = min(self._connections.limit, room)
         self.remote.bind()
         if self.control and self.control.is_tcp:
             self.control.bind()
@@ -198,6 +201,11 @@ class Server:
         log.info("Configuration read from %s", ", ".join(self.cfg.files) or "defaults")
         for warning in self.cfg.warnings:
             log.warning("%s", warning)
+        if self._connections.limit < self.cfg.daemon.max_http_connections:
+            log.warning(
+                "Client connections are limited to %d: max_http_connections needs a higher limit of open files",
+                self._connections.limit,
+            )
         if self.remote.contexts and self.cfg.tls.reload:
             for name in self.remote.contexts.unreadable():
                 log.warning(
@@ -224,8 +232,10 @@ class Server:
         self._loop.run()
 
     async def _keep_house(self) -> None:
+        tidier = Tidier()
         while True:
             await self._loop.sleep(self.cfg.daemon.poll_interval)
+            tidier.look(len(self._connections))
             self.tickets.sweep()
             if self.remote.contexts and self.cfg.tls.reload:
                 self.remote.contexts.refresh()
