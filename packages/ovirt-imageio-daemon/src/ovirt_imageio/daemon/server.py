@@ -91,6 +91,7 @@ class Server:
         self._load_config = load_config
         self._loop = Loop(cfg.daemon.max_workers)
         self._connections = Connections(self._loop, cfg.daemon.max_http_connections)
+        self._room = cfg.daemon.max_http_connections  # connections that the limit of open files allows
         self._stops = 0
         self.tickets = Tickets(self._loop, cfg, totals=self.totals)
 
@@ -104,8 +105,7 @@ class Server:
         """
         started = time.monotonic()
         limit = privileges.raise_file_limit()
-        room = privileges.room_for_connections(limit)
-        self._connections.limit = min(self._connections.limit, room)
+        self._room = privileges.room_for_connections(limit)
         self.remote.bind()
         if self.control and self.control.is_tcp:
             self.control.bind()
@@ -117,6 +117,7 @@ class Server:
             self.remote.load_tls()
         log_setup.configure(self.cfg)
         self._log_start(limit)
+        self._limit_connections()
         if self.local:
             self.local.bind()
         if self.control and not self.control.is_tcp:
@@ -201,11 +202,6 @@ class Server:
         log.info("Configuration read from %s", ", ".join(self.cfg.files) or "defaults")
         for warning in self.cfg.warnings:
             log.warning("%s", warning)
-        if self._connections.limit < self.cfg.daemon.max_http_connections:
-            log.warning(
-                "Client connections are limited to %d: max_http_connections needs a higher limit of open files",
-                self._connections.limit,
-            )
         if self.remote.contexts and self.cfg.tls.reload:
             for name in self.remote.contexts.unreadable():
                 log.warning(
@@ -277,7 +273,16 @@ class Server:
         for service in self._services():
             service.cfg = cfg
         self._loop.workers.limit = cfg.daemon.max_workers
-        self._connections.limit = cfg.daemon.max_http_connections
+        self._limit_connections()
+
+    def _limit_connections(self) -> None:
+        wanted = self.cfg.daemon.max_http_connections
+        self._connections.limit = min(wanted, self._room)
+        if self._room < wanted:
+            log.warning(
+                "Client connections are limited to %d: max_http_connections needs a higher limit of open files",
+                self._room,
+            )
 
     # Stopping.
 
