@@ -31,6 +31,12 @@ TIMEOUT = 120.0
 PYTHON = f"python{sys.version_info[0]}.{sys.version_info[1]}"
 SITELIB = f"/usr/lib/{PYTHON}/site-packages"
 
+# Of a Python: what no program needs, and what says who may install into it.
+_UNUSED = (
+    *("site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__", "config-*"),
+    "EXTERNALLY-MANAGED",
+)
+
 _NAMESPACES = ("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child")
 
 # Folders that belong to a distribution, not to a package that puts something into them.
@@ -93,9 +99,7 @@ class HostRoot:
         stdlib = Path(sysconfig.get_path("stdlib"))
         # Where a Python of the prefix /usr looks.
         target = self.root / "usr" / getattr(sys, "platlibdir", "lib") / PYTHON
-        unused = ("site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__", "config-*")
-        skip = shutil.ignore_patterns(*unused)
-        shutil.copytree(stdlib, target, ignore=skip)
+        shutil.copytree(stdlib, target, ignore=shutil.ignore_patterns(*_UNUSED))
         program = os.path.realpath(sys.executable)
         self._copy(program, f"/usr/bin/{PYTHON}")
         (self.root / "usr/bin/python3").symlink_to(PYTHON)
@@ -107,10 +111,12 @@ class HostRoot:
     def _copy_distribution(self, name: str) -> None:
         dist = importlib.metadata.distribution(name)
         for file in dist.files or ():
-            if ".." not in file.parts and file.suffix != ".pyc":
+            source = Path(str(dist.locate_file(file)))
+            # Some list compiled modules that are not there.
+            if ".." not in file.parts and file.suffix != ".pyc" and source.is_file():
                 target = self.root / SITELIB.lstrip("/") / str(file)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(str(dist.locate_file(file)), target)
+                shutil.copy2(source, target)
 
     def _copy_libraries(self, programs: Sequence[str]) -> None:
         # Static programs have none, then ldd fails.

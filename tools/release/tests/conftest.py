@@ -122,14 +122,14 @@ def add_program() -> Callable[[hostroot.HostRoot, str], None]:
 @pytest.fixture
 def new_host(
     tmp_path: Path, add_program: Callable[[hostroot.HostRoot, str], None], _host_tools: None
-) -> Callable[[Path], hostroot.HostRoot]:
-    """Make a host that finds the RPMs of a repository."""
+) -> Callable[..., hostroot.HostRoot]:
+    """Make a host that finds the RPMs of a repository, and has more Python distributions."""
 
-    def make(repo: Path) -> hostroot.HostRoot:
+    def make(repo: Path, more: tuple[str, ...] = ()) -> hostroot.HostRoot:
         host = hostroot.HostRoot(tmp_path / "root", repo)
         for name in ("sh", "getent", "groupadd", "useradd"):
             add_program(host, name)
-        host.add_python(["requests", "requests-unixsocket"])
+        host.add_python(["requests", "requests-unixsocket", *more])
         return host
 
     return make

@@ -5,9 +5,11 @@
 
     python3 on_host.py transfer DISK SIZE
     python3 on_host.py guide < COMMANDS
+    python3 on_host.py container USER ARGUMENT ...
 
 The second runs commands, a JSON list, by a shell, and from the command `start the
-service` on by another one with the service running.
+service` on by another one with the service running. The third runs a command as a
+container would, moves data through it and stops it.
 
 What the unit asks systemd for is done here: folders, capabilities, sd_notify(3) and the
 watchdog. Prints what was seen, as JSON.
@@ -33,6 +35,7 @@ import time
 import urllib.request
 
 UNIT = "/usr/lib/systemd/system/ovirt-imageio.service"
+NOTIFY = "/run/notify"
 CONTROL = "/run/ovirt-imageio/sock"
 CA = "/etc/pki/ovirt-imageio/ca.pem"
 TICKET = "7f2d4f8e-disk"
@@ -69,10 +72,7 @@ class Service:
         user = pwd.getpwnam(self.unit["User"])
         self._folder("/run", self.unit["RuntimeDirectory"], self.unit["RuntimeDirectoryMode"], user)
         self._folder("/var/log", self.unit["LogsDirectory"], self.unit["LogsDirectoryMode"], user)
-        self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.notify.bind("/run/notify")
-        self.notify.settimeout(30)
-        os.chmod("/run/notify", 0o666)
+        self.notify = notification_socket()
         self.states: list[str] = []
 
     @staticmethod
@@ -95,7 +95,7 @@ class Service:
 
     def start(self, watchdog: float) -> None:
         """Start the daemon and wait until it is ready."""
-        environ = {**os.environ, "NOTIFY_SOCKET": "/run/notify", "WATCHDOG_USEC": str(int(watchdog * 1e6))}
+        environ = {**os.environ, "NOTIFY_SOCKET": NOTIFY, "WATCHDOG_USEC": str(int(watchdog * 1e6))}
         command = [self.unit["ExecStart"].lstrip("!")]
         self.process = subprocess.Popen(command, env=environ, preexec_fn=self._restrict)
         self.wait_for("READY=1")
@@ -181,11 +181,45 @@ def shell(commands: list[str]) -> None:
         sys.exit(f"a command ended with {done.returncode}")
 
 
+def container(user: str, command: list[str]) -> None:
+    """Run a container's command, write into the image of its ticket, and stop it."""
+    who = pwd.getpwnam(user)
+
+    def become() -> None:
+        os.setgroups([])
+        os.setgid(who.pw_gid)
+        os.setuid(who.pw_uid)
+
+    notify = notification_socket()
+    process = subprocess.Popen(command, env={**os.environ, "NOTIFY_SOCKET": NOTIFY}, preexec_fn=become)
+    assert "READY=1" in notify.recv(4096).decode()
+    context = ssl.create_default_context(cafile="/keys/cert.pem")
+    url = "https://localhost:54322/images/mine"
+    request = urllib.request.Request(url, data=b"data", method="PUT")
+    assert urllib.request.urlopen(request, context=context, timeout=30).status == 200
+    with urllib.request.urlopen(url, context=context, timeout=30) as response:
+        assert response.read(6) == b"data\0\0"
+    assert json.loads(ctl("show-ticket", "mine"))["uuid"] == "mine"
+    process.send_signal(signal.SIGTERM)
+    sys.exit(process.wait(30))
+
+
+def notification_socket() -> socket.socket:
+    """Return a socket as systemd has it, that anybody on the host may write to."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    sock.bind(NOTIFY)
+    sock.settimeout(30)
+    os.chmod(NOTIFY, 0o666)
+    return sock
+
+
 def main() -> None:
     """Entry point."""
     loopback_up()
     if sys.argv[1] == "guide":
         guide()
+    elif sys.argv[1] == "container":
+        container(sys.argv[2], sys.argv[3:])
     else:
         served_disk(sys.argv[2], int(sys.argv[3]))
 
