@@ -324,6 +324,8 @@ class FileBackend(Backend):
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1
+        # Who is closed does not keep the error of a flush for those who open the file later.
+        self._shared = _Shared()
         self.can_nowait = False
 
     def _check_write(self, offset: int, length: int) -> None:
