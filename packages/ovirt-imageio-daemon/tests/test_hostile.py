@@ -233,7 +233,6 @@ def test_stalled_readers_of_an_nbd_ticket_leave_workers_for_others(pki: Pki) -> 
             while found.status()["workers"]["busy"] < 8:
                 crowd.step()
             found.assert_serves()
-            assert found.status()["workers"]["busy"] == 8
 
 
 # Descriptors.

@@ -293,7 +293,7 @@ class Pool:
         return Lease(self, op, wish)
 
     async def lend(self, op: Operation, wish: int) -> list[Member]:
-        """Lend members; what `borrow` does when it is entered. No members: see `last_resort`.
+        """Lend members; what `borrow` does when it is entered. No members: see `share`.
 
         Raises:
             Overloaded: Too many wait for a backend.
@@ -341,8 +341,14 @@ class Pool:
             raise
         return [member]
 
-    async def last_resort(self, op: Operation) -> Backend:
-        """Return a backend that shares the fast path's connection; to be left by `leave`.
+    def last_resort(self) -> Backend:
+        """Return a backend that shares the fast path's connection with everybody."""
+        if not isinstance(self.fast, Shared):
+            raise Overloaded("the storage takes no more connections, try again later")
+        return SharedBackend(self._loop, self.fast)
+
+    async def share(self, op: Operation) -> Backend:
+        """Return the `last_resort` when it is this request's turn; to be left by `leave`.
 
         Together with those that have a member no more than `limit` requests have it: each may
         hold a worker for as long as its client likes, and there are others who need workers.
@@ -365,13 +371,12 @@ class Pool:
                 with contextlib.suppress(ValueError):
                     self._sharers.remove(token)
         self._check_closed()
-        if not isinstance(self.fast, Shared):
-            raise Overloaded("the storage takes no more connections, try again later")
+        backend = self.last_resort()
         self._sharing += 1
-        return SharedBackend(self._loop, self.fast)
+        return backend
 
     def leave(self) -> None:
-        """Use the backend of `last_resort` no more."""
+        """Use the backend of `share` no more."""
         self._sharing -= 1
         self._let_share()
 
@@ -948,7 +953,7 @@ class Lease:
     async def __aenter__(self) -> list[Backend]:
         self._members = await self._pool.lend(self._op, self._wish)
         if not self._members:
-            backend = await self._pool.last_resort(self._op)
+            backend = await self._pool.share(self._op)
             self._shares = True
             return [backend]
         return [member.backend for member in self._members]
