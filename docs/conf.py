@@ -20,6 +20,7 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.intersphinx",
+    "imageio_docstrings",
     "imageio_options",
 ]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
@@ -33,6 +34,8 @@ nitpick_ignore_regex = [
     ("py:.*", r"(requests|requests_unixsocket|urllib3|http\.client|threading|enum|os)\..*"),
     # Type variables, aliases and private names have no page of their own.
     ("py:.*", r"(.*\.)?(_\w+|[A-Z]|Buffer|Extent)"),
+    # Parts of the daemon that the admin client shares, and types of other projects.
+    ("py:.*", r"ovirt_imageio\.daemon\..*|Config|Opener|Url|ProxyConfig|Niceness|Pipes|.*\.file_path"),
 ]
 # A name that a package re-exports stands on two pages.
 suppress_warnings = ["ref.python"]
@@ -51,7 +54,6 @@ intersphinx_mapping = {"python": ("https://docs.python.org/3", str(HERE / "_inve
 
 html_theme = "furo"
 html_title = f"ovirt-imageio {version}"
-html_static_path = ["_static"]
 
 man_pages = [
     ("man/ovirt-imageio.8", "ovirt-imageio", "serve virtual disks over HTTP", [author], 8),

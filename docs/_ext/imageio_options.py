@@ -23,7 +23,9 @@ class ImageioOptions(SphinxDirective):
 
     def _section(self, name: str, kind: type[Any]) -> nodes.section:
         anchor = f"section-{name.replace('_', '-')}"
-        section = nodes.section(ids=[anchor], names=[anchor])
+        # The manual page lists the same keys; links go to the page of the reference.
+        names = [anchor] if self.env.docname.startswith("reference/") else []
+        section = nodes.section(ids=[anchor], names=names)
         title = nodes.title()
         title += nodes.literal(text=f"[{name}]")
         section += title
@@ -33,7 +35,8 @@ class ImageioOptions(SphinxDirective):
         keys = nodes.definition_list()
         keys.extend(_item(info) for info in options.describe(name))
         section += keys
-        self.state.document.note_explicit_target(section)
+        if names:
+            self.state.document.note_explicit_target(section)
         return section
 
 
@@ -46,9 +49,13 @@ def _item(info: options.OptionInfo) -> nodes.definition_list_item:
     term += nodes.Text(f" {info.rule.unit})" if info.rule.unit else ")")
     item += term
     definition = nodes.definition()
-    definition += nodes.paragraph(text=" ".join(filter(None, [info.rule.doc, _bounds(info.rule), info.rule.reason])))
+    definition += nodes.paragraph(text=" ".join(filter(None, _sentences(info.rule))))
     item += definition
     return item
+
+
+def _sentences(rule: options.Rule) -> list[str]:
+    return [rule.doc, _bounds(rule), rule.reason, "Applied by SIGHUP." if rule.live else ""]
 
 
 def _spelt(value: bool | int | float | str) -> str:

@@ -434,15 +434,15 @@ def block_runs(
 ) -> Iterator[tuple[int, int, bool]]:
     """Cut a range where whole zero blocks begin and end: start, stop, zero. Lazy.
 
+        zero extents   |      ===========================|
+        blocks         |-------|-------|-------|-------|-|
+        runs           | data  | zero                    |
+
     Args:
         extents: Of the range or of more, in order; what is none of them counts as data.
         offset: Start of the range, a multiple of block_size.
         end: Of the range.
         block_size: Bytes of a block.
-
-    zero extents   |      ===========================|
-    blocks         |-------|-------|-------|-------|-|
-    runs           | data  | zero                    |
     """
     position = offset
     for start, stop in _zero_runs(extents):
