@@ -124,3 +124,17 @@ level = ERROR
     assert done.returncode == 1
     assert "[metrics] enable = true: expected false, or the Python package prometheus_client" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+DASHBOARD = Path(__file__).parents[3] / "docs" / "guides" / "grafana-dashboard.json"
+
+
+@pytest.mark.skipif(not DASHBOARD.exists(), reason="not in a checkout")
+def test_dashboard_asks_for_metrics_that_are_served(daemon: Daemon) -> None:
+    served = {name for name, _ in scrape(daemon)}
+    with urllib.request.urlopen(address(daemon), timeout=30) as response:
+        types = dict(re.findall(r"^# TYPE (\S+) (\S+)$", response.read().decode(), re.MULTILINE))
+    histograms = {f"{name}_bucket" for name, kind in types.items() if kind == "histogram"}
+    asked = set(re.findall(r"\b(?:imageio|process)_\w+", DASHBOARD.read_text()))
+    assert asked
+    assert asked <= served | set(types) | histograms

@@ -302,6 +302,8 @@ class Transfer:
             return "opening the storage"
         if self.expired:
             return "the ticket has expired; new requests are refused until it is extended"
+        if not self.stats.operations and self.last_error:
+            return "no request has succeeded yet"
         if not self.stats.operations:
             return "no request came yet" if not self.connection_count else "connected, no operation yet"
         return f"waiting for the client's next request for {self.idle_time} s"
