@@ -9,7 +9,8 @@ python    runs as a program of its own, in the same folder
 ini       is loaded as a configuration, and may have no key that the daemon does not know
 json      is parsed
 
-A block whose first line says `# not run by a test: REASON` is left out.
+A block whose first line says `# not run by a test: REASON` is left out, and so is a command
+that ends with `# untested`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from typing import Iterator
 from ovirt_imageio.daemon import config
 
 NOT_RUN = "# not run by a test: "
+UNTESTED = "# untested"
 PATIENCE = 60.0
 """Seconds after which a command is taken for stuck."""
 
@@ -206,7 +208,8 @@ def run_page(page: Path, folder: Path) -> int:
 def _run_block(block: Block, shell: Shell) -> None:
     if block.language == "console":
         for command in commands(block.text):
-            shell.run(command)
+            if not command.text.endswith(UNTESTED):
+                shell.run(command)
     elif block.language == "python":
         _run_python(block.text, shell)
     elif block.language == "ini":
