@@ -36,7 +36,7 @@ UNTESTED = "# untested"
 PATIENCE = 60.0
 """Seconds after which a command is taken for stuck."""
 
-_SERVERS = ("ovirt-imageio", "qemu-nbd", "nbdkit")
+_SERVERS = ("ovirt-imageio", "qemu-nbd", "nbdkit", "python3")
 _FENCE = re.compile(r"^```([a-z]+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LISTENING_TCP, _LISTENING_UNIX = "0A", "00010000"
 
