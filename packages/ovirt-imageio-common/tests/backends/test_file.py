@@ -58,7 +58,7 @@ def failing(*codes, then=None):
 
 @contextlib.contextmanager
 def raises(code):
-    with pytest.raises(OSError, match=r"") as e:
+    with pytest.raises(OSError, match=rf"Errno {code}\b") as e:
         yield
     assert e.value.errno == code
 
