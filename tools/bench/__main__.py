@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import os
 import shutil
 import sys
 import tempfile
@@ -24,8 +25,8 @@ from bench.report import (
     verdicts,
 )
 from bench.rows import ROWS, Row, Sample
-from bench.servers import BenchError, Implementation
-from bench.setup import MIB, Setup, machine_facts, make_keys, make_peer, python_version
+from bench.servers import BenchError
+from bench.setup import MIB, Setup, machine_facts, make_keys, make_ours, make_peer, python_version
 
 TOP = Path(__file__).resolve().parents[2]
 PICTURES = {
@@ -44,8 +45,8 @@ def arguments(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     p.add_argument("--rounds", type=int, default=3, help="how often each is run in turn")
     p.add_argument("--size", type=int, default=1024, metavar="MIB", help="size of the dense image")
     p.add_argument("--seconds", type=float, default=2.0, help="length of a small-request run")
-    p.add_argument("--python", default=sys.executable, help="interpreter of our environment")
-    p.add_argument("--peer", type=Path, help="environment of 2.5.1 (made where it is missing)")
+    p.add_argument("--python", default=sys.executable, help="interpreter to make both environments with")
+    p.add_argument("--unprivileged", action="store_true", help="without capabilities, as users run it")
     p.add_argument("--out", type=Path, help="folder for the table and the pictures (default: print only)")
     return p.parse_args(argv)
 
@@ -92,8 +93,8 @@ def write_report(folder: Path, setup: Setup, results: Sequence[tuple[Row, Sample
     folder.mkdir(parents=True, exist_ok=True)
     facts = {
         **machine_facts(),
-        "Python of 3": python_version(setup.ours),
-        "Python of 2.5": python_version(setup.peer),
+        "Python of 3": python_version(setup.ours.python),
+        "Python of 2.5": python_version(setup.peer.python),
         "image": f"{setup.size // MIB} MiB",
         "rounds": str(rounds),
     }
@@ -109,13 +110,19 @@ def run(options: argparse.Namespace) -> None:
     rows = chosen(options.rows)
     work = TOP / ".bench"
     work.mkdir(exist_ok=True)
-    peer = make_peer(options.peer or work / "peer")
+    short = ".".join(python_version(options.python).split(".")[:2])
+    ours = make_ours(work / f"ours-{short}", options.python)
+    peer = make_peer(work / f"peer-{short}", options.python)
+    if options.unprivileged:
+        ours, peer = ours.unprivileged(), peer.unprivileged()
+    # Set, it would have the modules compiled anew by every process.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     results = []
     with tempfile.TemporaryDirectory(prefix="imageio-", dir="/dev/shm") as memory:
         disk = Path(tempfile.mkdtemp(prefix="disk-", dir=work))
         try:
             setup = Setup(
-                ours=Implementation("3", options.python),
+                ours=ours,
                 peer=peer,
                 memory=Path(memory),
                 disk=disk,

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Optional, Sequence
@@ -28,16 +28,30 @@ class BenchError(Exception):
 
 @dataclass(frozen=True)
 class Implementation:
-    """A Python environment that holds a daemon and a client of the same protocol."""
+    """A Python environment that holds a daemon and a client of the same protocol.
+
+    Attributes:
+        name: of its column.
+        python: its interpreter.
+        prefix: command to run its programs with.
+    """
 
     name: str
     python: str
-    env: tuple[tuple[str, str], ...] = ()
+    prefix: tuple[str, ...] = ()
+
+    def command(self, *args: str) -> list[str]:
+        """Return the command of a Python program."""
+        return [*self.prefix, self.python, *args]
 
     @property
-    def command(self) -> str:
-        """The daemon's executable."""
-        return str(Path(self.python).parent / "ovirt-imageio")
+    def daemon(self) -> list[str]:
+        """The daemon's command."""
+        return [*self.prefix, str(Path(self.python).parent / "ovirt-imageio")]
+
+    def unprivileged(self) -> Implementation:
+        """The same without capabilities: with the limits of pipes that users have, see pipe(7)."""
+        return replace(self, prefix=("setpriv", "--bounding-set=-all", "--inh-caps=-all"))
 
 
 @dataclass(frozen=True)
@@ -160,10 +174,9 @@ class Daemon(Server):
         with open(self.folder / "daemon.log", "wb") as log:
             start = time.monotonic()
             self.process = subprocess.Popen(
-                [implementation.command, "-c", str(self.folder)],
+                [*implementation.daemon, "-c", str(self.folder)],
                 stderr=log,
                 stdout=log,
-                env={**os.environ, **dict(implementation.env)},
             )
         wait_for(lambda: accepts(self.control), f"daemon {implementation.name}", self.process)
         self.started_in = time.monotonic() - start

@@ -22,19 +22,41 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 
-def make_peer(folder: Path) -> Implementation:
+def make_peer(folder: Path, python: str = sys.executable) -> Implementation:
     """Install the last 2.x release into an environment of its own, once.
 
     Raises:
         BenchError: it cannot be installed; it needs a C compiler and PyPI.
     """
-    python = folder / "bin" / "python"
+    inside = _environment(folder, python)
     if not (folder / "bin" / "ovirt-imageio").exists():
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        command = [str(python), "-m", "pip", "install", "-q", PEER_REQUIREMENT]
+        command = [inside, "-m", "pip", "install", "-q", PEER_REQUIREMENT]
         if subprocess.run(command).returncode:
             raise BenchError(f"{PEER_REQUIREMENT} cannot be installed (a C compiler is needed)")
-    return Implementation("2.5", str(python))
+    return Implementation("2.5", inside)
+
+
+def make_ours(folder: Path, python: str = sys.executable) -> Implementation:
+    """Install wheels of this checkout: what users have, its modules compiled.
+
+    Raises:
+        BenchError: they cannot be built or installed.
+    """
+    inside = _environment(folder, python)
+    tools = str(Path(__file__).parents[1])
+    command = [inside, "-m", "release.install", "common", "daemon", "client"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": tools}, capture_output=True, text=True)
+    if done.returncode:
+        raise BenchError(f"the packages cannot be installed: {done.stderr.strip()[-800:]}")
+    return Implementation("3", inside)
+
+
+def _environment(folder: Path, python: str) -> str:
+    """Make a virtual environment, once, and return its interpreter."""
+    inside = folder / "bin" / "python"
+    if not inside.exists() and subprocess.run([python, "-m", "venv", str(folder)]).returncode:
+        raise BenchError(f"{python} cannot make an environment in {folder}")
+    return str(inside)
 
 
 def make_keys(folder: Path) -> Keys:
@@ -201,8 +223,8 @@ def machine_facts() -> dict[str, str]:
     }
 
 
-def python_version(implementation: Implementation) -> str:
-    """The version of an environment's interpreter."""
+def python_version(python: str) -> str:
+    """The version of an interpreter."""
     code = "import json, sys; print(json.dumps(list(sys.version_info[:3])))"
-    out = subprocess.run([implementation.python, "-c", code], capture_output=True, check=True)
+    out = subprocess.run([python, "-c", code], capture_output=True, check=True)
     return ".".join(str(n) for n in json.loads(out.stdout))

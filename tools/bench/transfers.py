@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import json
 import mmap
-import os
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -44,10 +43,9 @@ def note_room(sample: Sample, after: Usage) -> None:
 def run_job(implementation: Implementation, *args: str) -> dict[str, float]:
     """Run client_job.py with the interpreter of an implementation."""
     done = subprocess.run(
-        [implementation.python, _JOB, *args],
+        implementation.command(_JOB, *args),
         capture_output=True,
         text=True,
-        env={**os.environ, **dict(implementation.env)},
     )
     if done.returncode:
         raise BenchError(f"client of {implementation.name}: {done.stderr.strip()[-800:]}")
