@@ -9,12 +9,22 @@
 
 Whole images: `upload` and `download`. Random access: `ImageioClient`. Images on this
 machine: `info`, `measure`, `checksum`, `extents`.
+
+Each of them is loaded when it is first used (PEP 562): many programs import the package and
+need one of them, or only ask for its version.
 """
 
-from .api import BUFFER_SIZE, MAX_WORKERS, checksum, download, extents, info, measure, upload
-from .progress import ProgressBar
-from .remote import ImageioClient
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .api import BUFFER_SIZE, MAX_WORKERS, checksum, download, extents, info, measure, upload
+    from .progress import ProgressBar
+    from .remote import ImageioClient
 
 __all__ = [
     "BUFFER_SIZE",
@@ -29,3 +39,18 @@ __all__ = [
     "measure",
     "upload",
 ]
+
+_MODULES = {"ImageioClient": "remote", "ProgressBar": "progress"}
+
+
+def __getattr__(name: str) -> Any:
+    """Load what is used for the first time."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES.get(name, 'api')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
