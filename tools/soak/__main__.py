@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -17,10 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
+from ovirt_imageio import admin
+
 from . import report
 from .model import SECTOR, Model
-from .rounds import Round
-from .targets import Target, Targets
+from .rounds import Round, RoundFailed
+from .targets import TICKET, Target, Targets
 
 MIB = 1 << 20
 
@@ -48,12 +51,29 @@ def soak(targets: Sequence[Target], results: dict[str, Any], args: argparse.Name
         number = results["next"]
         target = targets[number % len(targets)]
         round_ = Round(target, models[target.name], f"{args.seed}:{number}", seconds=args.writing)
-        verdict = round_.run()
+        try:
+            verdict = round_.run()
+        except (RoundFailed, admin.Error) as e:
+            raise SystemExit(f"round {number} of {target.name}, {dict(round_.counts)}: {e}\n{told(target)}") from e
         report.add(results, target.name, round_.counts, verdict)
         results["next"] = number + 1
         if args.results:
             report.save(args.results, results)
         print(f"{number} {target.name}: {dict(round_.counts)}, {verdict.open} open, {verdict.lost} lost", flush=True)
+
+
+def told(target: Target) -> str:
+    """Return what the daemons say of the ticket, and the ends of their logs. They do not survive it."""
+    lines = []
+    for daemon in target.daemons:
+        try:
+            lines.append(str(daemon.ticket(TICKET)))
+        except (admin.Error, OSError) as e:
+            lines.append(repr(e))
+        daemon.send_signal(signal.SIGABRT)  # faulthandler tells what each thread does
+        daemon.wait()
+        lines.append(daemon.log[-6000:])
+    return "\n".join(lines)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

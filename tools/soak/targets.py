@@ -8,6 +8,7 @@ import contextlib
 import random
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Optional, Protocol
@@ -245,7 +246,9 @@ class Targets:
     def _daemon(self, name: str, config: Optional[dict[str, dict[str, object]]] = None) -> Daemon:
         folder = self._folder / name
         folder.mkdir()
-        daemon = Daemon(folder, tls=False, config=config, level="ERROR")
+        config = {"control": {"remove_timeout": 15}, **(config or {})}
+        command = [sys.executable, "-X", "faulthandler", "-m", "ovirt_imageio.daemon"]
+        daemon = Daemon(folder, tls=False, config=config, command=command, level="ERROR")
         daemon.start()
         self._stack.callback(daemon.kill)
         return daemon

@@ -439,10 +439,12 @@ class Pool:
 
     async def _open_reserved(self) -> Member | None:
         """Open a member, whose place is counted already; None if the server is full."""
+        opened: list[Backend] = []
         try:
-            backend = await self._loop.worker(self._open_backend)
+            await self._loop.worker(_open, self._open_backend, opened)
         except ServerFull:
             self._open -= 1
+            self._wake_closing()
             self._limit = max(self._established(), 1)
             self._full_until = self._loop.now + FULL_PERIOD
             log.info("storage takes no more than %d connections", self._limit)
@@ -451,9 +453,12 @@ class Pool:
                     self._loop.resume(waiter.token)
             return None
         except BaseException:
-            self._free_place()
+            if opened:  # the task was cancelled meanwhile
+                self._loop.spawn(self._close_backend(opened[0]), "close backend")
+            else:
+                self._free_place()
             raise
-        member = Member(backend, next(self._serials))
+        member = Member(opened[0], next(self._serials))
         self._busy.add(member)
         self._limit = max(self._limit, self._established())
         if self.closed:
@@ -480,7 +485,7 @@ class Pool:
             raise Overloaded("too many requests wait for the storage") from None
         except BaseException:
             if waiter.given:
-                self._pass_on(waiter.member)
+                self._return(waiter.member)
             raise
         finally:
             if op is not None:
@@ -498,11 +503,15 @@ class Pool:
         else:
             self._pass_on(member)
 
-    def _pass_on(self, member: Member | None) -> None:
-        """Give a member, or the place of one, to who waits for it."""
-        if member is None:
+    def _return(self, given: Member | None) -> None:
+        """Take back what was given to somebody whose wait ended otherwise: a member, or the place of one."""
+        if given is None:
             self._free_place()
-            return
+        else:
+            self._give_back(given, failed=True)
+
+    def _pass_on(self, member: Member) -> None:
+        """Give a member to who waits for it."""
         for line in (member.flushers, self._queue):
             waiter = _first_alive(line)
             if waiter is not None:
@@ -847,7 +856,7 @@ class Pool:
             await loop.suspend(waiter.token)
         except BaseException:
             if waiter.given:
-                self._pass_on(member)
+                self._return(member)
             raise
         finally:
             op.clear_wait()
@@ -909,6 +918,11 @@ class Pool:
 def _look(backend: Backend) -> Storage:
     """Ask for the size, for which the backend of a proxied image asks its origin."""
     return Storage(backend.size, backend.capabilities)
+
+
+def _open(open_backend: Open, opened: list[Backend]) -> None:
+    """Open a backend, and leave it where it is found even if nobody waits any more."""
+    opened.append(open_backend())
 
 
 def _read(backend: Backend, offset: int, length: int) -> bytearray:
