@@ -8,13 +8,13 @@ import threading
 import pytest
 
 from ovirt_imageio.client import plan
-from ovirt_imageio.client.executor import Checkpoints, Executor, Pair, Retry, StepQueue, is_passing
+from ovirt_imageio.client.executor import Checkpoints, Executor, Pair, Retry, StepQueue, is_passing, persist
 from ovirt_imageio.client.plan import Action, Step
 from ovirt_imageio.client.progress import Counter
 from ovirt_imageio.common.backends.base import pieces
 from ovirt_imageio.common.backends.http.errors import Unreachable, Untrusted, refusal
 from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
-from ovirt_imageio.common.errors import ConnectionTimeout, OperationCancelled, PeerGone, TransferError
+from ovirt_imageio.common.errors import ConnectionTimeout, ImageioError, OperationCancelled, PeerGone, TransferError
 from ovirt_imageio.common.units import KiB, MiB
 
 
@@ -443,3 +443,29 @@ def test_trouble_is_shown_in_the_progress_until_bytes_move(image):
         "uploading (attempt 3 of 5: connection lost)",
         "uploading",
     ]
+
+
+def test_persist_repeats_what_passes_and_raises_the_last_failure():
+    failures = [PeerGone("one"), ConnectionTimeout("two")]
+    pauses = []
+
+    def call():
+        if failures:
+            raise failures.pop(0)
+        return "done"
+
+    assert persist(call, "try", pause=pauses.append) == "done"
+    assert len(pauses) == 2
+
+    failures = [PeerGone(str(n)) for n in range(9)]
+    with pytest.raises(PeerGone, match="2"):
+        persist(call, "try", retry=Retry(attempts=3), pause=pauses.append)
+    assert len(pauses) == 4
+
+
+def test_persist_raises_at_once_what_does_not_pass():
+    def call():
+        raise refusal("x", 403, "Forbidden", "no such ticket")
+
+    with pytest.raises(ImageioError, match="no such ticket"):
+        persist(call, "try", pause=lambda seconds: pytest.fail("waited"))

@@ -7,12 +7,14 @@ Each opens both ends and lets `transfer` do the rest.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Iterator, Union
 
 from ovirt_imageio.client import plan
+from ovirt_imageio.client.executor import FIRST_CONTACT, persist
 from ovirt_imageio.client.hashing import Follower
 from ovirt_imageio.client.journal import Journal, place
 from ovirt_imageio.client.local import Source, backing_node, look
@@ -188,7 +190,7 @@ def download(
     with ExitStack() as stack:
         remote = stack.enter_context(_connect(url, cafile, secure, proxy_url, buffer_size))
         # Before a file is made: this may be what the server refuses.
-        extents = remote.extents("dirty" if incremental else "zero")
+        extents = persist(lambda: remote.extents("dirty" if incremental else "zero"), "list the extents")
         record = None
         if resume:
             what = {"direction": "download", "size": remote.size, "format": fmt, "incremental": incremental}
@@ -221,7 +223,9 @@ def download(
                 transfer.check_done()
                 _fetch(transfer, target, remote, extents, incremental, backing_file is not None)
             staging.commit()
-        except BaseException:
+        except BaseException as e:
+            if isinstance(e, OSError) and e.errno == errno.ENOSPC and not e.filename:
+                e.filename = staging.path
             if record is None:
                 staging.discard()
             _tell_left("download", filename, counter, record)
@@ -360,7 +364,16 @@ def _connect(url: str, cafile: str | None, secure: bool, proxy_url: str | None, 
     # requests takes longer to import than everything else together.
     from ovirt_imageio.common.backends.http import HttpBackend
 
-    return HttpBackend(url, cafile=cafile, secure=secure, proxy_url=proxy_url, buffer_size=buffer_size)
+    def connect() -> HttpBackend:
+        remote = HttpBackend(url, cafile=cafile, secure=secure, proxy_url=proxy_url, buffer_size=buffer_size)
+        try:
+            remote.size  # noqa: B018 - the server is asked once, and all clones know
+        except BaseException:
+            remote.close()
+            raise
+        return remote
+
+    return persist(connect, "reach the image", retry=FIRST_CONTACT)
 
 
 def _send(transfer: Transfer, source: Source, remote: HttpBackend, *, backing_chain: bool, disk_is_zero: bool) -> None:

@@ -30,7 +30,7 @@ import time
 from abc import ABC, abstractmethod
 from array import array
 from dataclasses import dataclass
-from typing import Callable, Iterable, Sequence
+from typing import Callable, Iterable, Sequence, TypeVar
 
 from ovirt_imageio.client.plan import Action, Step
 from ovirt_imageio.client.progress import Counter
@@ -134,6 +134,40 @@ def is_passing(error: BaseException) -> bool:
     if isinstance(error, Untrusted):
         return False
     return isinstance(error, (PeerGone, Unreachable, ConnectionTimeout, ConnectionError, TimeoutError))
+
+
+T = TypeVar("T")
+
+FIRST_CONTACT = Retry(attempts=4)
+"""Given up after half a second: a wrong address should be told at once."""
+
+
+def persist(
+    call: Callable[[], T], what: str, *, retry: Retry | None = None, pause: Callable[[float], object] = time.sleep
+) -> T:
+    """Call something until it does not fail for a passing reason.
+
+    Args:
+        call: Can be repeated.
+        what: It does, for the log.
+        retry: How often.
+        pause: Waits for seconds; tests replace it.
+
+    Raises:
+        What call raises: the last failure.
+    """
+    retry = retry or Retry()
+    failures = 0
+    while True:
+        try:
+            return call()
+        except Exception as e:
+            failures += 1
+            if not is_passing(e) or failures >= retry.attempts:
+                raise
+            delay = retry.pause(failures)
+            log.warning("Cannot %s: %s; trying again in %.1f seconds", what, e, delay)
+            pause(delay)
 
 
 class StepQueue:

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator
 
 from ovirt_imageio.client import plan
-from ovirt_imageio.client.executor import Executor, Pair, Retry
+from ovirt_imageio.client.executor import Executor, Pair, Retry, persist
 from ovirt_imageio.client.hashing import Passed
 from ovirt_imageio.client.pairs import interrupt
 from ovirt_imageio.client.plan import Action, Step
@@ -55,16 +55,16 @@ class VerificationFailed(TransferError):
     """Both ends of a transfer hold different data.
 
     Attributes:
-        block: Number of the first block that differs.
+        block: Number of the first block that differs, None if only the checksums tell.
         offset: Where it begins.
         length: Bytes of it.
     """
 
-    def __init__(self, offset: int, length: int, block_size: int) -> None:
-        self.block = offset // block_size
+    def __init__(self, text: str, *, block: int | None = None, offset: int = 0, length: int = 0) -> None:
+        super().__init__(text)
+        self.block = block
         self.offset = offset
         self.length = length
-        super().__init__(f"block {self.block} differs from the server's: {length} bytes at {offset}")
 
 
 def local_checksum(
@@ -118,9 +118,11 @@ def verify(
     """
     whole = imagesapi.FEATURE_CHECKSUM in remote.features and passed.size == remote.size
     by_block = imagesapi.FEATURE_CHECKSUM_RANGE in remote.features
-    if not by_block and whole and _same_checksum(remote, open_image, passed, workers):
-        return
-    compare(remote, open_image, [(0, passed.size)], passed, workers=workers, retry=retry)
+    if by_block or not whole:
+        compare(remote, open_image, [(0, passed.size)], passed, workers=workers, retry=retry)
+    elif not _same_checksum(remote, open_image, passed, workers):
+        compare(remote, open_image, [(0, passed.size)], passed, workers=workers, retry=retry)
+        raise VerificationFailed("the image has another checksum than the server's, though each block reads the same")
 
 
 def compare(
@@ -178,8 +180,8 @@ def _block_steps(image: Backend, passed: Passed) -> Iterator[Step]:
 
 def _without_common_zeroes(steps: Iterator[Step], remote: HttpBackend, passed: Passed) -> Iterator[Step]:
     """Leave out what the server knows to be zero as well."""
-    extents: Any = remote.extents("zero", offset=0, length=passed.size)
-    runs = block_runs(extents, 0, passed.size, passed.block_size)
+    listing: Any = persist(lambda: remote.extents("zero", offset=0, length=passed.size), "list the extents")
+    runs = block_runs(listing, 0, passed.size, passed.block_size)
     zeroes = [(start, stop - start) for start, stop, zero in runs if zero]
     for step, inside in plan.overlay(steps, zeroes):
         if not (inside and step.action is Action.ZERO):
@@ -198,7 +200,9 @@ def _same_checksum(remote: HttpBackend, open_image: OpenImage, passed: Passed, w
             zero = step.action is Action.ZERO
             digest = zero_digest(passed.algorithm, length) if zero else passed.digests[start // passed.block_size]
             total.add(start // passed.block_size, digest)
-    answer = remote.checksum(algorithm=passed.algorithm, block_size=passed.block_size)
+    answer = persist(
+        lambda: remote.checksum(algorithm=passed.algorithm, block_size=passed.block_size), "get the checksum"
+    )
     return answer.checksum == total.digest().hex()
 
 
@@ -258,7 +262,13 @@ class _Differences:
         """Raise if there are any."""
         if self._first is not None:
             start = self._first * self.passed.block_size
-            raise VerificationFailed(start, self.passed.end_of_block(start) - start, self.passed.block_size)
+            length = self.passed.end_of_block(start) - start
+            raise VerificationFailed(
+                f"block {self._first} differs from the server's: {length} bytes at {start}",
+                block=self._first,
+                offset=start,
+                length=length,
+            )
 
 
 class _ComparingPair(_HashingPair):

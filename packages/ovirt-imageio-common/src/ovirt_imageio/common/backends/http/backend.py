@@ -573,11 +573,9 @@ def _read_checksum(data: bytes) -> ChecksumResult:
     try:
         document = json.loads(data)
         blocks = document.get("blocks")
-        return ChecksumResult(
-            document["algorithm"],
-            document["block_size"],
-            document["checksum"],
-            None if blocks is None else tuple(blocks),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        algorithm, block_size, checksum = (document[key] for key in ("algorithm", "block_size", "checksum"))
+        if not (isinstance(checksum, str) and isinstance(algorithm, str) and isinstance(block_size, int)):
+            raise ValueError("a value has the wrong type")
+        return ChecksumResult(algorithm, block_size, checksum, None if blocks is None else tuple(blocks))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise ProtocolError(f"the server sent no checksum: {data[:80]!r}") from e

@@ -77,7 +77,7 @@ def read_listing(receive: Callable[[memoryview], int], context: str, size: int) 
     convert: Callable[[Any], Extent] = dirty_from_json if context == "dirty" else zero_from_json
     try:
         return Listing(map(convert, _objects(receive)), size)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise ProtocolError(f"the server sent invalid {context} extents: {e}") from e
 
 

@@ -194,7 +194,7 @@ def _parse(data: bytes) -> dict[str, Any]:
         return {}
     try:
         document = json.loads(data)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise ProtocolError(f"the server's options are no JSON: {data[:80]!r}") from e
     if not isinstance(document, dict):
         raise ProtocolError(f"the server's options are no JSON object: {data[:80]!r}")
