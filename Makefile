@@ -35,7 +35,7 @@ check-all:
 	@ci/check.sh --all
 
 soak:
-	@ci/bootstrap.sh qemu nbdkit
+	@ci/bootstrap.sh qemu nbdkit openssl
 	@PYTHONPATH=tools .venv/bin/python -m soak --report docs/performance/soak.md $(SOAK)
 
 demo:
