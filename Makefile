@@ -7,8 +7,8 @@
 
 # System software that tests use, as ci/packages.sh calls it. What is missing and cannot be
 # installed is named, and the tests that need it are skipped.
-TEST_TOOLS = qemu nbdkit e2fsprogs xfsprogs
-ALL_TOOLS = $(TEST_TOOLS) rpm createrepo dnf openssl rpmlint shellcheck systemd
+TEST_TOOLS = qemu nbdkit curl e2fsprogs xfsprogs
+ALL_TOOLS = $(TEST_TOOLS) rpm createrepo dnf openssl rpmlint shellcheck systemd prometheus
 
 # Targets are commands, no files.
 .PHONY: help $(MAKECMDGOALS)

@@ -58,8 +58,11 @@ packages() {
         dnf:headers) echo "python3-devel" ;;
         apt-get:gcc) echo "gcc libc6-dev" ;;
         dnf:shellcheck) echo "ShellCheck" ;;
+        apt-get:prometheus) echo "prometheus" ;;
+        dnf:prometheus) echo "golang-github-prometheus" ;;
         # Called the same by both.
         *:chromium) echo "$2" ;;
+        *:curl) echo "$2" ;;
         *:dnf) echo "$2" ;;
         *:e2fsprogs) echo "$2" ;;
         *:gcc) echo "$2" ;;
