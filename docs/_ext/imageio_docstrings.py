@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 from typing import Any, Iterator
 
 from sphinx.application import Sphinx
@@ -19,26 +20,45 @@ from sphinx.util import logging
 
 PACKAGES = ("ovirt_imageio.client", "ovirt_imageio.admin", "ovirt_imageio.common")
 
+# Lines and arrows, or a scale with two marks.
+_DRAWN = re.compile(r"[─│┌└├►◄▲▼]|\|[^|]*[-= ]{2}[^|]*\|")
+
 log = logging.getLogger(__name__)
 
 
 def mark_literal(lines: list[str]) -> list[str]:
-    """Put `::` before each block that is indented after a paragraph and a blank line."""
+    """Put `::` before blocks that are indented after a paragraph, and before drawings at the margin."""
     result: list[str] = []
-    paragraph = ""  # the last line with text, if it stands at the margin
-    literal = False
-    for number, line in enumerate(lines):
-        indented = line.startswith("    ")
-        if line.strip() and not indented:
-            paragraph, literal = line, False
-        elif line.strip() and paragraph and not literal:
-            after_blank = number > 0 and not lines[number - 1].strip()
-            if after_blank and not paragraph.endswith("::"):
-                result += ["::", ""]
-            literal = after_blank
-            paragraph = ""
-        result.append(line)
+    at_margin = False  # the paragraph before stands at the margin, and is not literal
+    for block in _paragraphs(lines):
+        drawn = _is_drawing(block)
+        indented = block[0].startswith("    ")
+        literal = drawn if not indented else at_margin
+        if literal and not (result and result[-2:-1] and result[-2].endswith("::")):
+            result += ["::", ""]
+        result += [f"    {line}" for line in block] if drawn and not indented else block
+        result.append("")
+        at_margin = (literal and indented and at_margin) or not (indented or drawn or _is_section(block))
     return result
+
+
+def _paragraphs(lines: list[str]) -> Iterator[list[str]]:
+    block: list[str] = []
+    for line in [*lines, ""]:
+        if line.strip():
+            block.append(line)
+        elif block:
+            yield block
+            block = []
+
+
+def _is_drawing(block: list[str]) -> bool:
+    return any(_DRAWN.search(line) for line in block)
+
+
+def _is_section(block: list[str]) -> bool:
+    """Tell if it is one of Google's, whose indented lines follow at once."""
+    return len(block) > 1 and block[0].endswith(":") and block[1].startswith("    ")
 
 
 def _process(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
