@@ -1,6 +1,9 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The contract of backends for images behind a daemon: by TLS, Unix socket and proxy."""
+"""The contract of backends for images behind a daemon: by TLS, Unix socket and proxy.
+
+And with each of the fast paths switched off: none of them may be what makes an answer right.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,24 @@ def proxy(tmp_path_factory, pki):
     config = {"backend_http": {"ca_file": pki.ca_file}}
     with Daemon(tmp_path_factory.mktemp("proxy"), pki=pki, config=config) as daemon:
         yield daemon
+
+
+OFF = {
+    "no splice": {"splice": False},
+    "no loop nbd": {"loop_nbd": False},
+    "no inline": {"inline_limit": 0},
+    "nothing": {"splice": False, "loop_nbd": False, "inline_limit": 0},
+}
+
+
+@pytest.fixture(scope="module")
+def without(tmp_path_factory, pki):
+    """Daemons with some fast paths switched off, by what they do without."""
+    with contextlib.ExitStack() as stack:
+        yield {
+            what: stack.enter_context(Daemon(tmp_path_factory.mktemp("without"), pki=pki, config={"daemon": config}))
+            for what, config in OFF.items()
+        }
 
 
 class Tickets:
@@ -93,10 +114,15 @@ ROWS = [
 ]
 
 
+ROWS += [f"nbd-{what}" for what in ("no splice", "no loop nbd", "no inline")] + ["file-nothing"]
+
+
 @pytest.fixture(params=ROWS)
-def make(request, origin, proxy):
+def make(request, origin, proxy, without):
     """Makes the storage of a row."""
     storage, way = request.param.split("-", 1)
+    if way in OFF:
+        origin = without[way]
     image, unit = (file_image, 1) if storage == "file" else (nbd_image, SECTOR)
     with contextlib.ExitStack() as stack:
 
