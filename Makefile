@@ -7,8 +7,12 @@
 
 # System software that tests use, as ci/packages.sh calls it. What is missing and cannot be
 # installed is named, and the tests that need it are skipped.
-TEST_TOOLS = qemu nbdkit curl e2fsprogs xfsprogs
+SDK_TOOLS = gcc headers libxml2 libcurl
+TEST_TOOLS = qemu nbdkit curl e2fsprogs xfsprogs $(SDK_TOOLS)
 ALL_TOOLS = $(TEST_TOOLS) rpm createrepo dnf openssl rpmlint shellcheck systemd prometheus
+
+# The oVirt engine SDK has a part in C: what needs it goes without where it cannot be built.
+ENGINE_SDK = PYTHONPATH=tools .venv/bin/python -m imageio_testing.enginesdk || true
 
 # Targets are commands, no files.
 .PHONY: help $(MAKECMDGOALS)
@@ -18,6 +22,7 @@ help:
 	@echo 'make check-all  also every environment of tox.ini, packages installed and used'
 	@echo 'make soak       kill -9 daemons and storage a thousand times, and look for lost bytes'
 	@echo 'make demo       move a real disk image, and show it'
+	@echo 'make engine     run an engine, a daemon and a disk to try things on'
 	@echo 'make bench      measure beside 2.5 and nbdcopy; ROWS="NAME ..." selects'
 	@echo 'make docs       the documentation, in .cache/docs'
 	@echo 'make dist       sdists and wheels, in dist'
@@ -28,10 +33,12 @@ help:
 
 check:
 	@ci/bootstrap.sh $(TEST_TOOLS)
+	@$(ENGINE_SDK)
 	@ci/check.sh
 
 check-all:
 	@ci/bootstrap.sh $(ALL_TOOLS)
+	@$(ENGINE_SDK)
 	@ci/check.sh --all
 
 soak:
@@ -41,6 +48,11 @@ soak:
 demo:
 	@ci/bootstrap.sh qemu e2fsprogs
 	@PYTHONPATH=tools .venv/bin/python -m demo
+
+engine:
+	@ci/bootstrap.sh qemu $(SDK_TOOLS)
+	@$(ENGINE_SDK)
+	@PYTHONPATH=tools .venv/bin/python -m fakeengine $(ENGINE)
 
 bench:
 	@ci/bootstrap.sh qemu nbdkit nbdcopy gcc headers

@@ -36,6 +36,8 @@ present() {
         createrepo) has createrepo_c ;;
         systemd) has systemd-analyze ;;
         headers) has_headers ;;
+        libxml2) has xml2-config ;;
+        libcurl) has curl-config ;;
         *) has "$1" ;;
     esac
 }
@@ -56,6 +58,10 @@ packages() {
         dnf:nbdcopy) echo "libnbd" ;;
         apt-get:headers) echo "python3-dev" ;;
         dnf:headers) echo "python3-devel" ;;
+        apt-get:libxml2) echo "libxml2-dev" ;;
+        dnf:libxml2) echo "libxml2-devel" ;;
+        apt-get:libcurl) echo "libcurl4-openssl-dev libssl-dev" ;;
+        dnf:libcurl) echo "libcurl-devel openssl-devel" ;;
         apt-get:gcc) echo "gcc libc6-dev" ;;
         dnf:shellcheck) echo "ShellCheck" ;;
         apt-get:prometheus) echo "prometheus" ;;
