@@ -110,6 +110,7 @@ def test_config_is_found_at_home_without_an_absolute_xdg_folder(monkeypatch, hom
         ({"config": "north"}, r"has no section \[north\]; it has: east, west"),
         ({"config": "west"}, "give --username, or -c SECTION"),
         ({"username": "u"}, "give --engine-url, or -c SECTION"),
+        ({"config": "east", "engine_url": "x.example.com"}, "'x.example.com' is no address of an engine"),
         ({"config": "east", "password_file": "/none/x"}, "password file /none/x: No such file"),
     ],
 )

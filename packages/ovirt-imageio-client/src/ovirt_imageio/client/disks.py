@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 from typing import Any
 
@@ -81,6 +82,10 @@ def upload(args: argparse.Namespace, section: dict[str, str]) -> None:
 def download(args: argparse.Namespace, section: dict[str, str]) -> None:
     """Download a disk."""
     load_sdk()
+    folder = os.path.dirname(os.path.abspath(args.filename))
+    if not os.path.isdir(folder):
+        # Before the engine locks the disk.
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder)
     settings = options.engine(args, section)
     with commands.progress_bar(args, "creating transfer", "download failed") as progress:
         with Engine(settings) as engine:

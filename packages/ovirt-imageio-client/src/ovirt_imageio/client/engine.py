@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
+import signal
 import time
 from types import TracebackType
 from typing import Any, Callable, Iterator, NamedTuple
@@ -30,6 +32,13 @@ _API = "/ovirt-engine/api"
 
 _REQUEST_TIMEOUT = 60
 """Seconds for one answer of the engine."""
+
+_CURL_ERROR = re.compile(r"Error while sending HTTP request: \((\d+), ['\"](.*)['\"]\)")
+_AUTH_ERROR = re.compile(r"^Error during SSO authentication \w+ ?: ")
+"""How the SDK writes errors."""
+
+_CERTIFICATE_ERRORS = (51, 58, 60, 77, 83, 90, 91)
+"""See libcurl-errors(3): a certificate is missing, or was not accepted."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0
 """Seconds between two questions if something is ready; doubled each time."""
@@ -70,6 +79,16 @@ def load_sdk() -> Any:
             ) from e
         raise EngineError(f"the oVirt engine SDK cannot be loaded: {e}") from e
     return ovirtsdk4
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold back signals that ask to end: nobody could cancel a transfer whose id is lost."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Engine:
@@ -184,14 +203,20 @@ class Engine:
             EngineError: The engine refused, or was not done in time.
         """
         transfers = self._system.image_transfers_service()
-        with self._errors(f"start the {direction}"):
-            transfer = transfers.add(self._wanted(disk_id, direction, storage_domain))
-        log.info("Transfer %s %ss disk %s", transfer.id, direction, disk_id)
-        service = transfers.image_transfer_service(transfer.id)
+        transfer: Any = None
+        service: Any = None
         try:
-            yield self._ready(service, transfer.id, direction)
+            wanted = self._wanted(disk_id, direction, storage_domain)
+            with _uninterrupted(), self._errors(f"start the {direction}"):
+                transfer = transfers.add(wanted)
+                service = transfers.image_transfer_service(transfer.id)
+            log.info("Transfer %s %ss disk %s", transfer.id, direction, disk_id)
+            yield self._ready(service, transfer.id)
         except BaseException:
-            self._cancel(service, transfer.id, direction)
+            if service is not None:
+                self._cancel(service, transfer.id, direction)
+            elif direction == "upload":
+                self._remove(disk_id)
             raise
         self._finalize(service, transfer.id, direction)
 
@@ -224,7 +249,7 @@ class Engine:
         )
         return hosts[0] if hosts else None
 
-    def _ready(self, service: Any, transfer_id: str, direction: str) -> Transfer:
+    def _ready(self, service: Any, transfer_id: str) -> Transfer:
         phases = self._sdk.types.ImageTransferPhase
         for _ in self._polls(f"start transfer {transfer_id}"):
             transfer = self._get(service, transfer_id)
@@ -258,6 +283,13 @@ class Engine:
         what = "its disk is removed" if direction == "upload" else "the disk is as it was"
         log.warning("Transfer %s is cancelled, %s", transfer_id, what)
 
+    def _remove(self, disk_id: str) -> None:
+        """Remove a disk that no transfer owns."""
+        try:
+            self._system.disks_service().disk_service(disk_id).remove()
+        except self._sdk.Error as e:
+            log.warning("Cannot remove disk %s, do it in the engine: %s", disk_id, self._reason(e))
+
     def _polls(self, what: str) -> Iterator[None]:
         """Go round until the caller breaks; fail after `disk_timeout`."""
         deadline = self._now() + self._settings.disk_timeout
@@ -279,11 +311,14 @@ class Engine:
             raise EngineError(f"cannot {what}: {self._reason(e)}") from e
 
     def _reason(self, error: Any) -> str:
-        """What the engine said, without the frame that the SDK puts around it."""
+        """What the engine or curl said, without the frame that the SDK puts around it."""
         detail = getattr(error.fault, "detail", None)
         text = str(detail or error).strip("[]")
-        if isinstance(error, self._sdk.AuthError):
-            return f"{text} (check user name and password)"
-        if "SSL" in text or "certificate" in text:
+        curl = _CURL_ERROR.fullmatch(text)
+        if curl:
+            text = curl[2]
+        if curl and int(curl[1]) in _CERTIFICATE_ERRORS:
             return f"{text} (give the engine's CA certificate by --cafile)"
+        if isinstance(error, self._sdk.AuthError):
+            return f"{_AUTH_ERROR.sub('', text)} (check user name and password)"
         return text

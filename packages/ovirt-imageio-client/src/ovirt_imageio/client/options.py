@@ -17,6 +17,7 @@ import argparse
 import configparser
 import getpass
 import os
+import re
 import uuid
 import warnings
 from dataclasses import dataclass
@@ -149,7 +150,7 @@ def engine(args: argparse.Namespace, section: dict[str, str]) -> Engine:
         UsageError: Something is missing or makes no sense.
     """
     return Engine(
-        url=_required(args.engine_url or section.get("engine_url"), "--engine-url", "engine_url"),
+        url=_engine_url(args.engine_url or section.get("engine_url")),
         username=_required(args.username or section.get("username"), "--username", "username"),
         cafile=args.cafile or section.get("cafile") or None,
         secure=not args.insecure and _secure(args.config, section),
@@ -157,6 +158,13 @@ def engine(args: argparse.Namespace, section: dict[str, str]) -> Engine:
         description=getattr(args, "description", None) or section.get("description") or None,
         password=_password(args.password_file, section),
     )
+
+
+def _engine_url(value: str | None) -> str:
+    url = _required(value, "--engine-url", "engine_url")
+    if not re.match(r"https?://[^/]", url):
+        raise UsageError(f"{url!r} is no address of an engine: expected https://HOST")
+    return url
 
 
 def _required(value: str | None, option: str, key: str) -> str:
