@@ -111,7 +111,8 @@ class Round:
     # Faults.
 
     def _inject(self) -> None:
-        kinds = [*self._target.faults, "replace"]
+        # A daemon needs long to start, and has no data of its own: storage is killed more often.
+        kinds = [*self._target.faults, "replace", *["storage"] * 3 * ("storage" in self._target.faults)]
         for _ in range(self._rng.choice([1, 1, 2, 3])):
             time.sleep(self._rng.random() * self._seconds)
             fault = self._rng.choice(kinds)
