@@ -1,0 +1,329 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""The store of tickets, and what happens with a ticket in use."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from imageio_testing.serving import Runner
+from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
+from ovirt_imageio.common.errors import OperationCancelled
+from ovirt_imageio.daemon import options
+from ovirt_imageio.daemon.auth import Tickets
+from ovirt_imageio.daemon.config import Config
+from ovirt_imageio.daemon.errors import HttpError
+from ovirt_imageio.daemon.operations import FLUSH, READ, WRITE, ZERO
+from ovirt_imageio.daemon.stats import Totals
+from ovirt_imageio.daemon.tickets import Ticket
+
+SIZE = 1 << 20
+
+
+class Client:
+    """What a transfer knows of a connection."""
+
+    service = "test"
+    peer = "unix:pid=1,uid=0"
+
+    def __init__(self):
+        self.ticket_id = None
+        self.inactivity_timeout = 0.0
+        self.on_close = []
+        self.registry = None
+
+    def close(self):
+        for call in self.on_close:
+            call(self)
+
+
+class Store:
+    """Tickets with storage in memory and a clock that the test moves."""
+
+    def __init__(self, remove_timeout=5):
+        self.now = 1000.0
+        self.backends = []
+        self.memory = Memory(size=SIZE)
+        self.totals = Totals()
+        self.run = Runner()
+        cfg = Config(control=options.Control(remove_timeout=remove_timeout))
+        self.tickets = Tickets(self.run.loop, cfg, totals=self.totals, open_backend=self.open, clock=lambda: self.now)
+
+    def open(self, ticket):
+        backend = MemoryBackend(self.memory)
+        self.backends.append(backend)
+        return backend
+
+    def add(self, *, ops=("read", "write"), timeout=300, uuid="t", url="file:///none"):
+        self.run(self.tickets.add(Ticket(uuid, SIZE, ops, timeout, url, 60)))
+        return self.tickets.get(uuid)
+
+
+@pytest.fixture
+def store():
+    with closing(Store()) as store:
+        yield store
+
+
+@contextlib.contextmanager
+def closing(store):
+    yield store
+    store.run(store.tickets.close())
+    store.run.close()
+
+
+def refused(status, call, *args):
+    with pytest.raises(HttpError) as caught:
+        call(*args)
+    assert caught.value.status == status
+
+
+# Validity.
+
+
+def test_unknown_ticket_is_not_found_or_forbidden(store):
+    refused(404, store.tickets.get, "x")
+    refused(404, store.tickets.extend, "x", 1)
+    refused(403, store.tickets.authorize, "x", "read")
+    store.run(store.tickets.remove("x"))
+
+
+def test_ticket_is_valid_until_its_time_is_over(store):
+    transfer = store.add(timeout=10)
+    store.now += 9.9
+    assert store.tickets.authorize("t", "write") is transfer
+    store.now += 0.1
+    assert transfer.expired
+    refused(403, store.tickets.authorize, "t", "read")
+    store.tickets.extend("t", 5)
+    assert store.tickets.authorize("t", "read") is transfer
+
+
+def test_ticket_allows_what_was_granted(store):
+    store.add(ops=("read",))
+    store.tickets.authorize("t", "read")
+    refused(403, store.tickets.authorize, "t", "write")
+
+
+def test_finished_operation_extends_the_ticket(store):
+    transfer = store.add(timeout=10)
+    with transfer.operation(READ, 0, 10, Client()):
+        store.now += 20
+        assert transfer.expired
+    assert not transfer.expired
+    assert transfer.expires == store.now + 10
+
+
+def test_finished_operation_never_shortens_the_ticket(store):
+    transfer = store.add(timeout=10)
+    transfer.extend(1000)
+    with transfer.operation(READ, 0, 10, Client()):
+        pass
+    assert transfer.expires == store.now + 1000
+
+
+def test_two_tickets_of_one_id_are_a_mistake(store):
+    store.add()
+    with pytest.raises(ValueError, match="'t' already"):
+        store.tickets.insert(store.tickets.get("t").ticket)
+
+
+# Accounting.
+
+
+@pytest.mark.parametrize(
+    ("ops", "kinds"), [(("read",), {READ}), (("write",), {WRITE, ZERO}), (("write", "write"), {WRITE, ZERO})]
+)
+def test_transferred_counts_the_direction_that_was_granted(store, ops, kinds):
+    transfer = store.add(ops=ops)
+    for place, kind in enumerate((READ, WRITE, ZERO)):
+        with transfer.operation(kind, place * 100, 100, Client()) as op:
+            op.advance(100)
+    assert transfer.transferred == 100 * len(kinds)
+
+
+def test_transferred_of_both_directions_is_unknown(store):
+    transfer = store.add()
+    assert transfer.transferred is None
+    assert "transferred" not in transfer.info()
+
+
+def test_transferred_counts_bytes_once_with_the_done_part_of_what_runs(store):
+    transfer = store.add(ops=("write",))
+    with transfer.operation(WRITE, 0, 100, Client()) as op:
+        op.advance(100)
+    with transfer.operation(WRITE, 50, 100, Client()) as op:
+        assert transfer.transferred == 100
+        op.advance(70)
+        assert transfer.transferred == 120
+    assert transfer.info()["transferred"] == 120
+
+
+def test_failed_operation_counts_what_it_did(store):
+    transfer = store.add(ops=("write",))
+    with pytest.raises(ValueError), transfer.operation(WRITE, 0, 100, Client()) as op:
+        op.advance(30)
+        raise ValueError
+    assert transfer.transferred == 30
+    assert not transfer.active
+
+
+def test_idle_time_counts_from_the_last_sign_of_the_client(store):
+    transfer = store.add()
+    client = Client()
+    store.now += 5.9
+    assert transfer.idle_time == 5
+    with transfer.operation(READ, 0, 1, client):
+        store.now += 100
+        assert transfer.idle_time == 0
+        assert transfer.active
+    assert transfer.idle_time == 0
+    store.now += 7
+    assert transfer.idle_time == 7
+    transfer.touch(client)
+    assert transfer.idle_time == 0
+
+
+def test_connections_count_while_their_last_request_was_for_the_ticket(store):
+    transfer, other = store.add(), store.add(uuid="other")
+    one, two = Client(), Client()
+    transfer.touch(one)
+    transfer.touch(two)
+    transfer.touch(two)
+    assert transfer.connection_count == 2
+    other.touch(two)
+    assert (transfer.connection_count, other.connection_count) == (1, 1)
+    transfer.touch(two)
+    assert (transfer.connection_count, other.connection_count) == (2, 0)
+    two.close()
+    assert transfer.connection_count == 1
+    assert one.inactivity_timeout == 60
+
+
+def test_operations_of_all_tickets_are_summed(store):
+    for uuid in "ab":
+        with store.add(uuid=uuid).operation(WRITE, 0, 10, Client()) as op:
+            op.advance(10)
+    assert store.totals.operations.size == 20
+
+
+def test_name_hides_most_of_the_id(store):
+    assert store.add(uuid="0123456789abcdef").name == "01234567"
+
+
+# The end.
+
+
+def test_removing_a_ticket_closes_its_storage(store):
+    transfer = store.add()
+    store.run(transfer.pool.prepare())
+    assert transfer.pool.open_count == 1
+    store.run(store.tickets.remove("t"))
+    assert (len(store.tickets), transfer.pool.open_count, transfer.pool.closed) == (0, 0, True)
+
+
+def test_cancelled_ticket_starts_nothing(store):
+    transfer = store.add()
+    transfer.cancel()
+    refused(403, transfer.check, "read")
+    refused(403, transfer.operation, READ, 0, 1, Client())
+
+
+def test_removing_waits_for_what_runs_after_cancelling_it(store):
+    transfer = store.add()
+
+    async def script():
+        op = transfer.operation(READ, 0, 1, Client()).__enter__()
+        removal = store.run.loop.spawn(store.tickets.remove("t"))
+        while not op.cancelled:
+            await store.run.loop.sleep(0)
+        assert not removal.done
+        assert transfer.state == "cancelling"
+        with pytest.raises(OperationCancelled):
+            op.check()
+        op.__exit__(None, None, None)
+        while not removal.done:
+            await store.run.loop.sleep(0)
+
+    store.run(script())
+    assert len(store.tickets) == 0
+
+
+def test_removing_a_ticket_that_stays_in_use_is_a_conflict():
+    with closing(Store(remove_timeout=0.01)) as store:
+        transfer = store.add()
+        op = transfer.operation(FLUSH, 0, 0, Client())
+        with pytest.raises(HttpError) as caught:
+            store.run(store.tickets.remove("t"))
+        assert caught.value.status == 409
+        assert store.tickets.get("t") is transfer
+        with op:
+            pass
+        store.run(store.tickets.remove("t"))
+        assert len(store.tickets) == 0
+
+
+def test_removing_without_patience_only_cancels_what_is_in_use():
+    with closing(Store(remove_timeout=0)) as store:
+        transfer = store.add()
+        op = transfer.operation(FLUSH, 0, 0, Client())
+        store.run(store.tickets.remove("t"))
+        assert store.tickets.get("t") is transfer
+        assert op.cancelled
+        with op:
+            pass
+        store.run(store.tickets.remove("t"))
+        assert len(store.tickets) == 0
+
+
+def test_new_ticket_replaces_one_in_use(store):
+    old = store.add()
+
+    async def script():
+        op = old.operation(READ, 0, 1, Client()).__enter__()
+        adding = store.run.loop.spawn(store.tickets.add(Ticket("t", 1, ("read",), 1, "file:///new", 60)))
+        while not op.cancelled:
+            await store.run.loop.sleep(0)
+        assert store.tickets.get("t") is old
+        op.__exit__(None, None, None)
+        while not adding.done:
+            await store.run.loop.sleep(0)
+
+    store.run(script())
+    assert store.tickets.get("t").ticket.url == "file:///new"
+    assert old.pool.closed
+
+
+def test_clearing_drops_all_tickets_whatever_runs():
+    with closing(Store(remove_timeout=0.01)) as store:
+        transfer = store.add()
+        store.add(uuid="other")
+        op = transfer.operation(READ, 0, 1, Client())
+        store.run(store.tickets.clear())
+        assert len(store.tickets) == 0
+        assert op.cancelled
+        with op:
+            pass
+
+
+def test_sweep_closes_the_storage_of_expired_tickets_that_nobody_uses(store):
+    expired, used, valid = (store.add(uuid=uuid, timeout=10) for uuid in "abc")
+    for transfer in expired, used, valid:
+        store.run(transfer.pool.prepare())
+    valid.extend(100)
+    store.now += 20
+    with used.operation(READ, 0, 1, Client()):
+        store.tickets.sweep()
+
+        async def closed():
+            while expired.pool.open_count:
+                await store.run.loop.sleep(0)
+
+        store.run(closed())
+        assert (used.pool.open_count, valid.pool.open_count) == (1, 1)
+    expired.extend(10)
+    store.run(expired.pool.read(store.tickets.get("a").operation(READ, 0, 4, Client()), 0, 4))
+    assert expired.pool.open_count == 1
