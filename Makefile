@@ -7,17 +7,12 @@
 
 # System software that tests use, as ci/packages.sh calls it. What is missing and cannot be
 # installed is named, and the tests that need it are skipped.
-<<<<<<< HEAD
 SDK_TOOLS = gcc headers libxml2 libcurl
-TEST_TOOLS = qemu nbdkit curl e2fsprogs xfsprogs $(SDK_TOOLS)
-ALL_TOOLS = $(TEST_TOOLS) rpm createrepo dnf openssl rpmlint shellcheck systemd prometheus
+TEST_TOOLS = qemu nbdkit curl openssl e2fsprogs xfsprogs $(SDK_TOOLS)
+ALL_TOOLS = $(TEST_TOOLS) chromium rpm createrepo dnf rpmlint shellcheck systemd prometheus
 
 # The oVirt engine SDK has a part in C: what needs it goes without where it cannot be built.
 ENGINE_SDK = PYTHONPATH=tools .venv/bin/python -m imageio_testing.enginesdk || true
-=======
-TEST_TOOLS = qemu nbdkit e2fsprogs xfsprogs openssl
-ALL_TOOLS = $(TEST_TOOLS) chromium rpm createrepo dnf rpmlint shellcheck systemd
->>>>>>> 5981a60 (client: Upload and download from a browser, by an example page)
 
 # Targets are commands, no files.
 .PHONY: help $(MAKECMDGOALS)
