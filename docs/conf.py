@@ -21,6 +21,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.intersphinx",
     "imageio_docstrings",
+    "imageio_drawings",
     "imageio_options",
 ]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
