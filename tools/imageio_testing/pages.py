@@ -141,14 +141,16 @@ class Shell:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        leader = self._process.pid
+        if kind is not None:
+            self._process.kill()  # it may be in the middle of a command
         for number in (signal.SIGTERM, signal.SIGKILL):
-            for pid in _session(self._process.pid):
-                if pid != self._process.pid:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, number)
+            for pid in _session(leader) - {leader}:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
             if number == signal.SIGTERM:
-                _until(lambda: _session(self._process.pid) <= {self._process.pid}, 10)
-        self._process.communicate("exit\n")
+                _until(lambda: _session(leader) <= {leader}, 10)
+        self._process.communicate("exit\n" if kind is None else None)
 
     def run(self, command: Command) -> None:
         """Run a command and compare what it prints. A server in the background is waited for until it listens.
