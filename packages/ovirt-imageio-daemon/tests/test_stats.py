@@ -14,6 +14,12 @@ def test_summary_names_each_kind_with_count_size_time_and_rate() -> None:
     assert stats.summary() == "[read 2 ops, 2.00 GiB, 1.00 s, 2.00 GiB/s] [flush 1 op, 0.01 s]"
 
 
+def test_summary_tells_where_time_went() -> None:
+    stats = Stats(Stats())
+    stats.record("write", 1 << 30, seconds=2.0, network=0.75, waiting=0.25)
+    assert "2.00 s, 512 MiB/s, storage 1.00 s, network 0.75 s, waiting 0.25 s" in stats.summary()
+
+
 def test_failed_operations_are_counted() -> None:
     stats = Stats()
     stats.record("zero", 0, seconds=0, failed=True)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 from types import TracebackType
 
@@ -39,6 +40,8 @@ class Operation:
         done: Bytes from offset on that were acknowledged or delivered.
         started: Monotonic seconds.
         cancelled: It has to end.
+        waiting: Seconds that it waited for a backend and a worker.
+        network: Seconds that a worker spent on sending to the client and receiving from it.
     """
 
     __slots__ = (
@@ -48,9 +51,11 @@ class Operation:
         "done",
         "kind",
         "length",
+        "network",
         "number",
         "offset",
         "started",
+        "waiting",
     )
 
     def __init__(
@@ -68,6 +73,7 @@ class Operation:
         self.length = length
         self.started = started
         self.done = 0
+        self.waiting = self.network = 0.0
         self.cancelled = False
         self._on_end = on_end
         self._wake: Callable[[], None] | None = None
@@ -97,6 +103,11 @@ class Operation:
     def advance(self, n: int) -> None:
         """Count n more bytes, in order from offset. The thread that does the work."""
         self.done += n
+
+    def begin(self) -> None:
+        """Note that the waiting is over. The thread that does the work."""
+        self.waiting += max(time.monotonic() - self.started, 0.0)
+        self.check()
 
     def describe(self) -> str:
         """Say what it does, for a log or an operator: `read of 1.00 GiB at 0`."""

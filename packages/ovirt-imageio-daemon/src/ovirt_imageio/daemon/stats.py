@@ -21,28 +21,49 @@ _SAMPLES = 10
 
 @dataclass
 class OperationStats:
-    """Operations of one kind. `size` in bytes, `seconds` summed over operations."""
+    """Operations of one kind.
+
+    Attributes:
+        count: how many have ended, those that failed included.
+        errors: how many of them failed.
+        size: bytes.
+        seconds: from begin to end, summed over operations.
+        network: of these, those spent on sending to clients and receiving from them.
+        waiting: of these, those spent on waiting for a connection to storage and a worker. What is
+            left was spent on storage.
+    """
 
     count: int = 0
     errors: int = 0
     size: int = 0
     seconds: float = 0.0
+    network: float = 0.0
+    waiting: float = 0.0
 
-    def add(self, size: int, seconds: float, *, failed: bool) -> None:
+    @property
+    def storage(self) -> float:
+        """Seconds spent on storage, our own work included."""
+        return max(self.seconds - self.network - self.waiting, 0.0)
+
+    def add(self, size: int, seconds: float, *, network: float = 0.0, waiting: float = 0.0, failed: bool) -> None:
         """Count one finished operation."""
         self.count += 1
         self.errors += failed
         self.size += size
         self.seconds += seconds
+        self.network += network
+        self.waiting += waiting
 
     def summary(self) -> str:
-        """Write it for the log: `3 ops, 1.0 GiB, 0.52 s, 1.9 GiB/s`."""
+        """Write it for the log: `3 ops, 1.0 GiB, 0.52 s, 1.9 GiB/s`, and where time went if known."""
         parts = [f"{self.count} op{'s'[: self.count != 1]}"]
         if self.size:
             parts.append(format_size(self.size))
         parts.append(f"{self.seconds:.2f} s")
         if self.size and self.seconds:
             parts.append(f"{format_size(int(self.size / self.seconds))}/s")
+        if self.network or self.waiting:
+            parts.append(f"storage {self.storage:.2f} s, network {self.network:.2f} s, waiting {self.waiting:.2f} s")
         if self.errors:
             parts.append(f"{self.errors} failed")
         return ", ".join(parts)
@@ -92,13 +113,25 @@ class Stats:
         if self._parent is not None:
             self._parent.error(error)
 
-    def record(self, kind: str, size: int, *, seconds: float, failed: bool = False) -> None:
-        """Count one finished operation that moved `size` bytes in so many seconds."""
-        self.operations.setdefault(kind, OperationStats()).add(size, seconds, failed=failed)
+    def record(
+        self,
+        kind: str,
+        size: int,
+        *,
+        seconds: float,
+        network: float = 0.0,
+        waiting: float = 0.0,
+        failed: bool = False,
+    ) -> None:
+        """Count one finished operation that moved `size` bytes in so many seconds; see `OperationStats`."""
+        stats = self.operations.get(kind)
+        if stats is None:
+            stats = self.operations[kind] = OperationStats()
+        stats.add(size, seconds, network=network, waiting=waiting, failed=failed)
         if self._durations is not None:
             self._durations.add(kind, seconds)
         if self._parent is not None:
-            self._parent.record(kind, size, seconds=seconds, failed=failed)
+            self._parent.record(kind, size, seconds=seconds, network=network, waiting=waiting, failed=failed)
 
     @property
     def size(self) -> int:

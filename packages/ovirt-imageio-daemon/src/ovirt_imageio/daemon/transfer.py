@@ -218,7 +218,14 @@ class Transfer:
             self.expires = now + self.ticket.timeout
         if op.done and op.kind in self._counted:
             self._progress.add(op.offset, op.done)
-        self.stats.record(op.kind, op.done, seconds=now - op.started, failed=error is not None)
+        self.stats.record(
+            op.kind,
+            op.done,
+            seconds=now - op.started,
+            network=op.network,
+            waiting=op.waiting,
+            failed=error is not None,
+        )
         if self._waiting and not self._running:
             waiting, self._waiting = self._waiting, []
             for token in waiting:

@@ -13,6 +13,7 @@ a `Peer`. The base moves them through a buffer; a backend overrides `send_to` an
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from types import TracebackType
@@ -332,6 +333,18 @@ class Backend(ABC):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def note_wait(peer: Peer, since: float) -> None:
+    """Tell a peer that keeps account of it how long bytes took that went past its methods.
+
+    Args:
+        peer: Whose descriptor was used.
+        since: When that began, in monotonic seconds.
+    """
+    spend = getattr(peer, "spend", None)
+    if spend is not None:
+        spend(time.monotonic() - since)
 
 
 def pieces(offset: int, length: int, size: int = defaults.PIECE, *, align: int = 1) -> Iterator[tuple[int, int]]:

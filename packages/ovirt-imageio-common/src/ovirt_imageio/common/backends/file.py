@@ -16,11 +16,12 @@ import errno
 import os
 import stat
 import threading
+import time
 import weakref
 from typing import Iterator, Sequence
 
 from ovirt_imageio.common import defaults, linux
-from ovirt_imageio.common.backends.base import Backend, Capabilities, Operation, Peer
+from ovirt_imageio.common.backends.base import Backend, Capabilities, Operation, Peer, note_wait
 from ovirt_imageio.common.backends.direct import DirectFile, shrunk, write_all
 from ovirt_imageio.common.backends.zeroing import Zeroing
 from ovirt_imageio.common.buffers import Buffer, borrow
@@ -349,12 +350,14 @@ def _knows_nowait(fd: int) -> bool:
 def _splice_in(peer: Peer, pipe: linux.Pipe, want: int) -> int:
     """Move what a peer sent into an empty pipe: at least 1 byte, as much as is there and fits."""
     assert peer.splice_fd is not None
+    began = time.monotonic()
     try:
         n = linux.splice(peer.splice_fd, pipe.write_fd, want)
     except BlockingIOError as e:
         raise PeerTimeout(f"the peer sent nothing for too long, {want} bytes or more are missing") from e
     except ConnectionError as e:
         raise PeerGone(f"the connection to the peer broke: {e}") from e
+    note_wait(peer, began)
     if not n:
         raise PeerGone(f"the peer closed the connection, {want} bytes or more are missing")
     return n

@@ -16,10 +16,11 @@ holds. See splice(2), pipe(7).
 from __future__ import annotations
 
 import os
+import time
 from typing import Sequence
 
 from ovirt_imageio.common import defaults
-from ovirt_imageio.common.backends.base import Operation, Peer
+from ovirt_imageio.common.backends.base import Operation, Peer, note_wait
 from ovirt_imageio.common.backends.inflight import Reads, Writes, piece_size
 from ovirt_imageio.common.errors import ImageioError, PeerGone, PeerTimeout, RequestError
 from ovirt_imageio.common.linux import Pipe, splice
@@ -117,9 +118,11 @@ def fill(pipe: Pipe, peer: Peer, held: int, want: int) -> int:
     assert source is not None
     while held < want and (not held or pipe.has_room()):
         try:
+            began = time.monotonic()
             count = splice(source, pipe.write_fd, want - held)
         except OSError as e:
             raise _peer_error(e, "sent") from e
+        note_wait(peer, began)
         if not count:
             raise PeerGone(f"the client closed the connection {want - held} bytes before the end of a piece")
         held += count
@@ -171,11 +174,13 @@ def _splice_payload(client: Client, length: int, pipe: Pipe, peer: Peer) -> None
         if not held:
             client.give_up(PeerGone(f"{length} bytes before the end of a reply"))
         length -= held
+        began = time.monotonic()
         try:
             while held:
                 held -= splice(pipe.read_fd, target, held)
         except OSError as e:
             raise _peer_error(e, "took") from e
+        note_wait(peer, began)
 
 
 def _send_zeros(peer: Peer, length: int) -> None:

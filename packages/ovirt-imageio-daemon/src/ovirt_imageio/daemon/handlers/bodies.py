@@ -9,12 +9,13 @@ import json
 from typing import Any
 
 from ovirt_imageio.common import imagesapi
-from ovirt_imageio.common.backends.base import Backend, Peer
+from ovirt_imageio.common.backends.base import Backend
 from ovirt_imageio.common.nbd import ServerGone
 
 from ..errors import HttpError
 from ..http.connection import Connection
 from ..http.message import RequestBody, StreamedBody
+from ..http.peers import WorkerPeer
 from ..operations import READ, Operation
 from ..transfer import Transfer
 
@@ -68,9 +69,12 @@ class ImageBody(StreamedBody):
                 op.clear_wait()
 
 
-def _send_range(peer: Peer, backends: list[Backend], offset: int, length: int, op: Operation) -> None:
-    op.check()
-    backends[0].send_to(peer, offset, length, op, others=backends[1:])
+def _send_range(peer: WorkerPeer, backends: list[Backend], offset: int, length: int, op: Operation) -> None:
+    op.begin()
+    try:
+        backends[0].send_to(peer, offset, length, op, others=backends[1:])
+    finally:
+        op.network += peer.seconds
 
 
 async def receive(
@@ -106,18 +110,24 @@ async def receive(
         await pool.finish_flush(op, covered)
 
 
-def _receive_range(peer: Peer, backend: Backend, op: Operation, length: int, flush: bool) -> None:
-    op.check()
-    backend.receive_from(peer, op.offset, length, op)
+def _receive_range(peer: WorkerPeer, backend: Backend, op: Operation, length: int, flush: bool) -> None:
+    op.begin()
+    try:
+        backend.receive_from(peer, op.offset, length, op)
+    finally:
+        op.network += peer.seconds
     if flush:
         op.check()
         backend.flush()
 
 
-def _receive_chunks(peer: Peer, backend: Backend, op: Operation, limit: int, flush: bool) -> None:
-    op.check()
-    if limit:
-        backend.receive_from(peer, op.offset, limit, op)
+def _receive_chunks(peer: WorkerPeer, backend: Backend, op: Operation, limit: int, flush: bool) -> None:
+    op.begin()
+    try:
+        if limit:
+            backend.receive_from(peer, op.offset, limit, op)
+    finally:
+        op.network += peer.seconds
     if op.done == limit and peer.recv_into(memoryview(bytearray(1))):
         size = op.offset + limit
         raise HttpError(

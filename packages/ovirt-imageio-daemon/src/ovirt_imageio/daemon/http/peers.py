@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING
 
+from ovirt_imageio.common.buffers import Buffer
 from ovirt_imageio.common.errors import PeerGone
 
 from ..errors import ClientTimeout
@@ -21,8 +22,6 @@ from ..errors import ClientTimeout
 if TYPE_CHECKING:
     from .connection import Connection
     from .message import RequestBody
-
-Buffer = Union[bytes, bytearray, memoryview]
 
 LEAST = 64 * 1024  # bytes to move in the time of a body, `Timeouts.body`: 1 KiB a second
 _FRAMING = 4096  # bytes to receive where a chunk's size is expected
@@ -38,6 +37,7 @@ class WorkerPeer:
 
     Attributes:
         splice_fd: Descriptor for splice(2), None where bytes must pass through us.
+        seconds: That sending to the client and receiving from it took, its pauses included.
     """
 
     splice_fd: int | None = None
@@ -47,6 +47,7 @@ class WorkerPeer:
         self._head = head
         self._body = body
         self._decoded = b""  # payload of chunks, not taken yet
+        self.seconds = 0.0
         self._waited = 0.0  # seconds for the client, since that many bytes:
         self._moved = 0
 
@@ -113,6 +114,10 @@ class WorkerPeer:
         body.left = left - count
         return count
 
+    def spend(self, seconds: float) -> None:
+        """Account for bytes that went to the client, or came from it, by `splice_fd`."""
+        self.seconds += seconds
+
     def release(self) -> None:
         """Give the connection back. In the loop's thread, when the worker has ended."""
 
@@ -133,16 +138,20 @@ class WorkerPeer:
                 sent = self._connection.socket.send(view)
             except OSError as e:
                 raise lost(self._connection.peer, e, "takes") from e
+            seconds = time.monotonic() - began
+            self.seconds += seconds
             if sent == len(view):
                 return
             view = view[sent:]
             # A blocking send takes a part only if its time was up, or on a signal.
-            self._count(sent, time.monotonic() - began, "takes")
+            self._count(sent, seconds, "takes")
 
     def _receive_in_time(self, view: memoryview) -> int:
         began = time.monotonic()
         count = self._receive(view)
-        self._count(count, time.monotonic() - began, "sends")
+        seconds = time.monotonic() - began
+        self.seconds += seconds
+        self._count(count, seconds, "sends")
         return count
 
     def _count(self, count: int, seconds: float, verb: str) -> None:

@@ -23,11 +23,12 @@ import ssl
 import threading
 from typing import TYPE_CHECKING, Any
 
+from ovirt_imageio.common.buffers import Buffer
 from ovirt_imageio.common.errors import PeerGone
 
 from ..errors import DeadlineExpired, HttpError, Overloaded
 from .connection import Connection
-from .peers import Buffer, WorkerPeer, lost
+from .peers import WorkerPeer, lost
 
 if TYPE_CHECKING:
     from .loop import Loop
@@ -130,12 +131,12 @@ class TlsConnection(Connection):
         self.raw = b""
         await super().linger()
 
-    async def send(self, *parts: Buffer) -> None:
+    async def send(self, *parts: bytes | bytearray | memoryview) -> None:
         """Send response bytes, the head first; see `Connection.send`."""
         self.head_sent = True
         await self._send(parts)
 
-    async def _send(self, parts: tuple[Buffer, ...]) -> None:
+    async def _send(self, parts: tuple[bytes | bytearray | memoryview, ...]) -> None:
         if not self._established:
             await super()._send(parts)
             return
