@@ -16,7 +16,7 @@ from ovirt_imageio.common.extents import ZeroExtent
 from ovirt_imageio.common.units import MiB
 
 BLOCK = 4 * MiB
-SIZE = 3 * BLOCK + 512
+SIZE = 3 * BLOCK + 4096
 
 KINDS = {"ranges": {"checksum", "checksum-range"}, "whole": {"checksum"}, "none": set()}
 

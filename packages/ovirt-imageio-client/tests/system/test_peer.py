@@ -34,14 +34,14 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(600), needs_qemu]
 
 FULL = os.environ.get("IMAGEIO_TESTS") == "full"
 
-ROWS = (
-    list(itertools.product(names() if FULL else ["qcow2-chain"], ("file", "nbd")))
-    if FULL
-    else [
-        ("qcow2-chain", "nbd"),
-        ("raw", "file"),
-    ]
-)
+ROWS = list(itertools.product(names(), ("file", "nbd"))) if FULL else [("qcow2-chain", "nbd"), ("raw-odd", "file")]
+
+
+THEIR_OWN = {
+    "raw-empty": "looks for the first extent of an empty image, which has none",
+    "ova-vmdk": "takes members that are VMDK for raw",
+}
+"""What it cannot do, whatever the daemon."""
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,10 @@ def test_our_client_and_their_daemon(old_daemon, pki, folder, name, storage):
 @pytest.mark.parametrize(("name", "storage"), ROWS, ids=["-".join(row) for row in ROWS])
 def test_their_client_and_our_daemon(old, new_daemon, pki, folder, name, storage):
     sample = make_sample(name, folder)
-    with disk(folder, storage, sample.size) as (url, size):
+    if name in THEIR_OWN:
+        pytest.skip(f"the client of 2.5.1 {THEIR_OWN[name]}")
+    # It writes by qemu-nbd with direct I/O only: disks of an engine have whole blocks.
+    with disk(folder, storage, -(-sample.size // 4096) * 4096) as (url, size):
         image = f"{new_daemon.url}/images/{new_daemon.add_ticket(url, size=size, sparse=True)}"
         peer.call(old, "upload", sample.path, image, pki.ca_file, **sample.options)
         for fmt in ("raw", "qcow2"):

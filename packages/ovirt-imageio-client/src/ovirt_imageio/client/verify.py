@@ -26,6 +26,7 @@ from ovirt_imageio.common import defaults, imagesapi
 from ovirt_imageio.common.backends.base import Backend, Operation, pieces
 from ovirt_imageio.common.buffers import borrow, is_zero
 from ovirt_imageio.common.checksum import (
+    BLOCK_ALIGNMENT,
     DEFAULT_ALGORITHM,
     DEFAULT_BLOCK_SIZE,
     BlockDigest,
@@ -116,7 +117,11 @@ def verify(
         VerificationFailed: They differ; the first block that does is named.
         ImageioError: The server failed, or refused.
     """
-    whole = imagesapi.FEATURE_CHECKSUM in remote.features and passed.size == remote.size
+    if not passed.size:
+        return
+    # Servers of 2.x hash a file to the end of its last block of 4 KiB, past the image.
+    same_size = passed.size == remote.size and not passed.size % BLOCK_ALIGNMENT
+    whole = imagesapi.FEATURE_CHECKSUM in remote.features and same_size
     by_block = imagesapi.FEATURE_CHECKSUM_RANGE in remote.features
     if by_block or not whole:
         compare(remote, open_image, [(0, passed.size)], passed, workers=workers, retry=retry)

@@ -106,3 +106,25 @@ def test_endless_object_is_rejected_before_it_fills_memory():
     with pytest.raises(ProtocolError, match="bytes of JSON for one extent"):
         read_listing(receive, "zero", 1)
     assert received < 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("extents", "size", "expected"),
+    [
+        ([(0, 0)], 0, []),
+        ([(0, 4096)], 512, [ZeroExtent(0, 512, False, False)]),
+        ([(0, 4096), (4096, 4096)], 4097, [ZeroExtent(0, 4097, False, False)]),
+        ([(0, 4096), (4096, 4096)], 4096, [ZeroExtent(0, 4096, False, False)]),
+    ],
+)
+def test_what_old_servers_say_of_odd_images_is_understood(extents, size, expected):
+    text = json.dumps([{"start": start, "length": length, "zero": False} for start, length in extents]).encode()
+    assert list(read_listing(source(text, 1 << 20), "zero", size, old_server=True)) == expected
+    with pytest.raises(ProtocolError):
+        read_listing(source(text, 1 << 20), "zero", size)
+
+
+def test_old_servers_may_not_leave_gaps():
+    text = b'[{"start": 0, "length": 5, "zero": true}, {"start": 6, "length": 5, "zero": true}]'
+    with pytest.raises(ProtocolError, match="expected an extent at 5"):
+        read_listing(source(text, 1 << 20), "zero", 11, old_server=True)

@@ -93,13 +93,9 @@ class Daemon:
         "Folder of run time files; given to user_name before privileges are dropped.",
         path=True,
     )
-    drop_privileges: bool = _option(
-        True, "When started as root, continue as user_name and group_name."
-    )
+    drop_privileges: bool = _option(True, "When started as root, continue as user_name and group_name.")
     user_name: str = _option("ovirtimg", "User to run as; its supplementary groups are kept.")
-    group_name: str = _option(
-        "ovirtimg", "Group to run as; its members may use the control socket."
-    )
+    group_name: str = _option("ovirtimg", "Group to run as; its members may use the control socket.")
     systemd_enable: bool = _option(
         True,
         "Tell systemd when the daemon is ready, and feed its watchdog, if systemd asked for it.",
@@ -121,19 +117,27 @@ class Daemon:
         live=True,
     )
     handshake_timeout: float = _seconds(
-        10.0, "Time a client has for its TLS handshake.", minimum=0.1,
+        10.0,
+        "Time a client has for its TLS handshake.",
+        minimum=0.1,
         live=True,
     )
     head_timeout: float = _seconds(
-        30.0, "Time from the first byte of a request to the end of its head.", minimum=0.1,
+        30.0,
+        "Time from the first byte of a request to the end of its head.",
+        minimum=0.1,
         live=True,
     )
     body_timeout: float = _seconds(
-        60.0, "Time a client may neither send nor take a byte of a body.", minimum=0.1,
+        60.0,
+        "Time a client may neither send nor take a byte of a body.",
+        minimum=0.1,
         live=True,
     )
     stop_timeout: float = _seconds(
-        30.0, "Time running requests have to finish when the daemon is stopped.", minimum=0,
+        30.0,
+        "Time running requests have to finish when the daemon is stopped.",
+        minimum=0,
         live=True,
     )
     inline_limit: int = _option(
@@ -144,12 +148,8 @@ class Daemon:
         maximum=1 << 20,
         reason="Measured: up to 128 KiB a pipelined request in the loop is faster than a thread.",
     )
-    splice: bool = _option(
-        True, "Move bulk data between sockets without copying it, where the kernel can."
-    )
-    loop_nbd: bool = _option(
-        True, "Serve small NBD requests over one shared, pipelined connection of the ticket."
-    )
+    splice: bool = _option(True, "Move bulk data between sockets without copying it, where the kernel can.")
+    loop_nbd: bool = _option(True, "Serve small NBD requests over one shared, pipelined connection of the ticket.")
 
 
 @dataclass(frozen=True)
@@ -164,9 +164,7 @@ class Tls:
         "CA certificates that complete the chain sent to clients; empty for none.",
         path=True,
     )
-    enable_tls1_1: bool = _option(
-        False, "Also accept TLS 1.1. Insecure; for clients that know nothing newer."
-    )
+    enable_tls1_1: bool = _option(False, "Also accept TLS 1.1. Insecure; for clients that know nothing newer.")
     reload: bool = _option(
         True,
         "Read key and certificate again when their files change, and on SIGHUP.",
@@ -220,21 +218,15 @@ class BackendHttp:
 class Remote:
     """Section `remote`: HTTPS for clients on other hosts."""
 
-    host: str = _option(
-        "::", "Address to listen on; :: and an empty value are all interfaces, IPv4 and IPv6."
-    )
-    port: int = _port(
-        54322, "TCP port; 0 takes any free one.", "oVirt engine and firewalld know it."
-    )
+    host: str = _option("::", "Address to listen on; :: and an empty value are all interfaces, IPv4 and IPv6.")
+    port: int = _port(54322, "TCP port; 0 takes any free one.", "oVirt engine and firewalld know it.")
 
 
 @dataclass(frozen=True)
 class Local:
     """Section `local`: HTTP on a Unix socket for clients on this host."""
 
-    enable: bool = _option(
-        True, "Serve clients on this host over a Unix socket, without encryption."
-    )
+    enable: bool = _option(True, "Serve clients on this host over a Unix socket, without encryption.")
     socket: str = _option(
         "\0/org/ovirt/imageio",
         r"Path, or abstract address written with a leading \u0000; empty takes any free one.",
@@ -272,9 +264,7 @@ class Control:
 class Profile:
     """Section `profile`."""
 
-    filename: str = _option(
-        DEFAULT_RUN_DIR + "/profile", "Where stop-profile writes what was measured.", path=True
-    )
+    filename: str = _option(DEFAULT_RUN_DIR + "/profile", "Where stop-profile writes what was measured.", path=True)
 
 
 @dataclass(frozen=True)
@@ -283,9 +273,7 @@ class Metrics:
 
     enable: bool = _option(False, "Serve /metrics. Needs the Python package prometheus_client.")
     host: str = _option("127.0.0.1", "Address to listen on; empty is all interfaces.")
-    port: int = _port(
-        54325, "TCP port; 0 takes any free one.", "The first free one after imageio's own ports."
-    )
+    port: int = _port(54325, "TCP port; 0 takes any free one.", "The first free one after imageio's own ports.")
 
 
 class OptionInfo(NamedTuple):

@@ -50,9 +50,7 @@ class Metrics(Collector):
         totals: what was done so far.
     """
 
-    def __init__(
-        self, loop: Loop, transfers: Iterable[Transfer], *, connections: Connections, totals: Totals
-    ) -> None:
+    def __init__(self, loop: Loop, transfers: Iterable[Transfer], *, connections: Connections, totals: Totals) -> None:
         self._loop = loop
         self._transfers = transfers
         self._connections = connections

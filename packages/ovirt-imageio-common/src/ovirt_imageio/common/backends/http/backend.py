@@ -220,7 +220,9 @@ class HttpBackend(Backend):
             if reply.status == 404 and context == imagesapi.CONTEXT_DIRTY:
                 raise NotSupported(f"the server has no dirty extents: {reply.error()}", status=404, text="")
             reply.require(200)
-            listing: Any = read_listing(reply.body.receive, context, self.size)
+            # Those that flush all connections at once are ours.
+            old_server = not self._offer.flushes_all
+            listing: Any = read_listing(reply.body.receive, context, self.size, old_server=old_server)
         return iter(clip(listing, offset, length))
 
     def checksum(

@@ -63,22 +63,34 @@ class Listing:
             start += length
 
 
-def read_listing(receive: Callable[[memoryview], int], context: str, size: int) -> Listing:
+def read_listing(receive: Callable[[memoryview], int], context: str, size: int, *, old_server: bool = False) -> Listing:
     """Receive the answer to GET extents.
 
     Args:
         receive: Fills the beginning of a view; 0 at the end of the body.
         context: `zero` or `dirty`.
         size: Bytes of the image.
+        old_server: Take what servers of 2.x say of odd images: of an empty one an extent
+            without length, and of a file that does not end with a block of 4 KiB extents
+            to that block's end.
 
     Raises:
         ProtocolError: It is not a list of extents that cover the image.
     """
     convert: Callable[[Any], Extent] = dirty_from_json if context == "dirty" else zero_from_json
     try:
-        return Listing(map(convert, _objects(receive)), size)
+        extents = map(convert, _objects(receive))
+        return Listing(_trimmed(extents, size) if old_server else extents, size)
     except (ValueError, RecursionError) as e:
         raise ProtocolError(f"the server sent invalid {context} extents: {e}") from e
+
+
+def _trimmed(extents: Iterable[Extent], size: int) -> Iterator[Extent]:
+    """Leave out what is empty or past the end."""
+    for extent in extents:
+        length = min(extent.length, size - extent.start)
+        if length > 0:
+            yield extent._replace(length=length)
 
 
 def _objects(receive: Callable[[memoryview], int]) -> Iterator[Any]:
