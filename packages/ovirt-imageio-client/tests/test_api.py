@@ -1,0 +1,303 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What programs written for 2.x rely on: names, order and defaults of parameters, results."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import random
+import subprocess
+import sys
+import tarfile
+import time
+
+import pytest
+
+from imageio_testing.imageserver import Image, ScriptedServer, response
+from imageio_testing.qemu import Fill, make_image, needs_qemu
+from ovirt_imageio import client
+from ovirt_imageio.client.local import UnsafeImage
+from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
+from ovirt_imageio.common.checksum import checksum
+from ovirt_imageio.common.errors import AuthorizationError, ProtocolError, TransferError, UnsupportedOperation
+from ovirt_imageio.common.extents import DirtyExtent, ZeroExtent
+from ovirt_imageio.common.units import GiB, KiB, MiB
+
+OLD = {
+    client.upload: {
+        "filename": None,
+        "url": None,
+        "cafile": None,
+        "buffer_size": client.BUFFER_SIZE,
+        "secure": True,
+        "progress": None,
+        "proxy_url": None,
+        "max_workers": client.MAX_WORKERS,
+        "member": None,
+        "backing_chain": True,
+        "disk_is_zero": False,
+    },
+    client.download: {
+        "url": None,
+        "filename": None,
+        "cafile": None,
+        "fmt": "qcow2",
+        "incremental": False,
+        "buffer_size": client.BUFFER_SIZE,
+        "secure": True,
+        "progress": None,
+        "proxy_url": None,
+        "max_workers": client.MAX_WORKERS,
+        "backing_file": None,
+        "backing_format": None,
+    },
+    client.info: {"filename": None, "member": None},
+    client.measure: {"filename": None, "dst_fmt": None, "member": None},
+    client.checksum: {
+        "filename": None,
+        "member": None,
+        "block_size": 4 * MiB,
+        "algorithm": "blake2b",
+        "detect_zeroes": True,
+    },
+    client.extents: {"filename": None, "member": None, "bitmap": None},
+    client.ImageioClient: {
+        "transfer_url": None,
+        "cafile": None,
+        "secure": True,
+        "proxy_url": None,
+        "buffer_size": client.BUFFER_SIZE,
+    },
+    client.ProgressBar: {
+        "phase": None,
+        "error_phase": "command failed",
+        "size": None,
+        "output": sys.stdout,
+        "format": "text",
+        "step": None,
+        "width": 79,
+        "now": time.monotonic,
+    },
+}
+
+
+@pytest.mark.parametrize("function", OLD, ids=lambda function: function.__name__)
+def test_parameters_are_those_of_the_contract_and_new_ones_are_keywords(function):
+    parameters = list(inspect.signature(function).parameters.values())
+    old, new = parameters[: len(OLD[function])], parameters[len(OLD[function]) :]
+    assert [parameter.name for parameter in old] == list(OLD[function])
+    for parameter in old:
+        assert parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        default = OLD[function][parameter.name]
+        if default is not None and parameter.name not in ("output", "width"):
+            assert parameter.default == default
+    assert {parameter.kind for parameter in new} <= {inspect.Parameter.KEYWORD_ONLY}
+
+
+def test_names_of_the_contract_are_there():
+    for name in ("upload", "download", "info", "measure", "checksum", "extents", "ImageioClient", "ProgressBar"):
+        assert name in dir(client)
+    assert 4 * MiB == client.BUFFER_SIZE
+    assert client.MAX_WORKERS == 4
+
+
+# Images on this machine.
+
+
+@pytest.fixture
+def raw(tmp_path):
+    path = tmp_path / "disk.raw"
+    make_image(path, "raw", 5 * MiB + 512, [Fill(0, 64 * KiB, 1), Fill(4 * MiB, MiB, 2)])
+    return path
+
+
+def test_raw_images_are_looked_at_without_qemu(raw, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    info = client.info(raw)
+    assert (info["format"], info["virtual-size"], info["filename"]) == ("raw", 5 * MiB + 512, str(raw))
+    assert client.measure(raw, "raw") == {"required": 5 * MiB + 512, "fully-allocated": 5 * MiB + 512}
+    assert client.checksum(raw) == {
+        "algorithm": "blake2b",
+        "block_size": 4 * MiB,
+        "checksum": checksum([MemoryBackend(Memory(raw.read_bytes()))]).checksum,
+    }
+    extents = list(client.extents(raw))
+    assert sum(extent.length for extent in extents) == 5 * MiB + 512
+    assert {type(extent) for extent in extents} == {ZeroExtent}
+
+
+@pytest.mark.parametrize("detect", [True, False])
+def test_checksum_does_not_depend_on_how_zeroes_are_found(raw, detect):
+    assert client.checksum(raw, detect_zeroes=detect) == client.checksum(raw)
+
+
+def test_checksum_takes_other_algorithms_and_blocks(raw):
+    result = client.checksum(raw, block_size=MiB, algorithm="sha256")
+    assert (result["algorithm"], result["block_size"], len(result["checksum"])) == ("sha256", MiB, 64)
+    with pytest.raises(ValueError, match="block_size"):
+        client.checksum(raw, block_size=MiB + 1)
+    with pytest.raises(ValueError, match="algorithm"):
+        client.checksum(raw, algorithm="rot13")
+
+
+def test_member_is_told_with_its_place(raw, tmp_path):
+    with tarfile.open(tmp_path / "vm.ova", "w", format=tarfile.USTAR_FORMAT) as tar:
+        tar.add(raw, "disk1")
+    info = client.info(tmp_path / "vm.ova", member="disk1")
+    assert (info["member-offset"], info["member-size"]) == (512, 5 * MiB + 512)
+    measure = client.measure(tmp_path / "vm.ova", "raw", member="disk1")
+    assert (measure["member-offset"], measure["member-size"]) == (512, 5 * MiB + 512)
+    assert client.checksum(tmp_path / "vm.ova", member="disk1") == client.checksum(raw)
+
+
+@needs_qemu
+def test_qcow2_is_described_as_qemu_img_does(tmp_path):
+    path = tmp_path / "disk.qcow2"
+    make_image(path, "qcow2", GiB, [Fill(MiB, MiB, 7)])
+    said = json.loads(subprocess.check_output(["qemu-img", "info", "--output", "json", path]))
+    info = client.info(path)
+    assert {key: info[key] for key in said if key not in ("actual-size", "children")} == {
+        key: said[key] for key in said if key not in ("actual-size", "children")
+    }
+    said = json.loads(subprocess.check_output(["qemu-img", "measure", "--output", "json", "-O", "qcow2", path]))
+    assert {key: client.measure(path, "qcow2")[key] for key in said} == said
+
+
+@needs_qemu
+def test_dirty_extents_of_a_bitmap(tmp_path):
+    path = str(tmp_path / "disk.qcow2")
+    make_image(path, "qcow2", 4 * MiB, [Fill(0, MiB, 1)])
+    subprocess.check_call(["qemu-img", "bitmap", "--add", path, "since"])
+    subprocess.check_call(["qemu-io", "-c", "write -P 5 2M 64k", path], stdout=subprocess.DEVNULL)
+    extents = list(client.extents(path, bitmap="since"))
+    assert [(e.start, e.length) for e in extents if e.dirty] == [(2 * MiB, 64 * KiB)]
+    assert {type(extent) for extent in extents} == {DirtyExtent}
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("upload", lambda path: client.upload(path, "https://localhost:1/images/none", None)),
+        ("checksum", lambda path: client.checksum(path)),
+        ("extents", lambda path: list(client.extents(path))),
+        ("measure", lambda path: client.measure(path, "raw")),
+    ],
+)
+@needs_qemu
+def test_hostile_image_is_refused_and_named_before_anything_is_opened(tmp_path, name, call):
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"s" * MiB)
+    path = tmp_path / "disk.qcow2"
+    make_image(path, "qcow2", MiB)
+    backing = "json:" + json.dumps({"driver": "raw", "file": {"driver": "file", "filename": str(secret)}})
+    subprocess.check_call(["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", backing, path])
+    with pytest.raises(UnsafeImage, match=r"json:.*refused"):
+        call(path)
+
+
+# Transfers.
+
+
+@pytest.fixture
+def data():
+    return bytearray(random.Random(3).randbytes(2 * MiB))
+
+
+def test_progress_may_be_a_function_or_an_object_with_size_and_update(data, tmp_path):
+    class Only:
+        size = None
+        done = 0
+
+        def update(self, n):
+            self.done += n
+
+    counted, only = [], Only()
+    with ScriptedServer(Image(data)) as server:
+        client.download(server.url, tmp_path / "one", None, fmt="raw", progress=counted.append)
+        client.download(server.url, tmp_path / "two", None, fmt="raw", progress=only)
+    assert sum(counted) == only.done == only.size == len(data)
+
+
+def test_environment_and_netrc_override_nothing(data, tmp_path, monkeypatch):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password secret\n")
+    os.chmod(tmp_path / "netrc", 0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
+        monkeypatch.setenv(name, "/no/such/file")
+    with ScriptedServer(Image(data)) as server:
+        client.download(server.url, tmp_path / "copy", None, fmt="raw")
+    assert (tmp_path / "copy").read_bytes() == data
+    assert not any("authorization" in got.headers for got in server.requests)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"fmt": "vmdk"}, "invalid format 'vmdk'"),
+        ({"fmt": "raw", "incremental": True}, "incremental download needs the format 'qcow2'"),
+        ({"fmt": "raw", "backing_file": "base"}, "backing file 'base' needs the format 'qcow2'"),
+        ({"backing_format": "raw"}, "without a backing file"),
+        ({"max_workers": 0}, "max_workers 0"),
+        ({"buffer_size": 0}, "buffer_size 0"),
+    ],
+)
+def test_wrong_arguments_are_named_before_anything_is_done(tmp_path, options, error):
+    with pytest.raises(ValueError, match=error):
+        client.download("https://localhost:1/images/none", tmp_path / "copy", None, **options)
+    assert os.listdir(tmp_path) == []
+
+
+def test_image_that_does_not_fit_is_told(data, tmp_path):
+    (tmp_path / "disk").write_bytes(bytes(data) + b"x")
+    with ScriptedServer(Image(data)) as server:
+        with pytest.raises(TransferError, match="does not fit: the disk has 2097152 bytes"):
+            client.upload(tmp_path / "disk", server.url, None)
+    assert "PUT" not in server.methods()
+
+
+def test_smaller_image_leaves_the_rest_of_the_disk(data, tmp_path):
+    (tmp_path / "disk").write_bytes(b"new" * 1000)
+    expected = b"new" * 1000 + bytes(data[3000:])
+    with ScriptedServer(Image(data)) as server:
+        client.upload(tmp_path / "disk", server.url, None, fmt="raw")
+    assert data == expected
+
+
+def test_read_ticket_refuses_an_upload_before_a_byte_is_sent(data, tmp_path):
+    class ReadOnly(Image):
+        def do_options(self, got, query):
+            return super().do_options(got, query).replace(b"OPTIONS,GET,PUT,PATCH", b"OPTIONS,GET")
+
+    (tmp_path / "disk").write_bytes(bytes(data))
+    with ScriptedServer(ReadOnly(data)) as server, pytest.raises(UnsupportedOperation, match="not allow writing"):
+        client.upload(tmp_path / "disk", server.url, None)
+
+
+def test_expired_ticket_is_told_with_the_servers_words(data, tmp_path):
+    class Expired(Image):
+        def do_options(self, got, query):
+
+            return response(403, b"the ticket has expired\n")
+
+    with ScriptedServer(Expired(data)) as server:
+        with pytest.raises(AuthorizationError, match="403 Forbidden: the ticket has expired"):
+            client.download(server.url, tmp_path / "copy", None)
+    assert os.listdir(tmp_path) == []
+
+
+def test_redirect_is_not_followed(data, tmp_path):
+
+    elsewhere = []
+    with ScriptedServer(lambda got: elsewhere.append(got)) as other:
+
+        class Redirecting(Image):
+            def do_get(self, got, query):
+                return response(302, Location=other.url)
+
+        with ScriptedServer(Redirecting(data)) as server, pytest.raises(ProtocolError, match="302"):
+            client.download(server.url, tmp_path / "copy", None, fmt="raw")
+    assert elsewhere == []
