@@ -117,8 +117,8 @@ def tcp_control(server: Server, request: pytest.FixtureRequest) -> Iterator[Serv
 
     with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
         with Daemon(folder, tls=False, config={"control": {"transport": "tcp", "port": 0}}) as running:
-            found = re.search(r"control on '[^']*?:(\d+)'", running.log)
-            assert found, running.log
+            found = re.search(r"control on '[^']*?:(\d+)'", running.state)
+            assert found, running.state
             yield dataclasses.replace(server, control=f"http://localhost:{found[1]}")
 
 

@@ -85,6 +85,7 @@ class Daemon:
         local_socket, control_socket: paths of the Unix sockets.
         ca_file: verifies `url`; None without TLS.
         conf_dir: for `-c` of either command.
+        state: what it told systemd when it was ready: where its services listen.
         pid: of the process.
     """
 
@@ -104,6 +105,7 @@ class Daemon:
         self.conf_dir = str(self.folder / "daemon")
         self.ca_file: str | None = None
         self.port = 0
+        self.state = ""
         self._tls = tls
         self._pki = pki
         self._extra = config or {}
@@ -304,6 +306,7 @@ class Daemon:
         if not match:
             raise DaemonFailed(f"said {json.dumps(state)}, not where it listens:\n{self.log}")
         self.port = int(match[1])
+        self.state = state
 
     def _release(self) -> None:
         self._process = None
