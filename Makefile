@@ -14,12 +14,18 @@ ALL_TOOLS = $(TEST_TOOLS) chromium rpm createrepo dnf rpmlint shellcheck systemd
 # The oVirt engine SDK has a part in C: what needs it goes without where it cannot be built.
 ENGINE_SDK = PYTHONPATH=tools .venv/bin/python -m imageio_testing.enginesdk || true
 
+# Examples of `make fuzz`: for each test of heads and bodies, and for each operation of the API.
+FUZZ_HEADS = 15000
+FUZZ_REQUESTS = 1000
+
 # Targets are commands, no files.
 .PHONY: help $(MAKECMDGOALS)
 
 help:
 	@echo 'make check      tests, lint, types and import rules'
 	@echo 'make check-all  also every environment of tox.ini, packages installed and used'
+	@echo 'make fuzz       50,000 generated requests, and heads that h11 judges too'
+	@echo 'make conformance-peer   check 2.5.1 too, and compare in docs/reference/conformance.md'
 	@echo 'make soak       kill -9 daemons and storage a thousand times, and look for lost bytes'
 	@echo 'make demo       move a real disk image, and show it'
 	@echo 'make engine     run an engine, a daemon and a disk to try things on'
@@ -44,6 +50,16 @@ check-all:
 soak:
 	@ci/bootstrap.sh qemu nbdkit
 	@PYTHONPATH=tools .venv/bin/python -m soak --report docs/performance/soak.md $(SOAK)
+
+fuzz:
+	@ci/bootstrap.sh $(TEST_TOOLS)
+	@IMAGEIO_FUZZ_EXAMPLES=$(FUZZ_HEADS) .venv/bin/python -m pytest -q -n auto --timeout 3600 \
+		packages/ovirt-imageio-daemon/tests/http/test_differential.py
+	@cd tools && ../.venv/bin/python -m conformance.openapi --examples $(FUZZ_REQUESTS)
+
+conformance-peer:
+	@ci/bootstrap.sh $(TEST_TOOLS)
+	@cd tools && ../.venv/bin/python -m conformance --table --tb=no -n auto
 
 demo:
 	@ci/bootstrap.sh qemu e2fsprogs
