@@ -268,3 +268,20 @@ def test_block_hash_refuses_a_block_twice():
 def test_block_hash_refuses_a_length_that_no_block_has(length):
     with pytest.raises(ValueError, match=f"block of {length} bytes"):
         checksum.BlockHash(block_size=BLOCK).zero_block(0, length)
+
+
+def test_algorithm_that_the_system_forbids_is_not_listed(monkeypatch):
+    new = hashlib.new
+
+    def forbid(name, **options):
+        if name == "md5":
+            raise ValueError("disabled for FIPS")
+        return new(name, **options)
+
+    monkeypatch.setattr(checksum.hashlib, "new", forbid)
+    checksum.algorithms.cache_clear()
+    try:
+        assert "md5" not in checksum.algorithms()
+        assert "blake2b" in checksum.algorithms()
+    finally:
+        checksum.algorithms.cache_clear()

@@ -3,6 +3,8 @@
 import errno
 import os
 import socket
+import tempfile
+import threading
 
 import pytest
 
@@ -160,3 +162,127 @@ def test_proc_is_not_a_local_disk():
         assert not linux.is_local(fd)
     finally:
         os.close(fd)
+
+
+def test_pipe_pool_lends_none_where_there_are_no_more_descriptors(monkeypatch):
+    pool = linux.PipePool(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(linux.os, "pipe2", fails(errno.EMFILE))
+        with pool.borrow() as pipe:
+            assert pipe is None
+    with pool.borrow() as pipe:
+        assert pipe is not None
+    pool.close()
+
+
+def fails(*codes):
+    """A system call that fails with these errors, one after another."""
+    left = list(codes)
+
+    def call(*args, **options):
+        del args  # no traceback keeps the caller's buffers
+        raise OSError(left.pop(0), "as told")
+
+    return call
+
+
+def test_calls_that_a_signal_interrupts_are_made_again(monkeypatch, small_file):
+    """ctypes does not do that for us, as the standard library would."""
+    answers = [-1, 0]
+
+    def call(*args):
+        linux.ctypes.set_errno(errno.EINTR)
+        return answers.pop(0)
+
+    monkeypatch.setattr(linux, "_splice_of_os", None)
+    monkeypatch.setattr(linux, "_splice", call)
+    assert linux.splice(small_file, small_file, 1) == 0
+    answers += [-1, 0]
+    monkeypatch.setattr(linux, "_fallocate", call)
+    linux.fallocate(small_file, 0, 0, 1)
+    assert answers == []
+
+
+def test_file_system_of_a_closed_descriptor():
+    with pytest.raises(OSError, match="fstatfs") as e:
+        linux.file_system(-1)
+    assert e.value.errno == errno.EBADF
+
+
+def test_preadv_nowait_reads_what_was_just_written():
+    with tempfile.NamedTemporaryFile() as f:
+        f.write(b"x" * 100)
+        f.flush()
+        buf = bytearray(100)
+        try:
+            count = linux.preadv_nowait(f.fileno(), [buf], 0)
+        except OSError as e:
+            if not linux.is_unsupported(e):
+                raise
+            pytest.skip("this file system knows no RWF_NOWAIT")
+        assert count == 100
+        assert buf == b"x" * 100
+
+
+def test_direct_io_that_storage_does_not_know(monkeypatch, small_file):
+    monkeypatch.setattr(linux.os, "open", fails(errno.EINVAL, errno.EACCES))
+    assert linux.reopen_direct(small_file, os.O_RDONLY) is None
+    with pytest.raises(OSError, match="as told") as e:
+        linux.reopen_direct(small_file, os.O_RDONLY)
+    assert e.value.errno == errno.EACCES
+
+
+@pytest.mark.parametrize(("codes", "block"), [([], 512), ([errno.EINVAL], 4096), ([errno.EINVAL, errno.EINVAL], None)])
+def test_block_of_direct_io_is_found_by_trying(monkeypatch, small_file, codes, block):
+    codes = list(codes)
+    # What O_DIRECT says is up to preadv: this file system need not know it.
+    real = os.open
+    monkeypatch.setattr(linux.os, "open", lambda path, flags: real(path, flags & ~os.O_DIRECT))
+    monkeypatch.setattr(linux.os, "preadv", lambda *args: fails(codes.pop(0))() if codes else 512)
+    found = linux.reopen_direct(small_file, os.O_RDONLY)
+    if block is None:
+        assert found is None
+        return
+    os.close(found[0])
+    assert found[1] == block
+
+
+def test_error_while_trying_blocks_closes_the_descriptor(monkeypatch, small_file):
+    real = os.open
+    monkeypatch.setattr(linux.os, "open", lambda path, flags: real(path, flags & ~os.O_DIRECT))
+    monkeypatch.setattr(linux.os, "preadv", fails(errno.EIO))
+    with pytest.raises(OSError, match="as told"):
+        linux.reopen_direct(small_file, os.O_RDONLY)
+
+
+def test_empty_file_takes_the_larger_block(monkeypatch, tmp_path):
+    path = tmp_path / "empty"
+    path.touch()
+    real = os.open
+    monkeypatch.setattr(linux.os, "open", lambda path, flags: real(path, flags & ~os.O_DIRECT))
+    fd = real(path, os.O_RDONLY)
+    direct, block = linux.reopen_direct(fd, os.O_RDONLY)
+    os.close(direct)
+    os.close(fd)
+    assert block == 4096
+
+
+def test_seek_passes_the_error_of_storage(monkeypatch, small_file):
+    monkeypatch.setattr(linux.os, "lseek", fails(errno.EIO))
+    with pytest.raises(OSError, match="as told"):
+        linux.seek_data(small_file, 0)
+
+
+def test_set_nice_is_for_the_calling_thread_alone():
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    found = []
+
+    def work():
+        linux.set_nice(before + 1)
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [min(before + 1, 19)]
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before

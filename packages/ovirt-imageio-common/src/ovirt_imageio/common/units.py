@@ -33,8 +33,10 @@ def parse_size(text: str) -> int:
 
 def format_size(size: float) -> str:
     """Write a size in bytes for people, like `1.20 GiB`: three significant digits."""
-    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
-        if abs(size) < 1000 or unit == "TiB":
+    unit = "TiB"
+    for smaller in ("bytes", "KiB", "MiB", "GiB"):
+        if abs(size) < 1000:
+            unit = smaller
             break
         size /= 1024
     if unit == "bytes":

@@ -1,0 +1,23 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+import errno
+
+import pytest
+
+from ovirt_imageio.common import errors
+
+
+def test_all_but_storage_and_callers_descend_from_one_root():
+    kinds = [value for value in vars(errors).values() if isinstance(value, type)]
+    assert len(kinds) > 5
+    assert all(issubclass(kind, errors.ImageioError) for kind in kinds)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [(errno.ENOSPC, "No space left on device"), (errno.EIO, "Input/output error")]
+)
+def test_refusal_tells_its_error_number_and_the_words_of_the_system(code, words):
+    error = errors.RequestError("the server failed a write", errno=code)
+    assert str(error) == "the server failed a write"
+    assert error.errno == code
+    assert error.strerror == words
