@@ -72,10 +72,10 @@ class _ExtentsBody(StreamedBody):
     async def send(self, connection: Connection, head: bytes) -> None:
         """Send the list in chunks."""
         with self._transfer.operation(EXTENTS, 0, self._size, connection) as op:
-            op.waits_for(connection.wake)
-            await connection.chunks_out(self._pieces(connection.loop, op), head=head)
+            await connection.chunks_out(self._pieces(connection, op), head=head)
 
-    async def _pieces(self, loop: Loop, op: Operation) -> AsyncIterator[bytes]:
+    async def _pieces(self, connection: Connection, op: Operation) -> AsyncIterator[bytes]:
+        loop = connection.loop
         if not self._size:
             yield b"[]\n"
             return
@@ -88,6 +88,8 @@ class _ExtentsBody(StreamedBody):
                 if not text:
                     break
                 piece += start + text
+                # Until now the client can be told why; from now on it may be what we wait for.
+                op.waits_for(connection.wake)
                 yield piece
                 piece, count, start = b"", _BATCH, b", "
         yield piece + b"]\n"
