@@ -29,7 +29,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from ovirt_imageio.common.errors import OperationCancelled, PeerGone, PeerTimeout, ServerGone
+from ovirt_imageio.common.errors import AuthorizationError, OperationCancelled, PeerGone, PeerTimeout, ServerGone
 
 from ..errors import DeadlineExpired, HttpError
 from . import report
@@ -280,4 +280,8 @@ def _answer_to(error: Exception) -> HttpError | None:
         return HttpError(400, "the connection ended before the body", close=True)
     if isinstance(error, PeerTimeout):
         return HttpError(408, "the body did not come in time", close=True)
+    if isinstance(error, AuthorizationError):
+        # We are a proxy: whoever gave out the tickets has to renew the one for the origin.
+        said = " ".join(str(getattr(error, "text", "")).split())[:200]
+        return HttpError(403, f"the origin refused: {said or 'no reason given'}", close=True)
     return None
