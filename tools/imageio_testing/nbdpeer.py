@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 FLAGS = wire.FLAG_HAS_FLAGS | wire.FLAG_SEND_FLUSH | wire.FLAG_SEND_WRITE_ZEROES | wire.FLAG_CAN_MULTI_CONN
 
 # Nothing in a test waits longer than this for the other side, in seconds.
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,20 @@ def test_interrupt_ends_a_call():
         assert backend.broken is not None
 
 
+def test_flush_that_failed_is_the_last_word():
+    """What the server could not write it may have dropped: its next flush would prove nothing."""
+    image = Image(bytearray(4096), errors={wire.CMD_FLUSH: 5})
+    with serve(image) as peer, NbdBackend(peer.address, mode="r+") as backend:
+        backend.write(0, b"x")
+        with pytest.raises(RequestError) as e:
+            backend.flush()
+        assert e.value.errno == errno.EIO
+        assert backend.unflushed
+        image.errors.clear()
+        with pytest.raises(ProtocolError, match="EIO"):
+            backend.flush()
+
+
 # Whole blocks only.
 
 
@@ -246,6 +260,25 @@ def test_send_from_a_server_that_goes_away(splice):
             send(backend, 0, 2 * MiB, splice=splice, op=op)
         assert backend.broken is not None
         assert op.done == 0
+
+
+@both_ways
+def test_send_from_a_server_that_is_gone_already(splice):
+    hung_up = threading.Event()
+
+    def script(talk):
+        talk.negotiate(2 * MiB)
+        talk.sock.close()
+        hung_up.set()
+
+    with Peer(script) as peer, NbdBackend(peer.address) as backend, serve(Image(bytearray(2 * MiB))) as well:
+        with NbdBackend(well.address) as other:
+            assert hung_up.wait(10)
+            with pytest.raises(nbd.ServerGone):
+                send(other, 0, 2 * MiB, splice=splice, others=[backend])
+            assert backend.broken is not None
+            # Its answer would have to be taken first.
+            assert other.broken is not None
 
 
 @both_ways

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import struct
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,6 +42,19 @@ def test_a_hole_is_zero_and_allocated_at_no_depth():
         ZeroExtent(10, 10, True, True),
         ZeroExtent(20, 10, True, False),
         ZeroExtent(30, 10, True, False),
+    ]
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_machines_of_either_byte_order_read_the_same(monkeypatch, order):
+    """On one whose order is that of the network nothing is swapped."""
+    monkeypatch.setattr(extents.sys, "byteorder", order)
+    network = "!" if order == sys.byteorder else "="
+    depth = struct.pack(network + "4I", 10, 1, 20, 0)
+    base = struct.pack(network + "4I", 10, DATA, 20, HOLE)
+    assert list(extents.zero_extents(0, 30, base=base, depth=depth)) == [
+        ZeroExtent(0, 10, False, False),
+        ZeroExtent(10, 20, True, True),
     ]
 
 

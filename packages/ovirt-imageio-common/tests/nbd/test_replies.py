@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import struct
+import sys
 
 import pytest
 from hypothesis import given
@@ -400,6 +403,20 @@ def test_rejects_extents_that_start_past_the_request():
     r = replies()
     r.expect(wire.CMD_BLOCK_STATUS, 0, 100)
     feed(r, status(1, BASE, (99, 0), (1000, 0)))
+
+
+def test_extents_are_checked_on_machines_of_either_byte_order(monkeypatch):
+    """On one whose order is that of the network nothing is swapped."""
+    other = "big" if sys.byteorder == "little" else "little"
+    pack = struct.Struct("=II" if sys.byteorder == "little" else "<II").pack
+    monkeypatch.setattr("ovirt_imageio.common.nbd.replies.sys.byteorder", other)
+    for last, wrong in ((20, False), (0, True)):
+        r = replies()
+        r.expect(wire.CMD_BLOCK_STATUS, 0, 30)
+        extents = pack(10, 0) + pack(last, 0)
+        part = chunk(1, wire.REPLY_BLOCK_STATUS, wire.U32.pack(BASE) + extents)
+        with pytest.raises(ProtocolError, match="empty extent") if wrong else contextlib.nullcontext():
+            feed(r, part)
 
 
 @given(st.binary(max_size=200), st.booleans())
