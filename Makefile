@@ -26,6 +26,7 @@ help:
 	@echo 'make check-all  also every environment of tox.ini, packages installed and used'
 	@echo 'make fuzz       50,000 generated requests, and heads that h11 judges too'
 	@echo 'make conformance-peer   check 2.5.1 too, and compare in docs/reference/conformance.md'
+	@echo 'make coverage   what the tests of ovirt-imageio-common leave out'
 	@echo 'make soak       kill -9 daemons and storage a thousand times, and look for lost bytes'
 	@echo 'make demo       move a real disk image, and show it'
 	@echo 'make engine     run an engine, a daemon and a disk to try things on'
@@ -46,6 +47,10 @@ check-all:
 	@ci/bootstrap.sh $(ALL_TOOLS)
 	@$(ENGINE_SDK)
 	@ci/check.sh --all
+
+coverage:
+	@ci/bootstrap.sh $(TEST_TOOLS)
+	@ci/coverage.sh
 
 soak:
 	@ci/bootstrap.sh qemu nbdkit
