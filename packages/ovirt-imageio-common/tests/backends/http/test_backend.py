@@ -186,6 +186,13 @@ def test_empty_image():
         backend.read_into(0, bytearray())
 
 
+def test_extents_of_an_empty_image_are_not_asked_for():
+    image = Image(bytearray(), server="imageio/3.0.0")
+    with ScriptedServer(image) as server, HttpBackend(server.url) as backend:
+        assert list(backend.extents()) == []
+        assert not any(got.target.endswith("/extents?context=zero") for got in server.requests)
+
+
 def test_ipv6():
     with ScriptedServer(Image(content()), host="::1") as server, HttpBackend(server.url) as backend:
         assert backend.size == SIZE
