@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Any, Callable, Iterator, NamedTuple, NoReturn, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Iterator, NamedTuple, NoReturn, Sequence
 
 from ovirt_imageio.client import commands, disks, options
 from ovirt_imageio.client.failures import one_line
@@ -235,7 +235,14 @@ def _complete(parser: argparse.ArgumentParser) -> None:
 # Log.
 
 
-class _OverProgress(logging.StreamHandler[Any]):
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[Any]
+else:
+    # Python 3.9 has no subscript for it yet.
+    _StreamHandler = logging.StreamHandler
+
+
+class _OverProgress(_StreamHandler):
     """Writes to standard error, on a terminal in place of the line of progress."""
 
     def emit(self, record: logging.LogRecord) -> None:
