@@ -43,7 +43,8 @@ def public_command() -> list[str] | None:
     """Return the command of a daemon that can do without root after its start.
 
     The interpreter of a developer often lies in a home folder that nobody else may
-    enter; then the system's stands in, with the same sources. None if there is neither.
+    enter; then the system's stands in, with the same sources. None if there is neither, or
+    what is tested is installed wheels.
     """
     if _anyone_may_enter(os.path.dirname(os.__file__)):
         return [sys.executable, "-m", "ovirt_imageio.daemon"]
@@ -53,8 +54,11 @@ def public_command() -> list[str] | None:
         return None
     import ovirt_imageio
 
-    sources = ":".join(os.path.dirname(path) for path in ovirt_imageio.__path__)
-    return ["/usr/bin/env", f"PYTHONPATH={sources}", python, "-m", "ovirt_imageio.daemon"]
+    folders = [os.path.dirname(path) for path in ovirt_imageio.__path__]
+    # Installed wheels lie beside packages that are made for this interpreter alone.
+    if any(os.path.basename(folder) == "site-packages" for folder in folders):
+        return None
+    return ["/usr/bin/env", f"PYTHONPATH={':'.join(folders)}", python, "-m", "ovirt_imageio.daemon"]
 
 
 def _anyone_may_enter(folder: str) -> bool:

@@ -44,7 +44,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     rows: dict[str, _Row] = {}
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.getreports(outcome):
-            name = dict(report.user_properties).get(PROPERTY)
+            # A module that could not be read has a report, too, without properties.
+            name = dict(getattr(report, "user_properties", ())).get(PROPERTY)
             if name is not None:
                 _count(rows.setdefault(str(name), _Row()), outcome, report)
     if not rows:

@@ -141,7 +141,7 @@ def test_installed_daemon_serves_a_disk_as_its_own_user(new_host: NewHost, repo:
     assert seen["transfer"]["different contents"] == 1
     assert seen["status"] == 0
     assert "STATUS=Serving" in seen["states"][0]
-    assert "Reloaded" in seen["log"]
+    assert "Configuration read again" in seen["log"]
     assert seen["log mode"].startswith("ovirtimg 6")
     assert "Traceback" not in seen["log"]
 
