@@ -169,7 +169,8 @@ def download(
         max_workers: Most connections; the server may allow fewer.
         backing_file: Backing file that the qcow2 image gets; it must exist. What the
             server reports as a hole shows it.
-        backing_format: Format of the backing file; None looks at its content.
+        backing_format: Format of the backing file; None looks at its content. Without a
+            backing file it means nothing.
         verify: Compare both ends by block hashes before the image gets its name. What is
             downloaded is hashed on its way where it passes in order.
         resume: Keep what was downloaded and a journal of it, and continue from what an
@@ -186,7 +187,7 @@ def download(
         ImageioError: The server refused; the text has its reason.
     """
     _check_numbers(buffer_size, max_workers)
-    _check_download(fmt, incremental, backing_file, backing_format)
+    _check_download(fmt, incremental, backing_file)
     with ExitStack() as stack:
         remote = stack.enter_context(_connect(url, cafile, secure, proxy_url, buffer_size))
         # Before a file is made: this may be what the server refuses.
@@ -438,14 +439,12 @@ def _check_upload(remote: HttpBackend, size: int) -> None:
         raise TransferError(f"the image of {size} bytes does not fit: the disk has {remote.size} bytes")
 
 
-def _check_download(fmt: str, incremental: bool, backing_file: str | None, backing_format: str | None) -> None:
+def _check_download(fmt: str, incremental: bool, backing_file: str | None) -> None:
     if fmt not in FORMATS:
         raise ValueError(f"invalid format {fmt!r} to download to: expected one of {', '.join(FORMATS)}")
     if fmt == "raw" and (incremental or backing_file):
         what = "an incremental download" if incremental else f"the backing file {backing_file!r}"
         raise ValueError(f"{what} needs the format 'qcow2', not 'raw'")
-    if backing_format and not backing_file:
-        raise ValueError(f"the backing format {backing_format!r} was given without a backing file")
 
 
 def _bounded(max_workers: int, limit: int) -> int:
