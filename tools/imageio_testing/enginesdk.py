@@ -23,6 +23,9 @@ import pytest
 
 REQUIREMENT = "ovirt-engine-sdk-python>=4.6,<4.7"
 
+EXAMPLES_NEED = ("lxml>=4.9,<7",)
+"""What one of its examples imports besides."""
+
 CACHE = Path(__file__).resolve().parents[2] / ".cache" / "engine-sdk"
 
 _TIMEOUT = 600
@@ -45,7 +48,7 @@ def path() -> str:
 
 def is_here() -> bool:
     """Tell if the SDK and its examples can be used."""
-    return (folder() / "ovirtsdk4").is_dir() and examples().is_dir()
+    return all((folder() / name).is_dir() for name in ("ovirtsdk4", "lxml")) and examples().is_dir()
 
 
 needs_engine_sdk = pytest.mark.skipif(
@@ -70,7 +73,17 @@ def install() -> None:
     # Under another name until it is complete: this may be interrupted.
     unfinished = CACHE / f"unfinished-{os.getpid()}"
     try:
-        _run([*pip, "install", "--no-warn-script-location", "--target", str(unfinished), str(archives[-1])])
+        _run(
+            [
+                *pip,
+                "install",
+                "--no-warn-script-location",
+                "--target",
+                str(unfinished),
+                str(archives[-1]),
+                *EXAMPLES_NEED,
+            ]
+        )
         shutil.rmtree(folder(), ignore_errors=True)
         unfinished.rename(folder())
     finally:

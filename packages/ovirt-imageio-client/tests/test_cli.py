@@ -43,7 +43,7 @@ def called(monkeypatch):
 
 
 def test_upload_hands_over_its_options(called):
-    args = "upload --cafile ca --insecure --proxy-url https://p --max-workers 8 --buffer-size 64k --verify"
+    args = "upload --cafile ca --insecure --proxy-url https://p --max-workers 8 --buffer-size 64k --verify --resume"
     more = "--member m --source-format vmdk --no-backing-chain --allow-external --disk-is-zero file"
     assert cli.main([*args.split(), *more.split(), URL]) == 0
     ((positional, keys),) = called
@@ -56,6 +56,7 @@ def test_upload_hands_over_its_options(called):
         "max_workers": 8,
         "buffer_size": 64 << 10,
         "verify": True,
+        "resume": True,
         "member": "m",
         "fmt": "vmdk",
         "backing_chain": False,
@@ -77,6 +78,7 @@ def test_download_hands_over_its_options(called):
         "max_workers": client.MAX_WORKERS,
         "buffer_size": client.BUFFER_SIZE,
         "verify": False,
+        "resume": False,
         "incremental": True,
         "backing_file": "full",
         "backing_format": "qcow2",

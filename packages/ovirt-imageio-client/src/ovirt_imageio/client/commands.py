@@ -39,6 +39,7 @@ def add_upload(parser: argparse.ArgumentParser) -> None:
     add_source(parser)
     parser.add_argument("--disk-is-zero", action="store_true", help="the disk reads as zeroes: write no zeroes")
     add_remote(parser)
+    options.add_resume(parser)
     options.add_transfer(parser)
     options.add_output(parser, "progress as text or JSON lines")
 
@@ -52,6 +53,7 @@ def add_download(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backing-file", metavar="FILE", help="backing file of the new image, relative to it")
     parser.add_argument("--backing-format", metavar="FORMAT", help="format of the backing file (else looked up)")
     add_remote(parser)
+    options.add_resume(parser)
     options.add_transfer(parser)
     options.add_output(parser, "progress as text or JSON lines")
 
@@ -249,7 +251,12 @@ def progress_bar(args: argparse.Namespace, phase: str, error_phase: str) -> clie
 
 def transfer_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Return what `options.add_transfer` took, as upload and download call it."""
-    return {"max_workers": args.max_workers, "buffer_size": args.buffer_size, "verify": args.verify}
+    return {
+        "max_workers": args.max_workers,
+        "buffer_size": args.buffer_size,
+        "verify": args.verify,
+        "resume": getattr(args, "resume", False),
+    }
 
 
 def source_arguments(args: argparse.Namespace) -> dict[str, Any]:

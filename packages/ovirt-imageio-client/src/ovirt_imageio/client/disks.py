@@ -45,6 +45,8 @@ def add_download(parser: argparse.ArgumentParser) -> None:
     options.add_engine(parser)
     options.add_tls(parser)
     commands.add_target(parser)
+    # Not for an upload: a transfer that fails takes its disk with it.
+    options.add_resume(parser)
     # Without a meaning for a download; 2.x takes it.
     parser.add_argument("-d", "--description", help=argparse.SUPPRESS)
     options.add_transfer(parser)

@@ -312,6 +312,13 @@ def add_transfer(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--verify", action="store_true", help="compare both ends at the end")
 
 
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    """Add the option for a transfer that may be continued."""
+    parser.add_argument(
+        "--resume", action="store_true", help="continue where the same command stopped, and keep what a next one needs"
+    )
+
+
 def add_output(parser: argparse.ArgumentParser, text: str) -> None:
     """Add the options of what is written where; text tells what -o is about."""
     group = parser.add_argument_group("output")
