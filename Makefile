@@ -3,7 +3,8 @@
 #
 # Each target does its own set-up, on a fresh machine too. NO_INSTALL=1 keeps it from
 # installing system packages, PYTHON=… chooses the interpreter. BENCH=… are options of
-# `make bench`, see `make bench BENCH=--help`; SOAK=… those of `make soak`.
+# `make bench`, see `make bench BENCH=--help`; SOAK=… and
+# MUTATION=… those of `make soak` and `make mutation`.
 
 # System software that tests use, as ci/packages.sh calls it. What is missing and cannot be
 # installed is named, and the tests that need it are skipped.
@@ -28,6 +29,7 @@ help:
 	@echo 'make conformance-peer   check 2.5.1 too, and compare in docs/reference/conformance.md'
 	@echo 'make coverage   what the tests of ovirt-imageio-common leave out'
 	@echo 'make soak       kill -9 daemons and storage a thousand times, and look for lost bytes'
+	@echo 'make mutation   break the NBD protocol in small ways, and look which the tests notice'
 	@echo 'make demo       move a real disk image, and show it'
 	@echo 'make engine     run an engine, a daemon and a disk to try things on'
 	@echo 'make bench      measure beside 2.5 and nbdcopy; ROWS="NAME ..." selects'
@@ -65,6 +67,10 @@ fuzz:
 conformance-peer:
 	@ci/bootstrap.sh $(TEST_TOOLS)
 	@cd tools && ../.venv/bin/python -m conformance --table --tb=no -n auto
+
+mutation:
+	@ci/bootstrap.sh
+	@PYTHONPATH=tools .venv/bin/python -m mutation $(MUTATION)
 
 demo:
 	@ci/bootstrap.sh qemu e2fsprogs
