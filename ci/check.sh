@@ -12,6 +12,8 @@ set -eu
 
 cd "$(dirname "$0")/.."
 bin=$PWD/.venv/bin
+# Tests install packages, too; nothing is left outside this folder.
+export PIP_CACHE_DIR=${PIP_CACHE_DIR:-$PWD/.cache/pip}
 all=
 if [ "${1:-}" = --all ]; then
     all=yes
