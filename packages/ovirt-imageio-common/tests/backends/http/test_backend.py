@@ -860,3 +860,34 @@ def test_back_to_tcp_when_the_unix_socket_goes_away(tmp_path):
             backend.stream_write(memory(), 0, SIZE, NullOperation())
             assert not backend.unix_socket_used
             assert image.data == bytes(SIZE)
+
+
+@pytest.mark.parametrize("context", [None, "tls"])
+def test_interrupt_wakes_the_thread_that_waits(context, request):
+    """The server is silent; the time limit of the backend is a minute."""
+    waiting, done = threading.Event(), threading.Event()
+    image = Image(content())
+
+    def answer(got):
+        if got.method == "OPTIONS" or got.headers.get("range") == "bytes=0-0":
+            return image(got)
+        waiting.set()
+        done.wait(30)
+        return None
+
+    tls = request.getfixturevalue("tls") if context else None
+    with ScriptedServer(answer, context=tls) as server, HttpBackend(server.url, secure=False) as backend:
+        assert backend.size == SIZE
+        waker = threading.Thread(target=lambda: waiting.wait(30) and backend.interrupt())
+        waker.start()
+        try:
+            with pytest.raises(ServerGone):
+                backend.read_into(0, bytearray(SIZE))
+        finally:
+            done.set()
+            waker.join()
+
+
+def test_interrupt_without_a_connection_does_nothing(backend):
+    backend.close()
+    backend.interrupt()

@@ -139,6 +139,15 @@ class HttpBackend(Backend):
         other.unflushed = False
         return other
 
+    def interrupt(self) -> None:
+        """Break the connection, to wake a thread that waits for the server.
+
+        What that thread does fails with ServerGone. Any thread may call it.
+        """
+        for channel in (self._unix, self._remote):
+            if channel is not None:
+                channel.interrupt()
+
     def close(self) -> None:
         """Close the connection. Idempotent."""
         self._closed = True

@@ -8,7 +8,9 @@ preparing costs as much as sending (545 µs a 4 KiB GET, 334 this way).
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import socket
 from types import TracebackType
 from typing import Any, Callable, Mapping
 
@@ -165,6 +167,7 @@ class Channel:
         self._make_adapter = make_adapter
         self._path = path
         self._timeout = timeout
+        self._interrupted = False
         self._prepared: dict[tuple[str, str], requests.PreparedRequest] = {}
 
     @property
@@ -222,6 +225,15 @@ class Channel:
         """Return another channel to the same image, for another thread."""
         return Channel(self._make_adapter, self._path, timeout=self._timeout)
 
+    def interrupt(self) -> None:
+        """Break the connection in use, for good. Any thread may call it."""
+        self._interrupted = True
+        connection = self.adapter.line.connection
+        sock = None if connection is None else connection.sock
+        if sock is not None:
+            with contextlib.suppress(OSError):  # it was closed meanwhile
+                sock.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Close the connection."""
         self.adapter.close()
@@ -241,7 +253,7 @@ class Channel:
             return self._send_once(prepared, timeout)
         except ServerGone:
             connection = self.adapter.line.connection
-            if not replay or connection is None or connection.uses < 2:
+            if self._interrupted or not replay or connection is None or connection.uses < 2:
                 raise
             self.adapter.close()
             return self._send_once(prepared, timeout)
