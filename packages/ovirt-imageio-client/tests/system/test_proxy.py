@@ -31,6 +31,8 @@ from imageio_testing.faults import (
 from imageio_testing.httppeer import ConnectionEnded, HttpPeer
 from imageio_testing.pki import make_pki
 from ovirt_imageio import admin
+from ovirt_imageio.common import checksum
+from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
 from ovirt_imageio.common.qemu.nbd import Server
 
 pytestmark = [pytest.mark.system, qemu.needs_qemu]
@@ -64,12 +66,12 @@ class Chain:
         path: Of the image at the proxy.
     """
 
-    def __init__(self, server, origin, proxy, **keys):
+    def __init__(self, server, origin, proxy, *, size=SIZE, **keys):
         self.server = server
         self.origin = origin
         self.proxy = proxy
-        self.at_origin = origin.add_ticket(server.url, size=SIZE, **keys)
-        self.at_proxy = proxy.add_ticket(f"{origin.url}/images/{self.at_origin}", size=SIZE, **keys)
+        self.at_origin = origin.add_ticket(server.url, size=size, **keys)
+        self.at_proxy = proxy.add_ticket(f"{origin.url}/images/{self.at_origin}", size=size, **keys)
         self.path = f"/images/{self.at_proxy}"
 
     def client(self):
@@ -130,6 +132,24 @@ def test_ranges(chain, first, last):
         head = [("Content-Range", f"bytes {first}-{last}/*")]
         assert peer.request("PUT", chain.path + "?flush=n", headers=head, body=data).status == 200
         assert peer.request("GET", chain.path).body == DATA[:first] + data + DATA[last + 1 :]
+
+
+def test_no_more_is_seen_than_the_ticket_allows(chain):
+    """Extents and checksum see what GET may read, at both ends."""
+    size = 5 * MiB + 1000
+    small = Chain(chain.server, chain.origin, chain.proxy, size=size)
+    expected = checksum.checksum([MemoryBackend(Memory(DATA[:size]))])
+    for daemon, ticket_id in ((small.origin, small.at_origin), (small.proxy, small.at_proxy)):
+        path = f"/images/{ticket_id}"
+        with HttpPeer.unix(daemon.local_socket) as peer:
+            assert peer.request("GET", path).body == DATA[:size]
+            assert [(e["start"], e["length"]) for e in peer.request("GET", path + "/extents").json()] == [(0, size)]
+            assert peer.request("GET", path + "/checksum").json()["checksum"] == expected.checksum
+            assert (
+                peer.request("PUT", path, headers=[("Content-Range", f"bytes {size}-{size}/*")], body=b"x").status
+                == 416
+            )
+    small.remove()
 
 
 def test_dirty_extents(origin, proxy, tmp_path):
