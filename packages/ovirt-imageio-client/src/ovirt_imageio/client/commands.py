@@ -305,11 +305,12 @@ def _show(args: argparse.Namespace, result: dict[str, Any]) -> None:
         print(f"{key}: {value}")
 
 
-def _flat(result: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+def _flat(result: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    """Names and values for people; what belongs to a format stands among the others."""
     for key, value in result.items():
-        name = prefix + key.replace("-", " ").replace("_", " ")
+        name = key.replace("-", " ").replace("_", " ")
         if isinstance(value, dict):
-            yield from _flat(value, f"{name}: ")
+            yield from _flat(value)
         elif not isinstance(value, (list, type(None))):
             yield name, _in_words(name, value)
 
