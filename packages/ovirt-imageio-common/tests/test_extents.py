@@ -135,3 +135,28 @@ def test_json_of_old_servers_lacks_hole():
 def test_json_that_is_no_extent_is_refused_by_key(document, key):
     with pytest.raises(ValueError, match=repr(key)):
         zero_from_json(document)
+
+
+def test_clip_tells_no_empty_extents():
+    extents = [ZeroExtent(0, 10, True, False), ZeroExtent(10, 10, False, False), ZeroExtent(20, 10, True, False)]
+    assert list(clip(extents, 10, 10)) == extents[1:2]
+
+
+def test_check_cover_refuses_a_gap_that_an_overlap_makes_up_for():
+    extents = [ZeroExtent(0, 10, True, False), ZeroExtent(15, 10, True, False)]
+    with pytest.raises(ValueError, match="expected an extent at 10"):
+        list(check_cover(extents, 20))
+
+
+def test_check_cover_passes_on_nothing_that_ends_past_the_image():
+    passed = []
+    with pytest.raises(ValueError, match="past the image"):
+        passed.extend(check_cover([ZeroExtent(0, 21, True, False)], 20))
+    found = check_cover([ZeroExtent(0, 21, True, False)], 20)
+    with pytest.raises(ValueError, match="past the image"):
+        next(found)
+    assert passed == []
+
+
+def test_json_of_old_servers_lacks_zero_of_dirty_extents():
+    assert dirty_from_json({"start": 0, "length": 1, "dirty": True}) == DirtyExtent(0, 1, dirty=True, zero=False)
