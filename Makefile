@@ -83,7 +83,8 @@ engine:
 
 bench:
 	@ci/bootstrap.sh qemu nbdkit nbdcopy gcc headers
-	@PYTHONPATH=tools .venv/bin/python -m bench $(BENCH) $(ROWS)
+	@PYTHONPATH=tools .venv/bin/python -m bench $(if $(ROWS),,--out docs/performance) $(BENCH) $(ROWS)
+	@$(if $(ROWS)$(BENCH),,PYTHONPATH=tools .venv/bin/python -m bench.tuning --out docs/performance/tuning.md)
 
 docs:
 	@ci/bootstrap.sh

@@ -8,16 +8,19 @@ import argparse
 import fnmatch
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Optional, Sequence
 
-from bench import small, transfers  # noqa: F401  (they register their rows)
+from bench import scaling, small, transfers  # noqa: F401  (they register their rows)
 from bench.report import (
     OURS,
     PEER,
     Samples,
+    curve,
     goals_table,
     picture,
     summarize,
@@ -43,6 +46,7 @@ def arguments(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     p.add_argument("rows", nargs="*", metavar="ROW", help="names or patterns (default: all)")
     p.add_argument("--list", action="store_true", help="print the rows and their goals")
     p.add_argument("--rounds", type=int, default=3, help="how often each is run in turn")
+    p.add_argument("--minutes", type=float, default=17, help="after which rows have one round each")
     p.add_argument("--size", type=int, default=1024, metavar="MIB", help="size of the dense image")
     p.add_argument("--seconds", type=float, default=2.0, help="length of a small-request run")
     p.add_argument("--python", default=sys.executable, help="interpreter to make both environments with")
@@ -64,9 +68,13 @@ def chosen(patterns: Sequence[str]) -> list[Row]:
     return [r for name, r in ROWS.items() if any(fnmatch.fnmatch(name, p) for p in wanted)]
 
 
-def measure(row: Row, setup: Setup, rounds: int) -> Samples:
-    """Run one row with everybody in turn, after a run that only warms memory and caches."""
+def measure(row: Row, setup: Setup, rounds: int, seconds: float) -> Samples:
+    """Run one row with everybody in turn, after a run that only warms memory and caches.
+
+    Fewer rounds than wanted are made, but one, when the row's seconds are over.
+    """
     samples: dict[str, list[Sample]] = {}
+    end = time.monotonic() + seconds
     row.measure(setup, setup.ours)
     for turn in range(rounds):
         for name, implementation in ((OURS, setup.ours), (PEER, setup.peer)):
@@ -74,6 +82,8 @@ def measure(row: Row, setup: Setup, rounds: int) -> Samples:
         if row.baseline:
             samples.setdefault(row.baseline_name, []).append(row.baseline(setup))
         print(f"  {row.name}: round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
+        if time.monotonic() > end:
+            break
     return samples
 
 
@@ -99,10 +109,15 @@ def write_report(folder: Path, setup: Setup, results: Sequence[tuple[Row, Sample
         "rounds": str(rounds),
     }
     text = ", ".join(f"{name}: {value}" for name, value in facts.items())
-    parts = ("# Every figure", f"{text}.", "## To reach", goals_table(results), "## Measured", table(results))
+    parts = (f"{text}.", "### To reach", goals_table(results), "### Every figure", table(results))
     (folder / "table.md").write_text("\n\n".join(parts))
     for name, (title, metric) in PICTURES.items():
         (folder / name).write_text(picture(title, results, metric))
+    by_name = {row.name: samples for row, samples in results}
+    for c in scaling.CURVES:
+        samples = by_name.get(c.row)
+        if samples is not None:
+            (folder / f"{c.name}.svg").write_text(curve(c.title, c.x, c.unit, samples))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -130,9 +145,11 @@ def run(options: argparse.Namespace) -> None:
                 size=options.size * MIB,
                 seconds=options.seconds,
             )
-            for row in rows:
+            end = time.monotonic() + options.minutes * 60
+            for i, row in enumerate(rows):
                 print(row.title, flush=True)
-                results.append((row, measure(row, setup, options.rounds)))
+                share = (end - time.monotonic()) / (len(rows) - i)
+                results.append((row, measure(row, setup, options.rounds, share)))
                 show(*results[-1])
             if options.out:
                 write_report(options.out, setup, results, options.rounds)
@@ -148,6 +165,8 @@ def main() -> int:
             bounds = ", ".join(str(b) for b in (*r.goals, *r.limits))
             print(f"{r.name:24} {r.title}{': ' + bounds if bounds else ''}")
         return 0
+    # What was started and made is ended and removed then, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         run(options)
     except BenchError as e:

@@ -249,3 +249,37 @@ def _bulk(
         t.join()
     if failures:
         raise failures[0]
+
+
+def get_once(sock: Socket, path: str, offset: int, length: int) -> None:
+    """Read a range over an open connection and drop it."""
+    head = f"GET {path} HTTP/1.1\r\nHost: x\r\nRange: bytes={offset}-{offset + length - 1}\r\n\r\n"
+    sock.sendall(head.encode())
+    left, rest = read_head(sock, (b"206",))
+    left -= len(rest)
+    buffer = bytearray(BUFFER)
+    while left:
+        count = sock.recv_into(buffer, min(left, BUFFER))
+        if not count:
+            raise BenchError("the server closed the connection in a body")
+        left -= count
+
+
+def bulk_get_each(daemon: Daemon, tickets: Sequence[str], length: int) -> None:
+    """Read a part of an image with each ticket, all at once, one connection each."""
+    failures: list[BaseException] = []
+
+    def one(index: int, ticket: str) -> None:
+        try:
+            with contextlib.closing(connect(daemon, "unix")) as sock:
+                get_once(sock, f"/images/{ticket}", index * length, length)
+        except BaseException as e:
+            failures.append(e)
+
+    threads = [threading.Thread(target=one, args=item) for item in enumerate(tickets)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    if failures:
+        raise failures[0]

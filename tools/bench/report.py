@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import html
+import math
 import statistics
 from dataclasses import dataclass
 from typing import Iterable, Mapping, Optional, Sequence
@@ -132,6 +133,7 @@ def picture(title: str, results: Sequence[tuple[Row, Samples]], metric: str) -> 
 
 
 _COLOURS = "text{font:13px system-ui,sans-serif;fill:#333}.bar{fill:#2b6cb0}.one{stroke:#c05621}"
+_CURVES = ".l3{stroke:#2b6cb0;fill:none}.l2{stroke:#c05621;fill:none}.g{stroke:#8884}"
 _DARK = "@media(prefers-color-scheme:dark){text{fill:#ddd}.bar{fill:#63b3ed}.one{stroke:#f6ad55}}"
 
 
@@ -159,3 +161,57 @@ def _bars(title: str, bars: Sequence[tuple[str, float]], *, better: str) -> str:
             f'<text x="{left + length + 6:.0f}" y="{y + 14}">{ratio:.2f}×</text>',
         ]
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def curve(title: str, x_name: str, unit: str, samples: Samples) -> str:
+    """Our and the peer's cost over a number that grows, both axes logarithmic, as SVG."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for line in summarize(samples):
+        name, _, x = line.metric.rpartition(" at ")
+        if name == unit:
+            for who, value in line.values.items():
+                lines.setdefault(who, []).append((float(x), max(value, 1e-3)))
+    return _curves(title, x_name, unit, lines) if lines else ""
+
+
+def _curves(title: str, x_name: str, unit: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    left, top, width, height = 70, 34, 430, 220
+    points = [point for line in lines.values() for point in line]
+    xs, ys = sorted({x for x, _ in points}), [y for _, y in points]
+    low, high = 10 ** math.floor(math.log10(min(ys))), 10 ** math.ceil(math.log10(max(ys) * 1.01))
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across = math.log(x / xs[0]) / math.log(xs[-1] / xs[0])
+        up = math.log(y / low) / math.log(high / low)
+        return left + across * width, top + height * (1 - up)
+
+    label = html.escape(title)
+    parts = [
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 60} {top + height + 48}" '
+            f'role="img" aria-label="{label}">'
+        ),
+        f"<style>{_COLOURS}{_CURVES}{_DARK}</style>",
+        f'<text x="10" y="20" font-weight="bold">{label}, {html.escape(unit)}</text>',
+    ]
+    y = low
+    while y <= high * 1.01:
+        line = at(xs[0], y)[1]
+        parts.append(f'<line class="g" x1="{left}" x2="{left + width}" y1="{line:.0f}" y2="{line:.0f}"/>')
+        parts.append(f'<text x="{left - 6}" y="{line + 4:.0f}" text-anchor="end">{y:g}</text>')
+        y *= 10
+    for x in xs:
+        parts.append(f'<text x="{at(x, low)[0]:.0f}" y="{top + height + 18}" text-anchor="middle">{_short(x)}</text>')
+    parts.append(
+        f'<text x="{left + width / 2}" y="{top + height + 38}" text-anchor="middle">{html.escape(x_name)}</text>'
+    )
+    for who, line_points in lines.items():
+        spots = [at(*point) for point in sorted(line_points)]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
+        parts.append(f'<polyline class="{"l3" if who == OURS else "l2"}" stroke-width="2" points="{path}"/>')
+        parts.append(f'<text x="{spots[-1][0] + 6:.0f}" y="{spots[-1][1] + 4:.0f}">{who}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _short(x: float) -> str:
+    return f"{x:,.0f}" if x >= 1 else f"{x:.2g}"

@@ -127,7 +127,9 @@ class QemuNbd(Server):
         shared: int = 64,
         cache: str = "writeback",
         read_only: bool = False,
+        size: int = 0,
     ) -> None:
+        self.size = size
         self.socket = str(folder / f"nbd-{uuid.uuid4().hex[:8]}.sock")
         command = [
             shutil.which("qemu-nbd") or "qemu-nbd",
@@ -143,7 +145,8 @@ class QemuNbd(Server):
         ]
         if read_only:
             command.append("--read-only")
-        self.process = subprocess.Popen([*command, str(image)])
+        # It complains of each client that leaves without a word.
+        self.process = subprocess.Popen([*command, str(image)], stderr=subprocess.DEVNULL)
         wait_for(lambda: os.path.exists(self.socket), "qemu-nbd", self.process)
 
     @property

@@ -143,7 +143,7 @@ def _idle(setup: Setup, implementation: Implementation) -> Sample:
                 threads = opened = 0
                 for i in range(count):
                     sock = stack.enter_context(contextlib.closing(load.connect(daemon, "unix")))
-                    _get_once(sock, path, i * 8 * MIB % (setup.size - 8 * MIB), 8 * MIB)
+                    load.get_once(sock, path, i * 8 * MIB % (setup.size - 8 * MIB), 8 * MIB)
                     if i == count // 10:
                         threads, opened = usage(daemon.pid).threads, _unix_connections(nbd.socket)
                 after = usage(daemon.pid)
@@ -156,16 +156,6 @@ def _idle(setup: Setup, implementation: Implementation) -> Sample:
         "NBD connections": connections,
         "NBD added": connections - opened,
     }
-
-
-def _get_once(sock: load.Socket, path: str, offset: int, length: int) -> None:
-    head = f"GET {path} HTTP/1.1\r\nHost: x\r\nRange: bytes={offset}-{offset + length - 1}\r\n\r\n"
-    sock.sendall(head.encode())
-    left, rest = load.read_head(sock, (b"206",))
-    left -= len(rest)
-    buffer = bytearray(MIB)
-    while left:
-        left -= sock.recv_into(buffer, min(left, MIB))
 
 
 def _unix_connections(path: str) -> int:
@@ -205,13 +195,13 @@ def _checksum(setup: Setup, implementation: Implementation, *, image: Path, size
             path = f"/images/{daemon.ticket(nbd.url, size)}/checksum"
             start = time.monotonic()
             cpu = usage(daemon.pid).cpu
-            _get_small(daemon, path)
+            get_document(daemon, path)
             wall = time.monotonic() - start
             cpu = usage(daemon.pid).cpu - cpu
     return {"MiB/s": size / MIB / wall, "daemon CPU s/GiB": cpu / (size / GIB)}
 
 
-def _get_small(daemon: Daemon, path: str) -> tuple[float, int]:
+def get_document(daemon: Daemon, path: str) -> tuple[float, int]:
     """GET of a document: seconds to the first byte, and its length."""
     with contextlib.closing(load.connect(daemon, "unix")) as sock:
         start = time.monotonic()
@@ -252,7 +242,7 @@ def _extents(setup: Setup, implementation: Implementation) -> Sample:
             path = f"/images/{daemon.ticket(nbd.url, count * 512, ops=READ_ONLY)}/extents"
             before = usage(daemon.pid).rss
             start = time.monotonic()
-            peak, (first, _) = _peak_rss(daemon.pid, lambda: _get_small(daemon, path))
+            peak, (first, _) = _peak_rss(daemon.pid, lambda: get_document(daemon, path))
             wall = time.monotonic() - start
     return {
         "seconds": wall,
