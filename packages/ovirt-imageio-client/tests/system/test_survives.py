@@ -37,7 +37,8 @@ FULL = os.environ.get("IMAGEIO_TESTS") == "full"
 SEEDS = range(100 if FULL else 2)
 KILLS = 10 if FULL else 2
 
-SIZE = 64 * MiB
+SIZE = (192 if FULL else 64) * MiB
+"""Each kill comes after at most 12 MiB more: not all of them may get to the end."""
 
 
 @pytest.fixture(scope="module")
