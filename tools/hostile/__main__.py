@@ -1,0 +1,186 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Send hostile clients in numbers to a real daemon, and write down what that costs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pwd
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Optional
+
+from bench.machine import Usage
+from bench.setup import machine_facts, python_version
+from imageio_testing.daemon import Daemon, public_command
+from imageio_testing.hostile import CASES
+from imageio_testing.pki import Pki, make_pki
+
+from .measure import MIB, WAYS, Found, Victim, measure, p99
+
+GOAL = 1.5  # p99 of a normal request meanwhile, against its unloaded value
+# Whose clients move megabytes each: more would measure how fast that is.
+COUNTS = {"idle with a ticket": 100}
+USER = "nobody"
+
+
+def arguments(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Parse the command line."""
+    p = argparse.ArgumentParser(prog="python -m hostile", description=__doc__)
+    p.add_argument("cases", nargs="*", metavar="CASE", help="names (default: all)")
+    p.add_argument("--list", action="store_true", help="print the cases")
+    p.add_argument("--count", type=int, default=1000, help="hostile clients at a time")
+    p.add_argument("--rounds", type=int, default=3, help="how often each case is run")
+    p.add_argument("--seconds", type=float, default=4.0, help="length of each look, unloaded and meanwhile")
+    p.add_argument("--report", type=Path, help="page to write")
+    p.add_argument("--command", default="make hostile", help="what the page says that it was made by")
+    options = p.parse_args(argv)
+    for name in options.cases:
+        if name not in CASES:
+            p.error(f"there is no case {name!r}; --list prints them all")
+    return options
+
+
+def run(options: argparse.Namespace) -> dict[str, Found]:
+    """Run the cases, each against a daemon of its own."""
+    results = {}
+    for name in options.cases or CASES:
+        with tempfile.TemporaryDirectory(prefix="hostile-", dir="/dev/shm") as folder:
+            os.chmod(folder, 0o755)
+            identity, command = unprivileged()
+            with Daemon(folder, pki=keys(folder, identity), command=command, user=identity) as daemon:
+                victim = Victim(daemon, Path(folder))
+                count = min(COUNTS.get(name, options.count), options.count)
+                found = measure(victim, name, count, rounds=options.rounds, seconds=options.seconds)
+        results[name] = found
+        print(" | ".join(cells(name, found)), flush=True)
+    return results
+
+
+def unprivileged() -> tuple[Optional[tuple[int, int]], list[str]]:
+    """Return who runs the daemon, if that is not us, and how."""
+    command = public_command()
+    if os.geteuid() or command is None:
+        return None, [sys.executable, "-m", "ovirt_imageio.daemon"]
+    user = pwd.getpwnam(USER)
+    return (user.pw_uid, user.pw_gid), command
+
+
+def keys(folder: str, identity: Optional[tuple[int, int]]) -> Pki:
+    """Make TLS keys that the daemon can read."""
+    pki = make_pki(folder)
+    if identity:
+        shutil.chown(pki.key_file, *identity)
+    return pki
+
+
+HEADER = (
+    "case",
+    "clients",
+    "threads",
+    "memory, MiB",
+    "descriptors",
+    *(
+        f"p99 by {way}, ms: {when}"
+        for way in ("Unix socket", "TLS")
+        for when in ("unloaded", "meanwhile", "ratio", "as they come")
+    ),
+    "control, p50 ms",
+    "transfer, s",
+)
+
+
+def cells(name: str, found: Found) -> list[str]:
+    """Return a row of the table."""
+    row = [name, str(found.count)]
+    row += [three(found, key, scale) for key, scale in (("threads", 1), ("rss", MIB), ("fds", 1))]
+    for way in WAYS:
+        unloaded, meanwhile = p99(found.unloaded, way), p99(found.meanwhile, way)
+        ratio = meanwhile / unloaded
+        row += [milliseconds(unloaded), milliseconds(meanwhile), f"{ratio:.2f}{' **!**' if ratio > GOAL else ''}"]
+        row.append(milliseconds(p99(found.arriving, way)))
+    return [*row, milliseconds(statistics.median(found.control)), f"{statistics.median(found.transfers):.2f}"]
+
+
+def three(found: Found, key: str, scale: int) -> str:
+    """Return a figure before, during and after: medians of the rounds."""
+
+    def middle(seen: Sequence[Usage]) -> str:
+        return f"{statistics.median(getattr(usage, key) for usage in seen) / scale:.0f}"
+
+    return " / ".join(map(middle, (found.before, found.during, found.after)))
+
+
+def milliseconds(seconds: float) -> str:
+    """Write a duration."""
+    return f"{seconds * 1000:.2f}"
+
+
+def page(results: dict[str, Found], options: argparse.Namespace) -> str:
+    """Return the report."""
+    identity, command = unprivileged()
+    facts = {
+        **machine_facts(),
+        "Python": python_version(sys.executable if identity is None else command[-3]),
+        "the daemon runs as": USER if identity else "whoever ran this",
+        "rounds": str(options.rounds),
+        "seconds of each look": f"{options.seconds:g}",
+    }
+    table = [HEADER, ["---"] * len(HEADER), *(cells(name, found) for name, found in results.items())]
+    missed = [name for name, found in results.items() if is_missed(found)]
+    return "\n".join(
+        [
+            "# Hostile clients",
+            "",
+            f"Made by `{options.command}`: each case in turn against a daemon of its own with default settings, while",
+            "somebody with a ticket for another image reads 4 KiB every few milliseconds on connections that are kept,",
+            "one by Unix socket and one by TLS. Figures with slashes are before, during and after: the most that",
+            "was seen during, and what is left 2.5 s after the last hostile connection has ended. Latencies are the",
+            "medians of the rounds. *As they come* is the time in which all connections are made. *Transfer* is",
+            "an upload of 16 MiB by Unix socket and a download by TLS, while the crowd is there.",
+            "",
+            ", ".join(f"{name}: {value}" for name, value in facts.items()) + ".",
+            "",
+            *(f"| {' | '.join(row)} |" for row in table),
+            "",
+            f"A request meanwhile may take {GOAL} times its unloaded time at the 99th percentile; "
+            + (f"missed by: {', '.join(missed)}." if missed else "every case keeps that."),
+            "",
+            "## The cases",
+            "",
+            *(f"**{name}**: {lowered(CASES[name].__doc__)}\n" for name in results),
+        ]
+    )
+
+
+def is_missed(found: Found) -> bool:
+    """Tell whether normal requests took too long."""
+    return any(p99(found.meanwhile, way) > GOAL * p99(found.unloaded, way) for way in WAYS)
+
+
+def lowered(text: Optional[str]) -> str:
+    """Return a docstring as the end of a sentence."""
+    return f"{text[0].lower()}{text[1:]}" if text else ""
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Entry point; 1 if a goal was missed."""
+    options = arguments(argv)
+    if options.list:
+        for name, case in CASES.items():
+            print(f"{name:24} {case.__doc__}")
+        return 0
+    print(" | ".join(HEADER))
+    results = run(options)
+    if options.report:
+        options.report.write_text(page(results, options).rstrip() + "\n")
+    return int(any(map(is_missed, results.values())))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One case against a daemon of its own, and what was seen."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from bench.machine import Usage, usage
+from imageio_testing.daemon import Daemon
+from imageio_testing.hostile import Target
+from imageio_testing.httppeer import HttpPeer
+
+MIB = 1 << 20
+ATTACKED = 32 * MIB  # more than the kernel buffers for one connection
+NORMAL = 16 * MIB
+WAYS = ("unix", "tls")
+
+_SAMPLE = 0.1  # seconds between two looks
+_SETTLE = 2.5  # seconds after the end: housekeeping, which gives memory back, comes each second
+_PATIENCE = 120.0
+
+Latencies = dict[str, list[float]]
+
+
+@dataclass
+class Found:
+    """What was seen in all rounds of a case; seconds and bytes."""
+
+    count: int
+    before: list[Usage] = field(default_factory=list)
+    during: list[Usage] = field(default_factory=list)
+    after: list[Usage] = field(default_factory=list)
+    unloaded: list[Latencies] = field(default_factory=list)
+    arriving: list[Latencies] = field(default_factory=list)
+    meanwhile: list[Latencies] = field(default_factory=list)
+    control: list[float] = field(default_factory=list)
+    transfers: list[float] = field(default_factory=list)
+
+
+class Helper:
+    """A process of this package that talks by lines."""
+
+    def __init__(self, module: str, *args: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", f"hostile.{module}", *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def hear(self) -> str:
+        """Return its next line."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self._process.args!r} ended with status {self._process.wait()}")
+        return line.decode()
+
+    def ask(self) -> str:
+        """Return what it answers to a line."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"\n")
+        self._process.stdin.flush()
+        return self.hear()
+
+    @contextlib.contextmanager
+    def there(self) -> Iterator[Helper]:
+        """End it on leaving."""
+        try:
+            yield self
+        finally:
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
+            self._process.stdin.close()
+            try:
+                self._process.wait(_PATIENCE)
+            finally:
+                self._process.stdout.close()
+
+
+class Victim:
+    """A daemon, an image that is attacked and one that is used."""
+
+    def __init__(self, daemon: Daemon, folder: Path) -> None:
+        self.daemon = daemon
+        self.normal = self._add(folder / "normal", NORMAL)
+        self.attacked = self._add(folder / "attacked", ATTACKED)
+
+    def _add(self, path: Path, size: int) -> Target:
+        path.write_bytes(os.urandom(size))
+        path.chmod(0o666)
+        ticket = self.daemon.add_ticket(f"file://{path}", size=size, timeout=3600)
+        return Target.of(self.daemon, ticket, size)
+
+    def usage(self) -> Usage:
+        """Read the daemon's figures."""
+        return usage(self.daemon.pid)
+
+    def connections(self) -> tuple[int, float]:
+        """Ask the control service; return open connections, and how long the answer took."""
+        began = time.perf_counter()
+        with HttpPeer.unix(self.daemon.control_socket) as peer:
+            document = peer.request("GET", "/status").json()
+        return int(document["connections"]["open"]), time.perf_counter() - began
+
+    def transfer(self) -> float:
+        """Upload and download an image; return how long that took."""
+        data = os.urandom(NORMAL)
+        began = time.perf_counter()
+        with HttpPeer.unix(self.normal.local) as peer:
+            assert peer.request("PUT", self.normal.path, body=data).status == 200
+        with HttpPeer.tls("localhost", self.normal.port, ca_file=self.normal.ca_file) as peer:
+            assert peer.request("GET", self.normal.path).body == data
+        return time.perf_counter() - began
+
+
+def measure(victim: Victim, name: str, count: int, *, rounds: int, seconds: float) -> Found:
+    """Send a crowd, so many times, and look."""
+    found = Found(count)
+    with Helper("probe", json.dumps(asdict(victim.normal))).there() as probe:
+        victim.transfer()  # threads and buffers that any use takes are there before
+        time.sleep(seconds / 2)
+        for _ in range(rounds):
+            _round(victim, probe, name, found, seconds)
+    return found
+
+
+def _round(victim: Victim, probe: Helper, name: str, found: Found, seconds: float) -> None:
+    probe.ask()
+    time.sleep(seconds)
+    found.unloaded.append(json.loads(probe.ask()))
+    open_before, _ = victim.connections()
+    found.before.append(victim.usage())
+    probe.ask()
+    with Helper("attack", name, str(found.count), json.dumps(asdict(victim.attacked))).there() as attack:
+        attack.hear()
+        found.arriving.append(json.loads(probe.ask()))
+        seen = []
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            seen.append(victim.usage())
+            found.control.append(victim.connections()[1])
+            time.sleep(_SAMPLE)
+        found.meanwhile.append(json.loads(probe.ask()))
+        found.transfers.append(victim.transfer())
+        seen.append(victim.usage())
+    found.during.append(Usage(*(max(values) for values in zip(*(tuple(asdict(u).values()) for u in seen)))))
+    until = time.monotonic() + _PATIENCE
+    while victim.connections()[0] > open_before:
+        if time.monotonic() > until:
+            raise SystemExit(f"connections of {name!r} are left:\n{victim.daemon.log[-3000:]}")
+        time.sleep(_SAMPLE)
+    time.sleep(_SETTLE)
+    found.after.append(victim.usage())
+
+
+def percentile(values: Sequence[float], part: float) -> float:
+    """Return the value below which that part of the values lies."""
+    ordered = sorted(values)
+    return ordered[min(int(len(ordered) * part), len(ordered) - 1)]
+
+
+def p99(rounds: Sequence[Latencies], way: str) -> float:
+    """Return the median of the rounds' 99th percentiles, in seconds."""
+    return statistics.median(percentile(found[way], 0.99) for found in rounds)
