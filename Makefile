@@ -3,8 +3,8 @@
 #
 # Each target does its own set-up, on a fresh machine too. NO_INSTALL=1 keeps it from
 # installing system packages, PYTHON=… chooses the interpreter. BENCH=… are options of
-# `make bench`, see `make bench BENCH=--help`; SOAK=… and
-# MUTATION=… those of `make soak` and `make mutation`.
+# `make bench`, see `make bench BENCH=--help`; SOAK=…, MUTATION=… and
+# HOSTILE=… those of `make soak`, `make mutation` and `make hostile`.
 
 # System software that tests use, as ci/packages.sh calls it. What is missing and cannot be
 # installed is named, and the tests that need it are skipped.
@@ -30,6 +30,7 @@ help:
 	@echo 'make coverage   what the tests of ovirt-imageio-common leave out'
 	@echo 'make soak       kill -9 daemons and storage a thousand times, and look for lost bytes'
 	@echo 'make mutation   break the NBD protocol in small ways, and look which the tests notice'
+	@echo 'make hostile    a thousand hostile clients of each kind, and what they cost'
 	@echo 'make demo       move a real disk image, and show it'
 	@echo 'make engine     run an engine, a daemon and a disk to try things on'
 	@echo 'make bench      measure beside 2.5 and nbdcopy; ROWS="NAME ..." selects'
@@ -71,6 +72,10 @@ conformance-peer:
 mutation:
 	@ci/bootstrap.sh
 	@PYTHONPATH=tools .venv/bin/python -m mutation $(MUTATION)
+
+hostile:
+	@ci/bootstrap.sh
+	@PYTHONPATH=tools .venv/bin/python -m hostile --report docs/performance/hostile.md $(HOSTILE)
 
 demo:
 	@ci/bootstrap.sh qemu e2fsprogs

@@ -275,10 +275,14 @@ def idle_with_a_ticket(target: Target, count: int) -> Iterator[Crowd]:
     """Read 8 MiB each, then be idle and keep the connection."""
     get = request("GET", target.path, f"Range: bytes=0-{min(8 << 20, target.size) - 1}")
     buffer = bytearray(1 << 20)
-    with _gathered(count, target.unix) as sockets:
-        for sock in sockets:
-            sock.sendall(get)
-            _read_answer(sock, buffer)
+
+    def connect() -> socket.socket:
+        sock = target.unix()
+        sock.sendall(get)
+        _read_answer(sock, buffer)
+        return sock
+
+    with _gathered(count, connect) as sockets:
         yield Crowd(sockets)
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import logging
 import os
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from imageio_testing.hostile import client_hello
 from ovirt_imageio.daemon.http.connection import Connection, Timeouts
 from ovirt_imageio.daemon.http.message import Request, Response, StreamedBody
 from ovirt_imageio.daemon.http.router import Route, Router
@@ -254,6 +256,28 @@ def test_idle_connection_keeps_no_large_buffers(
     (connection,) = server.call(lambda: list(server.connections._all))
     assert (connection.buffer, connection.raw) == (b"", b"")
     assert connection.incoming.pending == connection.outgoing.pending == 0
+
+
+def test_connections_leave_nothing_for_the_garbage_collector(server: Any, client_context: ssl.SSLContext) -> None:
+    """Else the 50 KiB of each stay until it looks at the oldest generation, which may be hours."""
+    gc.collect()
+    gc.disable()
+    try:
+        for sent in (request("GET", "/small"), request("PUT", "/bulk", DATA)[:100_000], request("GET", "/bulk"), b""):
+            with secure(server, client_context) as client:
+                client.sendall(sent)
+        for sent in (b"", b"GET / HTTP/1.1\r\n\r\n", client_hello(client_context)):
+            with server.connect() as sock:
+                sock.sendall(sent)
+                sock.recv(100) if sent else None
+        for _ in range(10_000):
+            if not server.call(lambda: len(server.connections)):
+                break
+        for _ in range(3):
+            server.call(lambda: None)  # the loop has dropped what it did last
+        assert [o for o in gc.get_objects() if isinstance(o, Connection)] == []
+    finally:
+        gc.enable()
 
 
 def test_broken_record_ends_the_connection(

@@ -48,6 +48,8 @@ _LINGER_BYTES = 128 * 1024 * 1024  # the longest piece that our client and brows
 _LINGER_STEP = 0.05
 _TCP_ESTABLISHED = 1  # tcp_states.h
 
+_dropped = bytearray(_RECEIVE)  # what is read only to be thrown away, of all connections
+
 _END_OF_HEAD = b"\r\n\r\n"
 _CR = 0x0D
 
@@ -390,22 +392,23 @@ class Connection:
             timeout = min(_LINGER_SILENCE, until - self.loop.now)
             with self.waits():
                 await self.loop.readable(self.fd, timeout)
+                await self.loop.turn()
             try:
-                data = self.socket.recv(_RECEIVE)
+                count = self.socket.recv_into(_dropped)
             except BlockingIOError:
                 continue
-            if not data:
+            if not count:
                 return
-            left -= len(data)
+            left -= count
 
     async def _linger_unread(self, until: float) -> None:
         """TCP does not tell a reader that is shut down when the client has done its part."""
         until = min(until, self.loop.now + _LINGER_SILENCE)
         left = _LINGER_BYTES
         while self.loop.now < until and left > 0:
-            data = self.socket.recv(_RECEIVE)
-            if data:
-                left -= len(data)
+            count = self.socket.recv_into(_dropped)
+            if count:
+                left -= count
                 await self.loop.turn()
                 continue
             state = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]

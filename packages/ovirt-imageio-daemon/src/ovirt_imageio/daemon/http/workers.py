@@ -184,6 +184,8 @@ class Workers:
         except BaseException as e:
             error = e
         self._call_soon(self._done, job, value, error)
+        # The error's traceback keeps this frame: what it holds would live on in a cycle.
+        del job, value, error
 
     def _be_nice(self) -> None:
         if self._nice:
