@@ -38,6 +38,7 @@ def arguments(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     p.add_argument("--rounds", type=int, default=3, help="how often each case is run")
     p.add_argument("--seconds", type=float, default=4.0, help="length of each look, unloaded and meanwhile")
     p.add_argument("--report", type=Path, help="page to write")
+    p.add_argument("--note", help="what a reader of the page must know besides")
     p.add_argument("--command", default="make hostile", help="what the page says that it was made by")
     options = p.parse_args(argv)
     for name in options.cases:
@@ -142,10 +143,12 @@ def page(results: dict[str, Found], options: argparse.Namespace) -> str:
             "one by Unix socket and one by TLS. Figures with slashes are before, during and after: the most that",
             "was seen during, and what is left 2.5 s after the last hostile connection has ended. Latencies are the",
             "medians of the rounds. *As they come* is the time in which all connections are made. *Transfer* is",
-            "an upload of 16 MiB by Unix socket and a download by TLS, while the crowd is there.",
+            "an upload of 16 MiB by Unix socket and a download by TLS, while the crowd is there. Who floods does so",
+            "each second anew; of those who leave at once a tenth comes again each second.",
             "",
             ", ".join(f"{name}: {value}" for name, value in facts.items()) + ".",
             "",
+            *([options.note, ""] if options.note else []),
             *(f"| {' | '.join(row)} |" for row in table),
             "",
             f"A request meanwhile may take {GOAL} times its unloaded time at the 99th percentile; "

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A crowd in a process of its own: python -m hostile.attack CASE COUNT TARGET.
 
-It writes a line when the crowd is there, lets it do its step each second, and makes it anew each second
-where it leaves at once. The end of standard input ends it.
+It writes a line when the crowd is there, and lets it do its step each second. Where it leaves at once
+a tenth of it comes again each second. The end of standard input ends it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ def main() -> None:
             if not told:
                 print("ready", flush=True)
                 told = True
+                count = count if crowd.sockets else max(count // 10, 1)
             while True:
                 if select.select([sys.stdin], [], [], INTERVAL)[0]:
                     return
