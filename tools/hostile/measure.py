@@ -134,7 +134,7 @@ def measure(victim: Victim, name: str, count: int, *, rounds: int, seconds: floa
 
 def _round(victim: Victim, probe: Helper, name: str, found: Found, seconds: float) -> None:
     probe.ask()
-    time.sleep(seconds)
+    _watch(victim, seconds)  # looking costs time too, so it is done unloaded as well
     found.unloaded.append(json.loads(probe.ask()))
     open_before, _ = victim.connections()
     found.before.append(victim.usage())
@@ -142,12 +142,8 @@ def _round(victim: Victim, probe: Helper, name: str, found: Found, seconds: floa
     with Helper("attack", name, str(found.count), json.dumps(asdict(victim.attacked))).there() as attack:
         attack.hear()
         found.arriving.append(json.loads(probe.ask()))
-        seen = []
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            seen.append(victim.usage())
-            found.control.append(victim.connections()[1])
-            time.sleep(_SAMPLE)
+        seen, control = _watch(victim, seconds)
+        found.control += control
         found.meanwhile.append(json.loads(probe.ask()))
         found.transfers.append(victim.transfer())
         seen.append(victim.usage())
@@ -159,6 +155,17 @@ def _round(victim: Victim, probe: Helper, name: str, found: Found, seconds: floa
         time.sleep(_SAMPLE)
     time.sleep(_SETTLE)
     found.after.append(victim.usage())
+
+
+def _watch(victim: Victim, seconds: float) -> tuple[list[Usage], list[float]]:
+    """Look at a daemon for so long; return its figures and how long its control service took."""
+    seen, control = [], []
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        seen.append(victim.usage())
+        control.append(victim.connections()[1])
+        time.sleep(_SAMPLE)
+    return seen, control
 
 
 def percentile(values: Sequence[float], part: float) -> float:
