@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from soak.model import SECTOR, Model, content
 
@@ -87,6 +87,18 @@ class Script:
 @pytest.mark.parametrize("fast", [True, False], ids=["shared", "workers"])
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=steps, seed=st.integers(0, 1000))
+# The connection that a worker wrote with becomes that of small requests, and a flush over it fails.
+@example(
+    steps=[
+        ("flush", 0),
+        ("crash", 0),
+        ("change", (0, 2), False),
+        ("fail", 0),
+        ("write", (0, 1), True),
+        ("write", (0, 1), True),
+    ],
+    seed=0,
+)
 def test_flushed_content_survives(multi_conn, fast, steps, seed):
     with Volatile(SECTORS * SECTOR, multi_conn=multi_conn) as server:
         runner = Runner()

@@ -272,9 +272,12 @@ class Pool:
                 on_broken=self._shared_broke,
                 on_flush_failed=self._flush_failed,
                 opened=member.opened,
+                owes=backend.unflushed,
             )
             return True
         if getattr(backend, "can_nowait", False) and self._max > 1:
+            if backend.unflushed:
+                return False  # what is owed is looked for among the members
             self._busy.discard(member)
             self.fast = CachedFile(backend)
             return True

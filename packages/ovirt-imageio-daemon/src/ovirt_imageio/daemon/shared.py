@@ -54,6 +54,7 @@ class Shared:
         on_broken: Called once with this, when the connection broke.
         on_flush_failed: Called with the server's error when it answered a flush with one.
         opened: Place in the order in which connections of the pool were opened.
+        owes: The connection has acknowledged writes already, which no flush covers.
 
     Attributes:
         size: Of the export, in bytes.
@@ -77,14 +78,15 @@ class Shared:
         on_broken: Callable[[Shared], None],
         on_flush_failed: Callable[[Exception], None] = lambda error: None,
         opened: int = 0,
+        owes: bool = False,
     ) -> None:
         self.size = pipeline.export.size
         self.capabilities = capabilities
         self.closed = False
-        self.acknowledged = 0
+        self.acknowledged = int(owes)
         self.opened = opened
         self._flushed = 0  # how many of them a flush covers
-        self._promised = 0  # the last of them that a client was told of, without a flush
+        self._promised = self.acknowledged  # the last of them that a client was told of, without a flush
         self._loop = loop
         self._pipeline = pipeline
         self._sparse = sparse
