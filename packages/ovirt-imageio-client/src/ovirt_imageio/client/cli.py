@@ -177,6 +177,13 @@ def _signals() -> Iterator[None]:
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Help that looks the same whatever Python it is."""
 
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        # Before Python 3.13 the names of commands are measured without their indentation.
+        for command in self._iter_indented_subactions(action):
+            length = len(self._format_action_invocation(command)) + self._current_indent
+            self._action_max_length = max(self._action_max_length, length)
+
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.nargs == 0:
             return super()._format_action_invocation(action)
