@@ -240,7 +240,6 @@ def test_environment_and_netrc_override_nothing(data, tmp_path, monkeypatch):
         ({"fmt": "vmdk"}, "invalid format 'vmdk'"),
         ({"fmt": "raw", "incremental": True}, "incremental download needs the format 'qcow2'"),
         ({"fmt": "raw", "backing_file": "base"}, "backing file 'base' needs the format 'qcow2'"),
-        ({"backing_format": "raw"}, "without a backing file"),
         ({"max_workers": 0}, "max_workers 0"),
         ({"buffer_size": 0}, "buffer_size 0"),
     ],
@@ -249,6 +248,22 @@ def test_wrong_arguments_are_named_before_anything_is_done(tmp_path, options, er
     with pytest.raises(ValueError, match=error):
         client.download("https://localhost:1/images/none", tmp_path / "copy", None, **options)
     assert os.listdir(tmp_path) == []
+
+
+def test_backing_format_without_a_backing_file_means_nothing(data, tmp_path):
+    # Programs that make backups pass it always, and the first backup has no backing file.
+    with ScriptedServer(Image(data)) as server:
+        client.download(server.url, tmp_path / "copy", None, fmt="raw", backing_format="qcow2")
+    assert (tmp_path / "copy").read_bytes() == data
+
+
+@needs_qemu
+def test_qcow2_with_a_backing_format_alone_has_no_backing_file(data, tmp_path):
+    with ScriptedServer(Image(data)) as server:
+        client.download(server.url, tmp_path / "copy", None, backing_format="qcow2")
+    info = client.info(tmp_path / "copy")
+    assert (info["format"], info["virtual-size"]) == ("qcow2", len(data))
+    assert "backing-filename" not in info
 
 
 def test_image_that_does_not_fit_is_told(data, tmp_path):
