@@ -5,7 +5,8 @@
 console   each command after `$ ` runs in one shell, in an empty folder; what stands below
           it is what it must print, where a line `...` stands for any number of lines, and
           empty lines do not count
-python    runs as a program of its own, in the same folder
+python    runs as a program of its own, in the same folder; one whose first line is
+          `# NAME.py` is a file of the reader's, and is put there under that name
 ini       is loaded as a configuration, and may have no key that the daemon does not know
 json      is parsed
 
@@ -38,6 +39,7 @@ PATIENCE = 60.0
 
 _SERVERS = ("ovirt-imageio", "qemu-nbd", "nbdkit", "python3")
 _FENCE = re.compile(r"^```([a-z]+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FILE = re.compile(r"# (\w+\.py)\n")
 _LISTENING_TCP, _LISTENING_UNIX = "0A", "00010000"
 
 
@@ -213,7 +215,11 @@ def _run_block(block: Block, shell: Shell) -> None:
             if not command.text.endswith(UNTESTED):
                 shell.run(command)
     elif block.language == "python":
-        _run_python(block.text, shell)
+        named = _FILE.match(block.text)
+        if named:
+            _save_python(named[1], block.text, shell.folder)
+        else:
+            _run_python(block.text, shell)
     elif block.language == "ini":
         _load_ini(block.text, shell.folder)
     elif block.language == "json":
@@ -233,6 +239,14 @@ def _run_python(text: str, shell: Shell) -> None:
     )
     if done.returncode:
         raise PageFailed(f"{text}\n{done.stdout}{done.stderr}")
+
+
+def _save_python(name: str, text: str, folder: Path) -> None:
+    try:
+        compile(text, name, "exec")
+    except SyntaxError as e:
+        raise PageFailed(f"{name}: {e}") from e
+    (folder / name).write_text(text)
 
 
 def _load_ini(text: str, folder: Path) -> None:

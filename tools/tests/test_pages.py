@@ -71,6 +71,7 @@ def test_output_is_compared(expected, printed, same):
         "```console\n$ false\n```",
         "```console\n$ echo a\nb\n```",
         "```python\nraise SystemExit(3)\n```",
+        "```python\n# part.py\ndef\n```",
         "```ini\n[remote]\nports = 3\n```",
         "```ini\n[remote]\nport = x\n```",
     ],
@@ -80,6 +81,12 @@ def test_wrong_block_is_noticed(text, folder):
     page.write_text(text + "\n")
     with pytest.raises(PageFailed):
         pages.run_page(page, folder)
+
+
+def test_named_block_is_a_file_for_what_follows(folder):
+    page = folder / "page.md"
+    page.write_text("```python\n# part.py\nx = __name__\n```\n```python\nimport part\nassert part.x == 'part'\n```\n")
+    assert pages.run_page(page, folder) == 2
 
 
 def test_marked_block_is_left_out(folder):
