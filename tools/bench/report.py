@@ -138,7 +138,7 @@ _DARK = "@media(prefers-color-scheme:dark){text{fill:#ddd}.bar{fill:#63b3ed}.one
 
 
 def _bars(title: str, bars: Sequence[tuple[str, float]], *, better: str) -> str:
-    left, width, step = 380, 420, 26
+    left, width, step = 440, 420, 26
     top = max([1.25, *(ratio for _, ratio in bars)])
     height = 62 + step * len(bars)
     one = left + width / top
