@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .api import BUFFER_SIZE, MAX_WORKERS, checksum, download, extents, info, measure, upload
+    from .api import BUFFER_SIZE, MAX_WORKERS, download, upload
+    from .inspection import checksum, extents, info, measure
     from .progress import ProgressBar
     from .remote import ImageioClient
 
@@ -40,7 +41,11 @@ __all__ = [
     "upload",
 ]
 
-_MODULES = {"ImageioClient": "remote", "ProgressBar": "progress"}
+_MODULES = {
+    "ImageioClient": "remote",
+    "ProgressBar": "progress",
+    **dict.fromkeys(("checksum", "extents", "info", "measure"), "inspection"),
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The functions of the library: whole images, up and down, and looking at them.
+"""The functions of the library that move whole images, up and down.
 
 Each opens both ends and lets `transfer` do the rest.
 """
@@ -11,24 +11,21 @@ import errno
 import logging
 import os
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Iterator, Union
+from typing import TYPE_CHECKING, Any, Iterator
 
 from ovirt_imageio.client import plan
-from ovirt_imageio.client.executor import FIRST_CONTACT, persist
+from ovirt_imageio.client.executor import persist
 from ovirt_imageio.client.hashing import Follower
 from ovirt_imageio.client.journal import Journal, place
-from ovirt_imageio.client.local import Source, backing_node, look
+from ovirt_imageio.client.local import Path, Source, look
 from ovirt_imageio.client.pairs import DownloadPair, UploadPair, ZeroHunt
 from ovirt_imageio.client.plan import Step
 from ovirt_imageio.client.progress import Counter, Progress
+from ovirt_imageio.client.remote import connect
 from ovirt_imageio.client.target import FORMATS, Staging, Target
 from ovirt_imageio.client.transfer import Transfer
-from ovirt_imageio.client.verify import local_checksum
 from ovirt_imageio.common import defaults
-from ovirt_imageio.common.checksum import DEFAULT_ALGORITHM, DEFAULT_BLOCK_SIZE
 from ovirt_imageio.common.errors import TransferError, UnsupportedOperation
-from ovirt_imageio.common.extents import Extent
-from ovirt_imageio.common.qemu import img
 
 if TYPE_CHECKING:
     from ovirt_imageio.common.backends.http import HttpBackend
@@ -40,8 +37,6 @@ BUFFER_SIZE = defaults.BUFFER_SIZE
 
 MAX_WORKERS = defaults.MAX_WORKERS
 """Default of `max_workers`."""
-
-Path = Union[str, "os.PathLike[str]"]
 
 
 def upload(
@@ -105,7 +100,7 @@ def upload(
     with ExitStack() as stack:
         trusted = allow_external and backing_chain
         source = stack.enter_context(Source(layers, connections=max_workers, trusted=trusted))
-        remote = stack.enter_context(_connect(url, cafile, secure, proxy_url, buffer_size))
+        remote = stack.enter_context(connect(url, cafile, secure=secure, proxy_url=proxy_url, buffer_size=buffer_size))
         _check_upload(remote, source.size)
         record = None
         if resume:
@@ -189,7 +184,7 @@ def download(
     _check_numbers(buffer_size, max_workers)
     _check_download(fmt, incremental, backing_file)
     with ExitStack() as stack:
-        remote = stack.enter_context(_connect(url, cafile, secure, proxy_url, buffer_size))
+        remote = stack.enter_context(connect(url, cafile, secure=secure, proxy_url=proxy_url, buffer_size=buffer_size))
         # Before a file is made: this may be what the server refuses.
         extents = persist(lambda: remote.extents("dirty" if incremental else "zero"), "list the extents")
         record = None
@@ -233,148 +228,6 @@ def download(
             raise
         if record is not None:
             record.remove()
-
-
-def info(filename: Path, member: str | None = None, *, fmt: str | None = None) -> dict[str, Any]:
-    """Describe an image as `qemu-img info --output json` does. Raw images need no qemu.
-
-    Args:
-        filename: Path of the image, or of a tar file.
-        member: Name of the image inside the tar file.
-        fmt: Format of the image, which is then not guessed from its content.
-
-    Returns:
-        `virtual-size` (bytes), `format`, `filename`, `actual-size` (bytes), and what
-        qemu-img knows about the format; for a member `member-offset` and `member-size`
-        (bytes) as well.
-
-    Raises:
-        UnsafeImage: The image keeps its data in another file.
-        QemuImgError: qemu-img is missing, or cannot read the image.
-        OSError: The file cannot be read.
-    """
-    top = look(filename, fmt=fmt, member=member, backing_chain=False)[0]
-    if top.fmt == "raw":
-        status = os.stat(top.path)
-        size = top.size
-        if size is None:
-            with Source([top]) as source:
-                size = source.size
-        result: dict[str, Any] = {
-            "virtual-size": size,
-            "filename": top.path,
-            "format": "raw",
-            "actual-size": status.st_blocks * 512,
-            "dirty-flag": False,
-        }
-    else:
-        result = img.info(top.path, fmt=top.fmt, offset=top.offset, size=top.size)
-        result["filename"] = top.path
-    if member is not None:
-        result["member-offset"], result["member-size"] = top.offset, top.size
-    return result
-
-
-def measure(filename: Path, dst_fmt: str, member: str | None = None, *, fmt: str | None = None) -> dict[str, Any]:
-    """Tell how much room an image needs in another format. Raw to raw needs no qemu.
-
-    Args:
-        filename: Path of the image, or of a tar file.
-        dst_fmt: Format to measure for, such as `raw` or `qcow2`.
-        member: Name of the image inside the tar file.
-        fmt: Format of the image, which is then not guessed from its content.
-
-    Returns:
-        `required` and `fully-allocated` in bytes, maybe `bitmaps`; for a member
-        `member-offset` and `member-size` as well.
-
-    Raises:
-        As `info`.
-    """
-    layers = look(filename, fmt=fmt, member=member)
-    top = layers[0]
-    if (top.fmt, dst_fmt) == ("raw", "raw"):
-        with Source(layers) as source:
-            result: dict[str, Any] = {"required": source.size, "fully-allocated": source.size}
-    else:
-        result = img.measure(
-            top.path, dst_fmt, fmt=top.fmt, offset=top.offset, size=top.size, backing=backing_node(layers)
-        )
-    if member is not None:
-        result["member-offset"], result["member-size"] = top.offset, top.size
-    return result
-
-
-def checksum(
-    filename: Path,
-    member: str | None = None,
-    block_size: int = DEFAULT_BLOCK_SIZE,
-    algorithm: str = DEFAULT_ALGORITHM,
-    detect_zeroes: bool = True,
-    *,
-    fmt: str | None = None,
-) -> dict[str, Any]:
-    """Compute the block hash of an image, equal to what a server answers for its disk.
-
-    Args:
-        filename: Path of the image, or of a tar file.
-        member: Name of the image inside the tar file.
-        block_size: Bytes of a block; 1 MiB to 16 MiB, a multiple of 4096.
-        algorithm: Name of an algorithm of fixed digest length, see hashlib.
-        detect_zeroes: Kept for 2.x programs; zeroes are always looked for, which
-            changes the time it takes and never the result.
-        fmt: Format of the image, which is then not guessed from its content.
-
-    Returns:
-        `algorithm`, `block_size` (bytes) and `checksum` (hexadecimal).
-
-    Raises:
-        ValueError: The algorithm or the block size is not supported.
-        UnsafeImage: The image refers to something that is not a plain file.
-        OSError: The image cannot be read.
-    """
-    with Source(look(filename, fmt=fmt, member=member)) as source:
-        result = local_checksum(source.open, block_size=block_size, algorithm=algorithm)
-    return {"algorithm": result.algorithm, "block_size": result.block_size, "checksum": result.checksum}
-
-
-def extents(
-    filename: Path, member: str | None = None, bitmap: str | None = None, *, fmt: str | None = None
-) -> Iterator[Extent]:
-    """Iterate over the extents of an image, like the server's `/extents`.
-
-    Args:
-        filename: Path of the image, or of a tar file.
-        member: Name of the image inside the tar file.
-        bitmap: Name of a dirty bitmap; dirty extents are told, of the image alone.
-        fmt: Format of the image, which is then not guessed from its content.
-
-    Yields:
-        ZeroExtent, or DirtyExtent with bitmap; in order, covering the image.
-
-    Raises:
-        UnsafeImage: The image refers to something that is not a plain file.
-        OSError: The image cannot be read.
-    """
-    layers = look(filename, fmt=fmt, member=member, backing_chain=bitmap is None)
-    with Source(layers, connections=1, bitmap=bitmap) as source, source.open() as backend:
-        yield from backend.extents("dirty" if bitmap else "zero")
-
-
-def _connect(url: str, cafile: str | None, secure: bool, proxy_url: str | None, buffer_size: int) -> HttpBackend:
-    # requests takes longer to import than everything else together.
-    from ovirt_imageio.common.backends.http import HttpBackend
-
-    def connect() -> HttpBackend:
-        remote = HttpBackend(url, cafile=cafile, secure=secure, proxy_url=proxy_url, buffer_size=buffer_size)
-        try:
-            remote.size  # noqa: B018 - the server is asked once, and all clones know
-        except BaseException:
-            remote.close()
-            raise
-        return remote
-
-    return persist(connect, "reach the image", retry=FIRST_CONTACT)
 
 
 def _send(transfer: Transfer, source: Source, remote: HttpBackend, *, backing_chain: bool, disk_is_zero: bool) -> None:

@@ -21,7 +21,7 @@ import tarfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Sequence
+from typing import Any, Sequence, Union
 
 from ovirt_imageio.client import formats
 from ovirt_imageio.client.window import Window
@@ -33,6 +33,9 @@ from ovirt_imageio.common.errors import ImageioError
 from ovirt_imageio.common.qemu import image, nbd
 
 log = logging.getLogger(__name__)
+
+Path = Union[str, "os.PathLike[str]"]
+"""How callers name a file."""
 
 _LONGEST_CHAIN = 200
 
@@ -63,7 +66,7 @@ class Layer:
 
 
 def look(
-    filename: str | os.PathLike[str],
+    filename: Path,
     *,
     fmt: str | None = None,
     member: str | None = None,

@@ -1,17 +1,21 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Random access to an image that a daemon serves."""
+"""An image that a daemon serves: reaching it, and random access."""
 
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Iterator
+from typing import TYPE_CHECKING, Iterator
 
+from ovirt_imageio.client.executor import FIRST_CONTACT, persist
 from ovirt_imageio.common import defaults, imagesapi
 from ovirt_imageio.common.backends.base import Reader, Writer
 from ovirt_imageio.common.buffers import Buffer
 from ovirt_imageio.common.checksum import ChecksumResult
 from ovirt_imageio.common.extents import Extent
+
+if TYPE_CHECKING:
+    from ovirt_imageio.common.backends.http import HttpBackend
 
 
 class OutOfBounds(ValueError, RuntimeError):
@@ -211,3 +215,31 @@ class ImageioClient:
         except ValueError as e:
             raise OutOfBounds(str(e)) from e
         return length
+
+
+def connect(url: str, cafile: str | None, *, secure: bool, proxy_url: str | None, buffer_size: int) -> HttpBackend:
+    """Open an image for a transfer, which asks its server again if that is a moment late.
+
+    Args:
+        url: Transfer URL, `https://HOST:PORT/images/TICKET`.
+        cafile: CA certificates to verify the server with; None means the system's.
+        secure: Verify the server.
+        proxy_url: The same image at another server, used when url cannot be connected.
+        buffer_size: Bytes moved at a time where they pass through memory.
+
+    Raises:
+        As ImageioClient, and its `size`.
+    """
+    # requests takes longer to import than everything else together.
+    from ovirt_imageio.common.backends.http import HttpBackend
+
+    def once() -> HttpBackend:
+        remote = HttpBackend(url, cafile=cafile, secure=secure, proxy_url=proxy_url, buffer_size=buffer_size)
+        try:
+            remote.size  # noqa: B018 - the server is asked once, and all clones know
+        except BaseException:
+            remote.close()
+            raise
+        return remote
+
+    return persist(once, "reach the image", retry=FIRST_CONTACT)

@@ -1,0 +1,140 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The functions of the library that look at an image on this machine; no server is asked."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Iterator
+
+from ovirt_imageio.client.local import Path, Source, backing_node, look
+from ovirt_imageio.client.verify import local_checksum
+from ovirt_imageio.common.checksum import DEFAULT_ALGORITHM, DEFAULT_BLOCK_SIZE
+from ovirt_imageio.common.extents import Extent
+from ovirt_imageio.common.qemu import img
+
+
+def info(filename: Path, member: str | None = None, *, fmt: str | None = None) -> dict[str, Any]:
+    """Describe an image as `qemu-img info --output json` does. Raw images need no qemu.
+
+    Args:
+        filename: Path of the image, or of a tar file.
+        member: Name of the image inside the tar file.
+        fmt: Format of the image, which is then not guessed from its content.
+
+    Returns:
+        `virtual-size` (bytes), `format`, `filename`, `actual-size` (bytes), and what
+        qemu-img knows about the format; for a member `member-offset` and `member-size`
+        (bytes) as well.
+
+    Raises:
+        UnsafeImage: The image keeps its data in another file.
+        QemuImgError: qemu-img is missing, or cannot read the image.
+        OSError: The file cannot be read.
+    """
+    top = look(filename, fmt=fmt, member=member, backing_chain=False)[0]
+    if top.fmt == "raw":
+        status = os.stat(top.path)
+        size = top.size
+        if size is None:
+            with Source([top]) as source:
+                size = source.size
+        result: dict[str, Any] = {
+            "virtual-size": size,
+            "filename": top.path,
+            "format": "raw",
+            "actual-size": status.st_blocks * 512,
+            "dirty-flag": False,
+        }
+    else:
+        result = img.info(top.path, fmt=top.fmt, offset=top.offset, size=top.size)
+        result["filename"] = top.path
+    if member is not None:
+        result["member-offset"], result["member-size"] = top.offset, top.size
+    return result
+
+
+def measure(filename: Path, dst_fmt: str, member: str | None = None, *, fmt: str | None = None) -> dict[str, Any]:
+    """Tell how much room an image needs in another format. Raw to raw needs no qemu.
+
+    Args:
+        filename: Path of the image, or of a tar file.
+        dst_fmt: Format to measure for, such as `raw` or `qcow2`.
+        member: Name of the image inside the tar file.
+        fmt: Format of the image, which is then not guessed from its content.
+
+    Returns:
+        `required` and `fully-allocated` in bytes, maybe `bitmaps`; for a member
+        `member-offset` and `member-size` as well.
+
+    Raises:
+        As `info`.
+    """
+    layers = look(filename, fmt=fmt, member=member)
+    top = layers[0]
+    if (top.fmt, dst_fmt) == ("raw", "raw"):
+        with Source(layers) as source:
+            result: dict[str, Any] = {"required": source.size, "fully-allocated": source.size}
+    else:
+        result = img.measure(
+            top.path, dst_fmt, fmt=top.fmt, offset=top.offset, size=top.size, backing=backing_node(layers)
+        )
+    if member is not None:
+        result["member-offset"], result["member-size"] = top.offset, top.size
+    return result
+
+
+def checksum(
+    filename: Path,
+    member: str | None = None,
+    block_size: int = DEFAULT_BLOCK_SIZE,
+    algorithm: str = DEFAULT_ALGORITHM,
+    detect_zeroes: bool = True,
+    *,
+    fmt: str | None = None,
+) -> dict[str, Any]:
+    """Compute the block hash of an image, equal to what a server answers for its disk.
+
+    Args:
+        filename: Path of the image, or of a tar file.
+        member: Name of the image inside the tar file.
+        block_size: Bytes of a block; 1 MiB to 16 MiB, a multiple of 4096.
+        algorithm: Name of an algorithm of fixed digest length, see hashlib.
+        detect_zeroes: Kept for 2.x programs; zeroes are always looked for, which
+            changes the time it takes and never the result.
+        fmt: Format of the image, which is then not guessed from its content.
+
+    Returns:
+        `algorithm`, `block_size` (bytes) and `checksum` (hexadecimal).
+
+    Raises:
+        ValueError: The algorithm or the block size is not supported.
+        UnsafeImage: The image refers to something that is not a plain file.
+        OSError: The image cannot be read.
+    """
+    with Source(look(filename, fmt=fmt, member=member)) as source:
+        result = local_checksum(source.open, block_size=block_size, algorithm=algorithm)
+    return {"algorithm": result.algorithm, "block_size": result.block_size, "checksum": result.checksum}
+
+
+def extents(
+    filename: Path, member: str | None = None, bitmap: str | None = None, *, fmt: str | None = None
+) -> Iterator[Extent]:
+    """Iterate over the extents of an image, like the server's `/extents`.
+
+    Args:
+        filename: Path of the image, or of a tar file.
+        member: Name of the image inside the tar file.
+        bitmap: Name of a dirty bitmap; dirty extents are told, of the image alone.
+        fmt: Format of the image, which is then not guessed from its content.
+
+    Yields:
+        ZeroExtent, or DirtyExtent with bitmap; in order, covering the image.
+
+    Raises:
+        UnsafeImage: The image refers to something that is not a plain file.
+        OSError: The image cannot be read.
+    """
+    layers = look(filename, fmt=fmt, member=member, backing_chain=bitmap is None)
+    with Source(layers, connections=1, bitmap=bitmap) as source, source.open() as backend:
+        yield from backend.extents("dirty" if bitmap else "zero")
