@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from ovirt_imageio.client.hashing import Followed, Passed
+from ovirt_imageio.client.hashing import Followed, Passed, local_checksum
 from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
-from ovirt_imageio.common.checksum import block_digest
+from ovirt_imageio.common.checksum import block_digest, checksum
 from ovirt_imageio.common.units import KiB, MiB
 
 SIZE = 3 * MiB + 512
@@ -89,3 +89,8 @@ def test_followed_image_hashes_what_is_read_and_written(data):
     image.flush()
     image.close()
     assert passed.digests == digests(bytes(memory.data), 0, 1, 2)
+
+
+def test_local_checksum_is_that_of_the_content(data):
+    memory = Memory(data)
+    assert local_checksum(lambda: MemoryBackend(memory)) == checksum([MemoryBackend(memory)])

@@ -8,7 +8,7 @@ import pytest
 
 from ovirt_imageio.client.executor import Retry
 from ovirt_imageio.client.hashing import Passed
-from ovirt_imageio.client.verify import VerificationFailed, compare, local_checksum, verify
+from ovirt_imageio.client.verify import VerificationFailed, compare, verify
 from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
 from ovirt_imageio.common.checksum import checksum
 from ovirt_imageio.common.errors import PeerGone, ProtocolError
@@ -179,9 +179,3 @@ def test_server_that_answers_too_few_blocks_is_refused():
     ends.remote = Short(ends.disk, KINDS["ranges"], ends.calls)
     with pytest.raises(ProtocolError, match="hashed 0 blocks, expected 1"):
         ends.verify(workers=1)
-
-
-def test_local_checksum_is_that_of_the_content():
-    ends = Ends("none")
-    expected = checksum([MemoryBackend(ends.local)])
-    assert local_checksum(ends.open) == expected

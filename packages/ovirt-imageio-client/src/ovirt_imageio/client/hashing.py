@@ -11,14 +11,25 @@ hands, and keeps the digest of every block that it saw as a whole:
     worker 2                    |=======================|
     known     |    0    |                   |    3    |
 
-What is not known in the end is read again, see `verify`.
+What is not known in the end is read again, see `verify`. An image that does not pass at all
+is hashed by `local_checksum`.
 """
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from typing import Any, Callable
+
+from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.base import Backend
 from ovirt_imageio.common.buffers import Buffer
-from ovirt_imageio.common.checksum import DEFAULT_ALGORITHM, DEFAULT_BLOCK_SIZE, BlockDigest
+from ovirt_imageio.common.checksum import (
+    DEFAULT_ALGORITHM,
+    DEFAULT_BLOCK_SIZE,
+    BlockDigest,
+    ChecksumResult,
+    checksum,
+)
 
 
 class Passed:
@@ -131,3 +142,31 @@ class Followed(Backend):
 
     def close(self) -> None:
         """Leave the image open: it belongs to the pair."""
+
+
+def local_checksum(
+    open_image: Callable[[], Backend],
+    *,
+    block_size: int = DEFAULT_BLOCK_SIZE,
+    algorithm: str = DEFAULT_ALGORITHM,
+    blocks: bool = False,
+    threads: int = defaults.MAX_WORKERS,
+) -> ChecksumResult:
+    """Hash an image on this machine.
+
+    Args:
+        open_image: Opens the image once more.
+        block_size: Bytes of a block.
+        algorithm: One of `checksum.algorithms()`.
+        blocks: The digests of the blocks are wanted as well.
+        threads: Threads that hash.
+
+    Raises:
+        ValueError: An argument makes no sense.
+        What the image raises.
+    """
+    with ExitStack() as stack:
+        listing = stack.enter_context(open_image())
+        sources = [stack.enter_context(open_image()) for _ in range(threads)]
+        extents: Any = listing.extents("zero")
+        return checksum(sources, extents=extents, block_size=block_size, algorithm=algorithm, blocks=blocks)

@@ -7,8 +7,8 @@ from __future__ import annotations
 import os
 from typing import Any, Iterator
 
+from ovirt_imageio.client.hashing import local_checksum
 from ovirt_imageio.client.local import Path, Source, backing_node, look
-from ovirt_imageio.client.verify import local_checksum
 from ovirt_imageio.common.checksum import DEFAULT_ALGORITHM, DEFAULT_BLOCK_SIZE
 from ovirt_imageio.common.extents import Extent
 from ovirt_imageio.common.qemu import img

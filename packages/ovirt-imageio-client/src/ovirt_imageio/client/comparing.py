@@ -1,0 +1,170 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Pairs that compare both ends instead of copying, and what they find.
+
+A block is compared by its digest where the server has `checksum-range` and all of the block
+is compared; else both ends are read.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Callable, Iterator
+
+from ovirt_imageio.client.executor import Pair
+from ovirt_imageio.client.hashing import Passed
+from ovirt_imageio.client.pairs import interrupt
+from ovirt_imageio.common import defaults
+from ovirt_imageio.common.backends.base import Backend, Operation, pieces
+from ovirt_imageio.common.buffers import borrow, is_zero
+from ovirt_imageio.common.checksum import BlockDigest, zero_digest
+from ovirt_imageio.common.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from ovirt_imageio.common.backends.http import HttpBackend
+
+
+class HashingPair(Pair):
+    """Hashes blocks of the local end that are not known."""
+
+    def __init__(self, image: Backend, passed: Passed) -> None:
+        self.image = image
+        self.passed = passed
+        self.unit = passed.block_size
+
+    def copy(self, offset: int, length: int, op: Operation) -> None:
+        """Hash a range of blocks."""
+        for start, count in pieces(offset, length, self.passed.block_size):
+            if start // self.passed.block_size not in self.passed.digests:
+                self._hash(start, count, op)
+
+    def zero(self, offset: int, length: int) -> None:
+        """Do nothing."""
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """See Pair."""
+        self.image.close()
+
+    def _hash(self, offset: int, length: int, op: Operation) -> None:
+        digest = BlockDigest(self.passed.algorithm)
+        with borrow(min(length, defaults.PIECE)) as view:
+            for start, count in pieces(offset, length, len(view)):
+                op.check()
+                self.image.read_into(start, view[:count])
+                digest.update(view[:count])
+        self.passed.digests[offset // self.passed.block_size] = digest.digest()
+
+
+class Differences:
+    """What several workers found to differ: the first counts.
+
+    Attributes:
+        passed: Digests that are known, and the sizes.
+        first: Number of the first block that differs; None as long as there is none.
+    """
+
+    def __init__(self, passed: Passed) -> None:
+        self.passed = passed
+        self._lock = threading.Lock()
+        self.first: int | None = None
+
+    def add(self, block: int) -> None:
+        """Take note of a block that differs."""
+        with self._lock:
+            if self.first is None or block < self.first:
+                self.first = block
+
+    def matter(self, block: int) -> bool:
+        """Tell if a block could be the first that differs."""
+        return self.first is None or block < self.first
+
+
+class ComparingPair(HashingPair):
+    """Compares a range of both ends; nothing is moved or changed."""
+
+    def __init__(self, remote: HttpBackend, image: Backend, found: Differences, *, by_hash: bool) -> None:
+        super().__init__(image, found.passed)
+        self._remote = remote
+        self._found = found
+        self._by_hash = by_hash
+
+    def copy(self, offset: int, length: int, op: Operation) -> None:
+        """Compare a range."""
+        if not self._found.matter(offset // self.passed.block_size):
+            return
+        start, stop = self._whole_blocks(offset, offset + length)
+        if start < stop:
+            super().copy(start, stop - start, op)
+            self._compare_digests(start, stop, self.passed.digests.__getitem__)
+        for at, count in self._rest(offset, offset + length, start, stop):
+            op.check()
+            self._compare_bytes(at, count)
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make sure that a range is zero at the server."""
+        if not self._found.matter(offset // self.passed.block_size):
+            return
+        start, stop = self._whole_blocks(offset, offset + length)
+        if start < stop:
+            self._compare_digests(start, stop, self._zero_digest)
+        for at, count in self._rest(offset, offset + length, start, stop):
+            with borrow(count) as view:
+                self._remote.read_into(at, view)
+                if not is_zero(view):
+                    self._found.add(at // self.passed.block_size)
+
+    def close(self) -> None:
+        """See Pair."""
+        try:
+            self._remote.close()
+        finally:
+            super().close()
+
+    def interrupt(self) -> None:
+        """See Pair."""
+        interrupt(self._remote, self.image)
+
+    def _whole_blocks(self, offset: int, end: int) -> tuple[int, int]:
+        """The part of a range that the server can hash: whole blocks of its own image."""
+        if not self._by_hash:
+            return offset, offset
+        block_size = self.passed.block_size
+        start = -(-offset // block_size) * block_size
+        return start, end if end == self._remote.size else end // block_size * block_size
+
+    def _rest(self, offset: int, end: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """What of a range is not hashed, in pieces that do not cross a block's end."""
+        if start >= stop:
+            start = stop = end
+        for first, last in ((offset, start), (stop, end)):
+            yield from pieces(first, last - first, defaults.PIECE, align=defaults.PIECE)
+
+    def _zero_digest(self, block: int) -> bytes:
+        start = block * self.passed.block_size
+        return zero_digest(self.passed.algorithm, self.passed.end_of_block(start) - start)
+
+    def _compare_digests(self, start: int, stop: int, ours: Callable[[int], bytes]) -> None:
+        passed = self.passed
+        answer = self._remote.checksum(
+            algorithm=passed.algorithm, block_size=passed.block_size, offset=start, length=stop - start, blocks=True
+        )
+        theirs = answer.blocks or ()
+        numbers = range(start // passed.block_size, -(-stop // passed.block_size))
+        if len(theirs) != len(numbers):
+            raise ProtocolError(f"the server hashed {len(theirs)} blocks, expected {len(numbers)}")
+        for number, their in zip(numbers, theirs):
+            if ours(number).hex() != their:
+                self._found.add(number)
+                return
+
+    def _compare_bytes(self, offset: int, length: int) -> None:
+        if not self._found.matter(offset // self.passed.block_size):
+            return
+        with borrow(length) as ours, borrow(length) as theirs:
+            self.image.read_into(offset, ours)
+            self._remote.read_into(offset, theirs)
+            if bytes(ours) != bytes(theirs):  # memory views compare byte by byte
+                self._found.add(offset // self.passed.block_size)
