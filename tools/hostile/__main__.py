@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import pwd
 import shutil
@@ -21,7 +22,7 @@ from imageio_testing.daemon import Daemon, public_command
 from imageio_testing.hostile import CASES
 from imageio_testing.pki import Pki, make_pki
 
-from .measure import MIB, WAYS, Found, Victim, measure, p99
+from .measure import MIB, WAYS, Found, Victim, measure, p99, ratio
 
 GOAL = 1.5  # p99 of a normal request meanwhile, against its unloaded value
 # Whose clients move megabytes each: more would measure how fast that is.
@@ -35,8 +36,8 @@ def arguments(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     p.add_argument("cases", nargs="*", metavar="CASE", help="names (default: all)")
     p.add_argument("--list", action="store_true", help="print the cases")
     p.add_argument("--count", type=int, default=1000, help="hostile clients at a time")
-    p.add_argument("--rounds", type=int, default=3, help="how often each case is run")
-    p.add_argument("--seconds", type=float, default=4.0, help="length of each look, unloaded and meanwhile")
+    p.add_argument("--rounds", type=int, default=2, help="how often each case is run")
+    p.add_argument("--seconds", type=float, default=5.0, help="length of each look, unloaded and meanwhile")
     p.add_argument("--report", type=Path, help="page to write")
     p.add_argument("--note", help="what a reader of the page must know besides")
     p.add_argument("--command", default="make hostile", help="what the page says that it was made by")
@@ -51,16 +52,21 @@ def run(options: argparse.Namespace) -> dict[str, Found]:
     """Run the cases, each against a daemon of its own."""
     results = {}
     for name in options.cases or CASES:
-        with tempfile.TemporaryDirectory(prefix="hostile-", dir="/dev/shm") as folder:
-            os.chmod(folder, 0o755)
-            identity, command = unprivileged()
-            with Daemon(folder, pki=keys(folder, identity), command=command, user=identity) as daemon:
-                victim = Victim(daemon, Path(folder))
-                count = min(COUNTS.get(name, options.count), options.count)
-                found = measure(victim, name, count, rounds=options.rounds, seconds=options.seconds)
+        with contextlib.ExitStack() as stack:
+            victim, twin = (Victim(stack.enter_context(daemon(stack))) for _ in range(2))
+            count = min(COUNTS.get(name, options.count), options.count)
+            found = measure(victim, twin, name, count, rounds=options.rounds, seconds=options.seconds)
         results[name] = found
         print(" | ".join(cells(name, found)), flush=True)
     return results
+
+
+def daemon(stack: contextlib.ExitStack) -> Daemon:
+    """Return a daemon with default settings, not started, in a folder that anybody may enter."""
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="hostile-", dir="/dev/shm"))
+    os.chmod(folder, 0o755)
+    identity, command = unprivileged()
+    return Daemon(folder, pki=keys(folder, identity), command=command, user=identity)
 
 
 def unprivileged() -> tuple[Optional[tuple[int, int]], list[str]]:
@@ -86,13 +92,15 @@ HEADER = (
     "threads",
     "memory, MiB",
     "descriptors",
+    "processor, %",
     *(
         f"p99 by {way}, ms: {when}"
         for way in ("Unix socket", "TLS")
-        for when in ("unloaded", "meanwhile", "ratio", "as they come")
+        for when in ("unloaded", "meanwhile", "ratio", "twin", "as they come")
     ),
     "control, p50 ms",
     "transfer, s",
+    "at most 1.5?",
 )
 
 
@@ -100,12 +108,13 @@ def cells(name: str, found: Found) -> list[str]:
     """Return a row of the table."""
     row = [name, str(found.count)]
     row += [three(found, key, scale) for key, scale in (("threads", 1), ("rss", MIB), ("fds", 1))]
+    row.append(" / ".join(f"{statistics.median(part) * 100:.0f}" for part in zip(*found.busy)))
     for way in WAYS:
-        unloaded, meanwhile = p99(found.unloaded, way), p99(found.meanwhile, way)
-        ratio = meanwhile / unloaded
-        row += [milliseconds(unloaded), milliseconds(meanwhile), f"{ratio:.2f}{' **!**' if ratio > GOAL else ''}"]
-        row.append(milliseconds(p99(found.arriving, way)))
-    return [*row, milliseconds(statistics.median(found.control)), f"{statistics.median(found.transfers):.2f}"]
+        of, twin = ratio(found, way), ratio(found, f"twin {way}")
+        row += [milliseconds(p99(found.unloaded, way)), milliseconds(p99(found.meanwhile, way))]
+        row += [f"{of:.2f}{' **!**' if of > GOAL else ''}", f"{twin:.2f}", milliseconds(p99(found.arriving, way))]
+    row += [milliseconds(statistics.median(found.control)), f"{statistics.median(found.transfers):.2f}"]
+    return [*row, "no" if is_missed(found) else "yes"]
 
 
 def three(found: Found, key: str, scale: int) -> str:
@@ -130,7 +139,8 @@ def page(results: dict[str, Found], options: argparse.Namespace) -> str:
         "Python": python_version(sys.executable if identity is None else command[-3]),
         "the daemon runs as": USER if identity else "whoever ran this",
         "rounds": str(options.rounds),
-        "seconds of each look": f"{options.seconds:g}",
+        "seconds of each slice": f"{options.seconds:g}",
+        "samples of each kind": f"{fewest(results)} or more",
     }
     table = [HEADER, ["---"] * len(HEADER), *(cells(name, found) for name, found in results.items())]
     missed = [name for name, found in results.items() if is_missed(found)]
@@ -141,10 +151,15 @@ def page(results: dict[str, Found], options: argparse.Namespace) -> str:
             f"Made by `{options.command}`: each case in turn against a daemon of its own with default settings, while",
             "somebody with a ticket for another image reads 4 KiB every few milliseconds on connections that are kept,",
             "one by Unix socket and one by TLS. Figures with slashes are before, during and after: the most that",
-            "was seen during, and what is left 2.5 s after the last hostile connection has ended. Latencies are the",
-            "medians of the rounds. *As they come* is the time in which all connections are made. *Transfer* is",
-            "an upload of 16 MiB by Unix socket and a download by TLS, while the crowd is there. Who floods does so",
-            "each second anew; of those who leave at once a tenth comes again each second.",
+            "was seen during, and what is left 2.5 s after the last hostile connection has ended. *Processor* is what",
+            "the daemon takes of one without and with the crowd, for the normal requests and for those of the crowd.",
+            "",
+            "Slices without and with the crowd take turns, and a percentile is of all samples of a kind.",
+            "*Twin* is the same ratio for a second daemon on the machine that nobody attacks, asked in turn with",
+            "the first: what exceeds 1 there the crowd takes from the machine, not from the daemon.",
+            "*As they come* is the time in which all connections are made. *Transfer* is an upload of 16 MiB by",
+            "Unix socket and a download by TLS, while the crowd is there. Who drips or floods does so each second",
+            "anew, one after the other; of those who leave at once a tenth comes again each second.",
             "",
             ", ".join(f"{name}: {value}" for name, value in facts.items()) + ".",
             "",
@@ -161,9 +176,15 @@ def page(results: dict[str, Found], options: argparse.Namespace) -> str:
     )
 
 
+def fewest(results: dict[str, Found]) -> int:
+    """Return from how many samples the percentile of any case was taken at least."""
+    kinds = [kind for found in results.values() for kind in (found.unloaded, found.meanwhile)]
+    return min(sum(len(part[way]) for part in kind) for kind in kinds for way in WAYS)
+
+
 def is_missed(found: Found) -> bool:
     """Tell whether normal requests took too long."""
-    return any(p99(found.meanwhile, way) > GOAL * p99(found.unloaded, way) for way in WAYS)
+    return any(ratio(found, way) > GOAL for way in WAYS)
 
 
 def lowered(text: Optional[str]) -> str:

@@ -2,38 +2,66 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A crowd in a process of its own: python -m hostile.attack CASE COUNT TARGET.
 
-It writes a line when the crowd is there, and lets it do its step each second. Where it leaves at once
-a tenth of it comes again each second. The end of standard input ends it.
+It writes a line when the crowd is there. Then each of the crowd does its step once in a second,
+not all at once but one after the other, as strangers would who do not know of each other. Where
+they leave at once, a tenth of them comes again in each second. The end of standard input ends it.
+
+It is as nice as can be: what is measured is what the crowd costs the daemon, and not that it
+takes a processor away.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import select
 import sys
+import time
 
-from imageio_testing.hostile import CASES, Target
+from imageio_testing.hostile import CASES, Crowd, Target
 
-INTERVAL = 1.0  # seconds between two steps
+PERIOD = 1.0
+"""Seconds in which everybody acts once."""
+PARTS = 100
+NICE = 19
 
 
 def main() -> None:
     """Entry point."""
+    os.nice(NICE)
     name, count, target = sys.argv[1], int(sys.argv[2]), Target(**json.loads(sys.argv[3]))
-    told = False
+    with CASES[name](target, count) as crowd:
+        crowd.step()
+        print("ready", flush=True)
+        if crowd.sockets:
+            _act(crowd)
+        else:
+            _come_again(name, target, max(count // 10 // PARTS, 1))
+
+
+def _act(crowd: Crowd) -> None:
+    due = time.monotonic()
     while True:
-        with CASES[name](target, count) as crowd:
-            crowd.step()
-            if not told:
-                print("ready", flush=True)
-                told = True
-                count = count if crowd.sockets else max(count // 10, 1)
-            while True:
-                if select.select([sys.stdin], [], [], INTERVAL)[0]:
-                    return
-                if not crowd.sockets:
-                    break
-                crowd.step()
+        for part in range(PARTS):
+            due += PERIOD / PARTS
+            if _is_over(due):
+                return
+            crowd.step(part, PARTS)
+
+
+def _come_again(name: str, target: Target, count: int) -> None:
+    due = time.monotonic()
+    while True:
+        due += PERIOD / PARTS
+        if _is_over(due):
+            return
+        with CASES[name](target, count):
+            pass
+
+
+def _is_over(due: float) -> bool:
+    """Wait until a time; True if it shall end before."""
+    return bool(select.select([sys.stdin], [], [], max(due - time.monotonic(), 0))[0])
 
 
 if __name__ == "__main__":

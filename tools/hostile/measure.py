@@ -1,19 +1,23 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One case against a daemon of its own, and what was seen."""
+"""One case against a daemon of its own, and what was seen.
+
+Machines are never alone, so slices without and with the crowd take turns, and what is compared are all
+samples of the one with all samples of the other. A *twin*, a daemon that nobody attacks, is
+asked in turn with the one that is: what it loses meanwhile, the crowd takes from the machine and not
+from the daemon.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from bench.machine import Usage, usage
 from imageio_testing.daemon import Daemon
@@ -26,6 +30,7 @@ NORMAL = 16 * MIB
 WAYS = ("unix", "tls")
 
 _SAMPLE = 0.1  # seconds between two looks
+_PAUSE = 1.0  # seconds after they have all come, and after they have gone, until that is digested
 _SETTLE = 2.5  # seconds after the end: housekeeping, which gives memory back, comes each second
 _PATIENCE = 120.0
 
@@ -34,7 +39,10 @@ Latencies = dict[str, list[float]]
 
 @dataclass
 class Found:
-    """What was seen in all rounds of a case; seconds and bytes."""
+    """What was seen in all rounds of a case; seconds and bytes.
+
+    `busy` is which part of a processor the daemon took, without and with the crowd.
+    """
 
     count: int
     before: list[Usage] = field(default_factory=list)
@@ -44,6 +52,7 @@ class Found:
     arriving: list[Latencies] = field(default_factory=list)
     meanwhile: list[Latencies] = field(default_factory=list)
     control: list[float] = field(default_factory=list)
+    busy: list[tuple[float, float]] = field(default_factory=list)
     transfers: list[float] = field(default_factory=list)
 
 
@@ -88,12 +97,13 @@ class Helper:
 class Victim:
     """A daemon, an image that is attacked and one that is used."""
 
-    def __init__(self, daemon: Daemon, folder: Path) -> None:
+    def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
-        self.normal = self._add(folder / "normal", NORMAL)
-        self.attacked = self._add(folder / "attacked", ATTACKED)
+        self.normal = self._add("normal", NORMAL)
+        self.attacked = self._add("attacked", ATTACKED)
 
-    def _add(self, path: Path, size: int) -> Target:
+    def _add(self, name: str, size: int) -> Target:
+        path = self.daemon.folder / name
         path.write_bytes(os.urandom(size))
         path.chmod(0o666)
         ticket = self.daemon.add_ticket(f"file://{path}", size=size, timeout=3600)
@@ -121,29 +131,36 @@ class Victim:
         return time.perf_counter() - began
 
 
-def measure(victim: Victim, name: str, count: int, *, rounds: int, seconds: float) -> Found:
+def measure(victim: Victim, twin: Victim, name: str, count: int, *, rounds: int, seconds: float) -> Found:
     """Send a crowd, so many times, and look."""
     found = Found(count)
-    with Helper("probe", json.dumps(asdict(victim.normal))).there() as probe:
-        victim.transfer()  # threads and buffers that any use takes are there before
-        time.sleep(seconds / 2)
+    targets = [json.dumps(asdict(daemon.normal)) for daemon in (victim, twin)]
+    with Helper("probe", *targets).there() as probe:
+        for daemon in (victim, twin):
+            daemon.transfer()  # threads and buffers that any use takes are there before
         for _ in range(rounds):
             _round(victim, probe, name, found, seconds)
+    time.sleep(_SETTLE)
+    found.after.append(victim.usage())
     return found
 
 
 def _round(victim: Victim, probe: Helper, name: str, found: Found, seconds: float) -> None:
+    time.sleep(_PAUSE)
     probe.ask()
-    _watch(victim, seconds)  # looking costs time too, so it is done unloaded as well
+    seen, _ = _watch(victim, seconds)  # looking costs time too, so it is done unloaded as well
+    alone = (seen[-1].cpu - seen[0].cpu) / seconds
     found.unloaded.append(json.loads(probe.ask()))
     open_before, _ = victim.connections()
     found.before.append(victim.usage())
     probe.ask()
     with Helper("attack", name, str(found.count), json.dumps(asdict(victim.attacked))).there() as attack:
         attack.hear()
+        time.sleep(_PAUSE)
         found.arriving.append(json.loads(probe.ask()))
         seen, control = _watch(victim, seconds)
         found.control += control
+        found.busy.append((alone, (seen[-1].cpu - seen[0].cpu) / seconds))
         found.meanwhile.append(json.loads(probe.ask()))
         found.transfers.append(victim.transfer())
         seen.append(victim.usage())
@@ -153,8 +170,6 @@ def _round(victim: Victim, probe: Helper, name: str, found: Found, seconds: floa
         if time.monotonic() > until:
             raise SystemExit(f"connections of {name!r} are left:\n{victim.daemon.log[-3000:]}")
         time.sleep(_SAMPLE)
-    time.sleep(_SETTLE)
-    found.after.append(victim.usage())
 
 
 def _watch(victim: Victim, seconds: float) -> tuple[list[Usage], list[float]]:
@@ -174,6 +189,11 @@ def percentile(values: Sequence[float], part: float) -> float:
     return ordered[min(int(len(ordered) * part), len(ordered) - 1)]
 
 
-def p99(rounds: Sequence[Latencies], way: str) -> float:
-    """Return the median of the rounds' 99th percentiles, in seconds."""
-    return statistics.median(percentile(found[way], 0.99) for found in rounds)
+def p99(slices: Sequence[Latencies], way: str) -> float:
+    """Return the 99th percentile of all slices together, in seconds."""
+    return percentile([seconds for found in slices for seconds in found[way]], 0.99)
+
+
+def ratio(found: Found, way: str) -> float:
+    """Return how much longer a request took at the 99th percentile while the crowd was there."""
+    return p99(found.meanwhile, way) / p99(found.unloaded, way)

@@ -1,14 +1,17 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Somebody with a ticket, in a process of its own: python -m hostile.probe TARGET.
+"""Somebody with tickets, in a process of its own: python -m hostile.probe TARGET TARGET.
 
-It reads 4 KiB every few milliseconds over a Unix socket and over TLS, on connections that it keeps.
+It reads 4 KiB every few milliseconds over a Unix socket and over TLS, on connections that it keeps,
+from the daemon that is attacked and from its twin that nobody attacks, in turn.
 For each line on standard input it writes the seconds that its requests took since the last one,
 as a JSON document; the end of standard input ends it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import select
 import sys
@@ -20,9 +23,10 @@ from imageio_testing.httppeer import HttpPeer, request_head
 
 PAUSE = 0.002  # seconds: a normal client, no load of its own
 PATIENCE = 60.0
+WAYS = ("unix", "tls", "twin unix", "twin tls")
 
 
-def measure(peer: HttpPeer, head: bytes) -> float:
+def measure(peer: Any, head: bytes) -> float:
     """Send one request; return how long its answer took."""
     began = time.perf_counter()
     peer.send(head)
@@ -35,24 +39,27 @@ def measure(peer: HttpPeer, head: bytes) -> float:
 
 def main() -> None:
     """Entry point."""
-    target = Target(**json.loads(sys.argv[1]))
-    head = request_head("GET", target.path, headers=[("Range", "bytes=0-4095")])
-    with (
-        HttpPeer.unix(target.local) as unix,
-        HttpPeer.tls("localhost", target.port, ca_file=target.ca_file) as tls,
-    ):
-        peers: dict[str, Any] = {"unix": unix, "tls": tls}
-        for peer in peers.values():
-            peer.socket.settimeout(PATIENCE)
-        took: dict[str, list[float]] = {name: [] for name in peers}
+    with contextlib.ExitStack() as stack:
+        ways: list[tuple[str, Any, bytes]] = []
+        for text in sys.argv[1:]:
+            target = Target(**json.loads(text))
+            head = request_head("GET", target.path, headers=[("Range", "bytes=0-4095")])
+            tls = HttpPeer.tls("localhost", target.port, ca_file=target.ca_file)
+            for peer in (HttpPeer.unix(target.local), tls):
+                stack.enter_context(peer)
+                peer.socket.settimeout(PATIENCE)
+                ways.append((WAYS[len(ways)], peer, head))
+        gc.disable()  # a pause of our own is none of the daemon's
+        took: dict[str, list[float]] = {name: [] for name, _, _ in ways}
         while True:
-            for name, peer in peers.items():
+            for name, peer, head in ways:
                 took[name].append(measure(peer, head))
             if select.select([sys.stdin], [], [], PAUSE)[0]:
                 if not sys.stdin.readline():
                     return
                 print(json.dumps(took), flush=True)
-                took = {name: [] for name in peers}
+                took = {name: [] for name, _, _ in ways}
+                gc.collect()
 
 
 if __name__ == "__main__":

@@ -89,13 +89,20 @@ class Crowd:
         self._step = step
         self._steps = 0
 
-    def step(self) -> None:
-        """Let each do a little more, like sending one byte; many do nothing at all."""
+    def step(self, part: int = 0, parts: int = 1) -> None:
+        """Let each do a little more, like sending one byte; many do nothing at all.
+
+        Args:
+            part: Only every ``parts``-th of them, from this one on; after the last part all
+                have done the same. So a thousand clients may each act once in a second without
+                all of them acting at once.
+            parts: How many parts there are.
+        """
         if self._step is not None:
-            for sock in self.sockets:
+            for sock in self.sockets[part::parts]:
                 with contextlib.suppress(OSError):
                     self._step(sock, self._steps)
-            self._steps += 1
+            self._steps += part == parts - 1
 
 
 Case = Callable[[Target, int], ContextManager[Crowd]]

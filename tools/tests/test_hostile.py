@@ -11,22 +11,33 @@ from bench.machine import Usage
 from hostile import __main__ as command
 from hostile import measure
 
-FAST = {"unix": [0.001] * 100, "tls": [0.002] * 100}
-SLOW = {"unix": [0.001] * 98 + [0.01] * 2, "tls": [0.002] * 100}
+TWIN = {"twin unix": [0.001] * 100, "twin tls": [0.002] * 100}
+FAST = {"unix": [0.001] * 100, "tls": [0.002] * 100, **TWIN}
+SLOW = {"unix": [0.001] * 98 + [0.01] * 2, "tls": [0.002] * 100, **TWIN}
 
 
 def found(meanwhile):
     one, two, three = Usage(1, 30 << 20, 2, 10), Usage(2, 60 << 20, 4, 1010), Usage(3, 31 << 20, 3, 10)
     return measure.Found(
-        1000, [one], [two], [three], [FAST], [FAST], [meanwhile], control=[0.004, 0.002, 0.003], transfers=[0.5]
+        1000,
+        [one],
+        [two],
+        [three],
+        [FAST],
+        [FAST],
+        [meanwhile],
+        control=[0.004, 0.002, 0.003],
+        busy=[(0.1, 0.25)],
+        transfers=[0.5],
     )
 
 
 def test_page_tells_what_was_seen():
     options = command.arguments(["--note", "A note."])
     page = command.page({"silent": found(FAST)}, options)
-    row = "| silent | 1000 | 2 / 4 / 3 | 30 / 60 / 31 | 10 / 1010 / 10 "
-    assert row + "| 1.00 | 1.00 | 1.00 | 1.00 | 2.00 | 2.00 | 1.00 | 2.00 | 3.00 | 0.50 |" in page.splitlines()
+    (row,) = [line for line in page.splitlines() if line.startswith("| silent")]
+    assert row.startswith("| silent | 1000 | 2 / 4 / 3 | 30 / 60 / 31 | 10 / 1010 / 10 | 10 / 25 | 1.00 | 1.00 | 1.00 ")
+    assert row.endswith("| 1.00 | 1.00 | 2.00 | 2.00 | 1.00 | 1.00 | 2.00 | 3.00 | 0.50 | yes |")
     assert "every case keeps that" in page
     assert "**silent**: connect to the TLS port and say nothing." in page
     assert "A note." in page
@@ -35,7 +46,8 @@ def test_page_tells_what_was_seen():
 def test_page_names_who_missed_the_goal():
     page = command.page({"silent": found(FAST), "reset": found(SLOW)}, command.arguments([]))
     assert "missed by: reset." in page
-    assert "| 10.00 **!** |" in page
+    assert "| 10.00 **!** | 1.00 |" in page
+    assert [line.split(" | ")[-1] for line in page.splitlines() if line.startswith("| reset")] == ["no |"]
 
 
 @pytest.mark.parametrize(("part", "value"), [(0.5, 51), (0.99, 100), (1.0, 100), (0.0, 1)])
@@ -46,6 +58,7 @@ def test_percentile(part, value):
 @pytest.mark.system
 def test_crowd_is_sent_and_looked_at(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "_SETTLE", 0)
+    monkeypatch.setattr(measure, "_PAUSE", 0)
     page = tmp_path / "page.md"
     monkeypatch.setenv("PYTHONPATH", str(Path(measure.__file__).parents[1]))  # for its helpers
     command.main(["silent", "reset", "--count", "5", "--rounds", "1", "--seconds", "0.2", "--report", str(page)])
