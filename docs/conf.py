@@ -52,6 +52,8 @@ napoleon_use_ivar = True
 intersphinx_mapping = {"python": ("https://docs.python.org/3", str(HERE / "_inventory/python.inv"))}
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["pictures.css"]
 html_title = f"ovirt-imageio {version}"
 
 man_pages = [

@@ -6,7 +6,8 @@
       client ──GET──► daemon
     ```
 
-The picture takes the page's colour and width, light or dark, phone or desk. Manual pages and
+The picture takes the page's colour, light or dark, and its width, as far as its letters stay
+readable: on a phone it is scrolled. Manual pages and
 other formats get the text.
 """
 
@@ -51,7 +52,7 @@ def picture(text: str, title: str) -> str:
     rows = text.rstrip("\n").split("\n")
     width = (max(map(len, rows)) + 1) * _WIDTH
     height = len(rows) * _HEIGHT
-    size = f'viewBox="0 0 {width} {height}" style="width:100%;max-width:{width}px"'
+    size = f'viewBox="0 0 {width} {height}" style="width:100%;min-width:{width * 0.7:.0f}px;max-width:{width}px"'
     parts = [
         f'<svg role="img" aria-label="{escape(title)}" {size} xmlns="http://www.w3.org/2000/svg">',
         f"<title>{escape(title)}</title>",
@@ -106,7 +107,7 @@ class Drawing(SphinxDirective):
         text = "\n".join(self.content)
         title = self.arguments[0]
         if self.env.app.builder.format == "html":
-            return [nodes.raw("", f"<figure>{picture(text, title)}</figure>", format="html")]
+            return [nodes.raw("", f'<figure class="drawing">{picture(text, title)}</figure>', format="html")]
         return [nodes.literal_block(text, text)]
 
 
