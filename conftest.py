@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the tests of all packages share."""
 
+import signal
+
 import hypothesis
 
 pytest_plugins = ["imageio_testing.leaks", "imageio_testing.rows"]
@@ -9,3 +11,12 @@ pytest_plugins = ["imageio_testing.leaks", "imageio_testing.rows"]
 # The same examples in every run: a failure of today is one of yesterday's change.
 hypothesis.settings.register_profile("same", derandomize=True, database=None)
 hypothesis.settings.load_profile("same")
+
+
+def pytest_configure() -> None:
+    """Let SIGINT work in the programs that tests start, also where the tests run in the background.
+
+    What a shell without job control starts in the background ignores it, and its children do.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -137,11 +137,14 @@ def test_image_transfer_until_control_c(site, command):
     line["env"] = {**line["env"], "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(**line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as example:
         lines = []
-        for text in example.stdout:
-            lines.append(text)
-            if "Reading from server" in text:
-                example.send_signal(signal.SIGINT)
-        assert example.wait(60) == 0, lines
+        try:
+            for text in example.stdout:
+                lines.append(text)
+                if "Reading from server" in text:
+                    example.send_signal(signal.SIGINT)
+            assert example.wait(60) == 0, lines
+        finally:
+            example.kill()
     assert "Finalizing image transfer" in lines[-1]
     assert disk.status == "ok"
 
