@@ -220,6 +220,7 @@ def open_storage(cfg: Config, ticket: Ticket) -> Backend:
         dirty=ticket.dirty,
         cafile=cfg.backend_http.ca_file or None,
         connections=cfg.daemon.max_connections,
+        large_read=cfg.backend_nbd.large_read,
     )
 
 

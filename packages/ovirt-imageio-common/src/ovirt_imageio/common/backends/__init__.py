@@ -27,6 +27,7 @@ def open(
     secure: bool = True,
     connections: int = defaults.MAX_CONNECTIONS,
     timeout: float = defaults.NBD_TIMEOUT,
+    large_read: bool = True,
 ) -> Backend:
     """Open the storage behind a URL.
 
@@ -39,6 +40,7 @@ def open(
         secure: Verify an https server.
         connections: Most instances that will be open at a time.
         timeout: Seconds that a server of the storage may stay silent.
+        large_read: Of NBD, see `backends.largeread`.
 
     Raises:
         ValueError: The URL names no storage known here.
@@ -51,7 +53,15 @@ def open(
     if scheme in ("nbd", "nbd+unix"):
         from ovirt_imageio.common.backends.nbd import NbdBackend
 
-        return NbdBackend(url, mode=mode, sparse=sparse, dirty=dirty, connections=connections, timeout=timeout)
+        return NbdBackend(
+            url,
+            mode=mode,
+            sparse=sparse,
+            dirty=dirty,
+            connections=connections,
+            timeout=timeout,
+            large_read=large_read,
+        )
     if scheme == "file":
         from ovirt_imageio.common.backends.file import FileBackend
 

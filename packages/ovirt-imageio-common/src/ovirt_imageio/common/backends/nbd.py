@@ -16,7 +16,7 @@ import weakref
 from typing import Any, Iterator, NamedTuple, Sequence
 
 from ovirt_imageio.common import defaults, linux, nbd
-from ovirt_imageio.common.backends import pipelined, splice
+from ovirt_imageio.common.backends import largeread, pipelined, splice
 from ovirt_imageio.common.backends.base import Backend, Capabilities, Operation, Peer, fill_from
 from ovirt_imageio.common.backends.inflight import piece_size
 from ovirt_imageio.common.buffers import Buffer, borrow
@@ -53,6 +53,7 @@ class NbdBackend(Backend):
         connect_timeout: seconds to connect and to negotiate.
         greeting_timeout: seconds after which a silent server counts as full.
         splice: use splice(2) where possible.
+        large_read: let the server keep its memory in bulk streams, see `largeread`.
 
     Attributes:
         address: where the export is.
@@ -76,6 +77,7 @@ class NbdBackend(Backend):
         connect_timeout: float = defaults.CONNECT_TIMEOUT,
         greeting_timeout: float = GREETING_TIMEOUT,
         splice: bool = True,
+        large_read: bool = True,
     ) -> None:
         if mode not in ("r", "r+"):
             raise ValueError(f"unknown mode {mode!r}, expected 'r' or 'r+'")
@@ -89,6 +91,7 @@ class NbdBackend(Backend):
             "timeout": timeout,
             "connect_timeout": connect_timeout,
             "splice": splice,
+            "large_read": large_read,
         }
         self._sparse = sparse
         self._splice = splice
@@ -107,6 +110,7 @@ class NbdBackend(Backend):
         self.size = self.export.size
         self.capabilities = _capabilities(self.export, connections=connections, read_only=mode == "r")
         self._edges = edge_lock(self.address)
+        self._large_read = largeread.shared_by(self.address) if large_read else None
 
     @property
     def broken(self) -> BaseException | None:
@@ -184,6 +188,7 @@ class NbdBackend(Backend):
         still owe an answer: see `broken` of this and of others.
         """
         self.check_range(offset, length)
+        self._prepare(offset, length)
         clients = [backend._client for backend in self._team(others)]
         for part in self._parts(offset, length):
             if part.whole:
@@ -204,6 +209,7 @@ class NbdBackend(Backend):
         Of others one that is not broken is used; it has to be flushed as well.
         """
         self._check_write(offset, length)
+        self._prepare(offset, length)
         team = self._team(others)
         for backend in team:
             backend.unflushed = backend.unflushed or length > 0
@@ -235,6 +241,10 @@ class NbdBackend(Backend):
             raise UnsupportedOperation(f"{self.address} was opened for reading only")
         self.check_range(offset, length)
         self.unflushed = self.unflushed or length > 0
+
+    def _prepare(self, offset: int, length: int) -> None:
+        if self._large_read is not None:
+            self._large_read.before(self._client, offset, length)
 
     def _team(self, others: Sequence[Backend]) -> list[NbdBackend]:
         """This instance, and others to work with it."""
