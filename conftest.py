@@ -6,7 +6,7 @@ import signal
 
 import hypothesis
 
-pytest_plugins = ["imageio_testing.leaks", "imageio_testing.rows"]
+pytest_plugins = ["imageio_testing.fixtures", "imageio_testing.leaks", "imageio_testing.rows"]
 
 # The same examples in every run: a failure of today is one of yesterday's change.
 hypothesis.settings.register_profile("same", derandomize=True, database=None)

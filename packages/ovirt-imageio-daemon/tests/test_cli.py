@@ -15,15 +15,10 @@ from pathlib import Path
 import pytest
 
 from imageio_testing.daemon import Daemon, public_command
-from imageio_testing.pki import Pki, make_pki
+from imageio_testing.pki import Pki
 from ovirt_imageio.daemon import binding, cli
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can do that")
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    return make_pki(tmp_path_factory.mktemp("pki"))
 
 
 def write(tmp_path: Path, text: str) -> str:

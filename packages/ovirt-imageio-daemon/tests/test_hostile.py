@@ -28,7 +28,7 @@ from bench.machine import usage
 from imageio_testing.daemon import Daemon, public_command
 from imageio_testing.hostile import CASES, Target, many_files, request
 from imageio_testing.httppeer import HttpPeer
-from imageio_testing.pki import Pki, make_pki
+from imageio_testing.pki import Pki
 from imageio_testing.qemu import needs_qemu
 from ovirt_imageio.common.qemu.nbd import Server
 
@@ -117,11 +117,6 @@ def victim(pki: Pki, user: str | None = None, files: int | None = None, **keys: 
             os.chown(pki.key_file, *pwd.getpwnam(user)[2:4])
         with Daemon(name, pki=pki, config=config, command=command, user=identity) as daemon:
             yield Victim(daemon, Path(name))
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    return make_pki(tmp_path_factory.mktemp("pki"))
 
 
 @pytest.fixture(scope="module", params=USERS)

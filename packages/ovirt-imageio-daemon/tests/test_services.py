@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from imageio_testing.pki import Pki, make_pki
+from imageio_testing.pki import Pki
 from ovirt_imageio.daemon import binding
 from ovirt_imageio.daemon.config import Config, ConfigError
 from ovirt_imageio.daemon.http.loop import Loop
@@ -57,11 +57,6 @@ def serving(service: Service) -> Iterator[Service]:
 def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="io-") as name:
         yield Path(name)
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    return make_pki(tmp_path_factory.mktemp("pki"))
 
 
 def port_of(service: Service) -> int:

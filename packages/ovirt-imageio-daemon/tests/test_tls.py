@@ -18,15 +18,10 @@ from ovirt_imageio.daemon.config import Config, ConfigError
 from ovirt_imageio.daemon.options import Tls
 
 
-@pytest.fixture(scope="module")
-def shared_pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    return make_pki(tmp_path_factory.mktemp("pki"))
-
-
-@pytest.fixture
-def pki(shared_pki: Pki, tmp_path: Path) -> Pki:
+@pytest.fixture(name="pki")
+def own_pki(pki: Pki, tmp_path: Path) -> Pki:
     """Files that a test may change."""
-    shutil.copytree(os.path.dirname(shared_pki.ca_file), tmp_path / "pki")
+    shutil.copytree(os.path.dirname(pki.ca_file), tmp_path / "pki")
     return Pki(*(str(tmp_path / "pki" / name) for name in ("ca.pem", "cert.pem", "key.pem")))
 
 

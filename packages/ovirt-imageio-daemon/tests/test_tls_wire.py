@@ -33,11 +33,6 @@ pytestmark = [pytest.mark.system, pytest.mark.filterwarnings("ignore::Deprecatio
 
 
 @pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    return make_pki(tmp_path_factory.mktemp("pki"))
-
-
-@pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory, pki: Pki) -> Iterator[Daemon]:
     with Daemon(tmp_path_factory.mktemp("default"), pki=pki) as daemon:
         yield daemon

@@ -13,7 +13,6 @@ import pytest
 
 from imageio_testing.browser import Browser, Site, command, public_key_pin
 from imageio_testing.daemon import Daemon
-from imageio_testing.pki import make_pki
 
 MiB = 1 << 20
 SIZE = 3 * MiB
@@ -58,11 +57,6 @@ XMLHttpRequest.prototype.setRequestHeader = function (name, value) {
 
 def content(length):
     return bytes((i * 7 + (i >> 8)) & 255 for i in range(length))
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory):
-    return make_pki(tmp_path_factory.mktemp("pki"))
 
 
 @pytest.fixture(scope="module")

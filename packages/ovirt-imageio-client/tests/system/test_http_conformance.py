@@ -17,7 +17,6 @@ import pytest
 from imageio_testing import conformance
 from imageio_testing.conformance import Storage
 from imageio_testing.daemon import Daemon
-from imageio_testing.pki import make_pki
 from ovirt_imageio.common.backends.http import HttpBackend
 from ovirt_imageio.common.qemu import img
 from ovirt_imageio.common.qemu.nbd import Server
@@ -25,24 +24,6 @@ from ovirt_imageio.common.qemu.nbd import Server
 SECTOR = 512
 
 pytestmark = pytest.mark.system
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory):
-    return make_pki(tmp_path_factory.mktemp("pki"))
-
-
-@pytest.fixture(scope="module")
-def origin(tmp_path_factory, pki):
-    with Daemon(tmp_path_factory.mktemp("origin"), pki=pki) as daemon:
-        yield daemon
-
-
-@pytest.fixture(scope="module")
-def proxy(tmp_path_factory, pki):
-    config = {"backend_http": {"ca_file": pki.ca_file}}
-    with Daemon(tmp_path_factory.mktemp("proxy"), pki=pki, config=config) as daemon:
-        yield daemon
 
 
 OFF = {

@@ -20,7 +20,6 @@ from bench.servers import Keys
 from imageio_testing import peer
 from imageio_testing.daemon import Daemon
 from imageio_testing.images import as_raw, compare, make_sample, names, same_bytes
-from imageio_testing.pki import make_pki
 from imageio_testing.qemu import MiB, needs_qemu
 from ovirt_imageio import client
 from ovirt_imageio.client import transfer
@@ -47,11 +46,6 @@ THEIR_OWN = {
 @pytest.fixture(scope="module")
 def old():
     return peer.environment()
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory):
-    return make_pki(tmp_path_factory.mktemp("pki"))
 
 
 @pytest.fixture(scope="module", params=["unix", "tls"])

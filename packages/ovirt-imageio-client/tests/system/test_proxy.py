@@ -14,7 +14,6 @@ import threading
 import pytest
 
 from imageio_testing import qemu
-from imageio_testing.daemon import Daemon
 from imageio_testing.faults import (
     DATA,
     SIZE,
@@ -29,32 +28,12 @@ from imageio_testing.faults import (
     wait_for,
 )
 from imageio_testing.httppeer import ConnectionEnded, HttpPeer
-from imageio_testing.pki import make_pki
 from ovirt_imageio import admin
 from ovirt_imageio.common import checksum
 from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
 from ovirt_imageio.common.qemu.nbd import Server
 
 pytestmark = [pytest.mark.system, qemu.needs_qemu]
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory):
-    return make_pki(tmp_path_factory.mktemp("pki"))
-
-
-@pytest.fixture(scope="module")
-def origin(tmp_path_factory, pki):
-    with Daemon(tmp_path_factory.mktemp("origin"), pki=pki) as daemon:
-        yield daemon
-
-
-@pytest.fixture(scope="module")
-def proxy(tmp_path_factory, pki):
-    # Its own host is another one: it has to go by TLS.
-    config = {"backend_http": {"ca_file": pki.ca_file}}
-    with Daemon(tmp_path_factory.mktemp("proxy"), pki=pki, config=config) as daemon:
-        yield daemon
 
 
 class Chain:

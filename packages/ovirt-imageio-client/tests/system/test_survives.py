@@ -21,7 +21,6 @@ import pytest
 from imageio_testing.chaos import ChaosProxy
 from imageio_testing.daemon import Daemon
 from imageio_testing.images import same_bytes
-from imageio_testing.pki import make_pki
 from imageio_testing.qemu import MiB, needs_qemu
 from ovirt_imageio import client
 from ovirt_imageio.client import executor, transfer
@@ -39,11 +38,6 @@ KILLS = 10 if FULL else 2
 
 SIZE = (192 if FULL else 64) * MiB
 """Each kill comes after at most 12 MiB more: not all of them may get to the end."""
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory):
-    return make_pki(tmp_path_factory.mktemp("pki"))
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,14 @@ import os
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from imageio_testing.pki import Pki, make_pki
+from imageio_testing.pki import Pki
+from imageio_testing.serving import PATIENCE, Runner
 from ovirt_imageio.daemon.http.connection import DEFAULT_TIMEOUTS, Connection, Timeouts
 from ovirt_imageio.daemon.http.listeners import Listener
 from ovirt_imageio.daemon.http.loop import Loop
@@ -24,50 +25,14 @@ from ovirt_imageio.daemon.http.registry import Connections
 from ovirt_imageio.daemon.http.router import Router
 from ovirt_imageio.daemon.http.tls import TlsConnection
 
-PATIENCE = 10.0  # seconds after which a test is taken for stuck
-
-
-class Runner:
-    """Runs coroutines in a loop, to their end."""
-
-    def __init__(self) -> None:
-        self.loop = Loop(max_workers=2, worker_nice=0, look=0)
-
-    def __call__(self, coro: Coroutine[Any, Any, Any]) -> Any:
-        """Run the loop until the coroutine has ended; return or raise what it does."""
-        outcome: list[Any] = []
-
-        async def main() -> None:
-            try:
-                outcome.append((await coro, None))
-            except BaseException as e:
-                outcome.append((None, e))
-            finally:
-                self.loop.stop()
-
-        async def give_up() -> None:
-            await self.loop.sleep(PATIENCE)
-            outcome.append((None, TimeoutError("the test is stuck")))
-            self.loop.stop()
-
-        watch = self.loop.spawn(give_up())
-        task = self.loop.spawn(main())
-        self.loop.run()
-        watch.cancel()
-        task.cancel()
-        value, error = outcome[0]
-        if error is not None:
-            raise error
-        return value
-
 
 @pytest.fixture
 def run() -> Iterator[Runner]:
     before = set(threading.enumerate())
     fds = len(os.listdir("/proc/self/fd"))
-    runner = Runner()
+    runner = Runner(max_workers=2)
     yield runner
-    runner.loop.close()
+    runner.close()
     assert set(threading.enumerate()) <= before, "a thread is left"
     assert len(os.listdir("/proc/self/fd")) <= fds, "a descriptor is left"
 
@@ -176,11 +141,6 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
         yield begin
     assert set(threading.enumerate()) <= before, "a thread is left"
-
-
-@pytest.fixture(scope="session")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    return make_pki(tmp_path_factory.mktemp("pki"))
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import threading
 import pytest
 
 from imageio_testing.imageserver import TICKET, Got, Image, ScriptedServer, response
-from imageio_testing.pki import make_pki
 from ovirt_imageio.common.backends.base import NullOperation
 from ovirt_imageio.common.backends.http import (
     Forbidden,
@@ -59,11 +58,6 @@ def server(image):
 def backend(server):
     with HttpBackend(server.url) as backend:
         yield backend
-
-
-@pytest.fixture(scope="session")
-def pki(tmp_path_factory):
-    return make_pki(tmp_path_factory.mktemp("pki"))
 
 
 @pytest.fixture
