@@ -63,6 +63,7 @@ class Image:
         status: runs of (length, flags) by context name, offered as metadata contexts.
         errors: errno to fail a command with, by command.
         hole_block: send blocks of this size that are zero as holes, 0 for never.
+        whole: answer a read with one chunk that ends the reply, as qemu does, unless it has holes.
         asked: every request received, in order.
         lock: held while a request is carried out.
     """
@@ -74,6 +75,7 @@ class Image:
     status: Mapping[str, list[tuple[int, int]]] = field(default_factory=dict)
     errors: dict[int, int] = field(default_factory=dict)
     hole_block: int = 0
+    whole: bool = False
     asked: list[Asked] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -314,6 +316,9 @@ class Talk:
         content = bytes(image.data[asked.offset : asked.offset + asked.length])
         if not image.structured:
             self.simple(asked, content)
+            return
+        if image.whole and not image.hole_block:
+            self.data(asked, asked.offset, content, done=True)
             return
         step = image.hole_block or asked.length
         for start in range(0, asked.length, step):

@@ -76,8 +76,9 @@ def owner(image, **options):
 
 @pytest.mark.parametrize("structured", [True, False])
 @pytest.mark.parametrize("hole_block", [0, 512])
-def test_read_write_zero_and_flush(structured, hole_block):
-    image = Image(pattern(16 * KiB), structured=structured, hole_block=hole_block)
+@pytest.mark.parametrize("whole", [True, False])
+def test_read_write_zero_and_flush(structured, hole_block, whole):
+    image = Image(pattern(16 * KiB), structured=structured, hole_block=hole_block, whole=whole)
     image.data[4096:8192] = bytes(4096)
     with owner(image) as o:
         o.pipeline.read(0, 16 * KiB, o.told("read"))
@@ -122,8 +123,9 @@ def test_replies_in_any_order_find_their_callbacks():
 
 
 @pytest.mark.parametrize("size", [128 * KiB, 3 * MiB], ids=["around the buffer", "long"])
-def test_payload_that_the_input_buffer_does_not_hold(size):
-    image = Image(pattern(size) + bytearray(100))
+@pytest.mark.parametrize("whole", [True, False])
+def test_payload_that_the_input_buffer_does_not_hold(size, whole):
+    image = Image(pattern(size) + bytearray(100), whole=whole)
     with owner(image) as o:
         o.pipeline.read(0, 10, o.told("short"))
         o.pipeline.read(0, size, o.told("long"))
@@ -152,8 +154,9 @@ def test_replies_that_arrive_byte_by_byte():
 
 
 @pytest.mark.parametrize(("offset", "length"), [(0, 512), (1, 1), (511, 2), (700, 1500), (4000, 100), (4095, 5)])
-def test_reads_of_any_alignment_ask_for_whole_blocks(offset, length):
-    image = Image(pattern(4100), block_sizes=(512, 4096, 64 * KiB))
+@pytest.mark.parametrize("whole", [True, False])
+def test_reads_of_any_alignment_ask_for_whole_blocks(offset, length, whole):
+    image = Image(pattern(4100), block_sizes=(512, 4096, 64 * KiB), whole=whole)
     with owner(image) as o:
         o.pipeline.read(offset, length, o.told("read"))
         assert o.run() == (image.data[offset : offset + length], None)

@@ -431,3 +431,71 @@ def test_noise_is_rejected_or_waited_for(noise, structured):
     except ProtocolError:
         pass
     assert 0 < r.needs <= 4 + 8 * MAX_STATUS_EXTENTS
+
+
+# The shortcut for what nearly all reads are answered with.
+
+
+def pick(*values):
+    """The first one, or now and then another."""
+    return st.one_of(st.just(values[0]), st.sampled_from(values))
+
+
+@given(
+    pick(wire.STRUCTURED_REPLY_MAGIC, wire.SIMPLE_REPLY_MAGIC, 0),
+    pick(wire.REPLY_FLAG_DONE, 0, 3),
+    pick(wire.REPLY_OFFSET_DATA, wire.REPLY_OFFSET_HOLE, wire.REPLY_NONE, wire.REPLY_ERROR, 77),
+    pick(1, 2, 0),
+    pick(108, 107, 109, 8, 0, 2**32 - 1),
+    pick(1000, 999, 1001, 0, 2**64 - 1),
+    pick(wire.CMD_READ, wire.CMD_WRITE, wire.CMD_BLOCK_STATUS),
+    pick(True, False),
+    pick(b"", data(1, 1000, 10), hole(1, 1050, 10), error(1, 5, done=False)),
+)
+def test_whole_read_takes_nothing_that_feed_would_not(
+    magic, flags, kind, handle, length, offset, command, structured, before
+):
+    head = wire.DATA_CHUNK.pack(magic, flags, kind, handle, length, offset)
+    asked, taken = [], []
+    for _ in range(2):
+        r = replies(structured)
+        asked.append((r, r.expect(command, 1000, 100)))
+        r.expect(wire.CMD_READ, 5000, 100)
+        with contextlib.suppress(ProtocolError):
+            feed(r, before)
+    (short, q), (long, same) = asked
+    taken = short.whole_read(b"xx" + head, 2, 2 + len(head))
+    if taken is not None:
+        assert feed(long, head) == [Event(same, 1000, 100, True, True)]
+        assert (taken, q.done, q.error, len(short)) == (q, True, None, len(long))
+    else:
+        assert not q.done
+        assert len(short) == 2
+
+
+def test_whole_read_waits_for_all_of_the_head():
+    r = replies()
+    read(r)
+    head = data(1, 1000, 100, done=True)
+    for end in range(len(head)):
+        assert r.whole_read(head[:end] + bytes(30), 0, end) is None
+    assert r.whole_read(head, 0, len(head)) is not None
+    assert len(r) == 0
+
+
+def test_whole_read_takes_nothing_within_a_reply():
+    r = replies()
+    read(r)
+    q = read(r, 5000, 100)
+    whole = data(2, 5000, 100, done=True)
+    r.feed(memoryview(data(1, 1000, 100))[:16])
+    assert r.whole_read(whole, 0, len(whole)) is None
+    assert not q.done
+
+
+def test_whole_read_takes_nothing_of_a_read_that_has_begun():
+    r = replies()
+    read(r)
+    feed(r, data(1, 1000, 10))
+    whole = data(1, 1000, 100, done=True)
+    assert r.whole_read(whole, 0, len(whole)) is None

@@ -19,7 +19,7 @@ import errno
 from collections import deque
 from functools import partial
 from itertools import islice
-from typing import Any, Callable, NamedTuple, Union
+from typing import Any, Callable, Union
 
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.errors import ProtocolError, RequestError, UnsupportedOperation
@@ -40,21 +40,24 @@ _BATCH = 512
 _ZEROS = memoryview(bytes(defaults.PIECE))
 
 
-class _Waiter(NamedTuple):
+class _Waiter:
     """Whom to tell about a request, and what of its range was asked for."""
 
-    callback: Callback
-    data: bytearray | None = None
-    skip: int = 0
-    length: int = 0
-    cost: int = 0
+    __slots__ = ("callback", "cost", "data", "length", "skip")
+
+    def __init__(self, callback: Callback, cost: int = 0, skip: int = 0, length: int = 0) -> None:
+        self.callback = callback
+        self.cost = cost  # bytes in flight
+        self.skip = skip
+        self.length = length  # of a read
+        self.data: bytes | bytearray | None = None  # made when a part of it has come
 
 
 class Pipeline:
     """Many requests in flight on one connection, never blocking.
 
     Used by one thread. A callback gets ``(data, None)`` when its request was
-    answered, with data a bytearray of its own for reads and None for others, or ``(None,
+    answered, with data bytes or a bytearray of its own for reads and None for others, or ``(None,
     error)``. It may submit requests, and must not raise.
 
     When the connection breaks, every request in flight gets the error, `broken` is set, and the
@@ -113,7 +116,7 @@ class Pipeline:
         Args:
             offset: first byte, in bytes.
             length: in bytes, at most `max_length`.
-            callback: gets a bytearray of that length.
+            callback: gets bytes or a bytearray of that length.
 
         Raises:
             ValueError: outside the export or too long.
@@ -121,11 +124,12 @@ class Pipeline:
         """
         self._check(offset, length, limit=self.max_length)
         block = self.block_size
+        if block == 1:
+            self._submit(wire.CMD_READ, offset, length, _Waiter(callback, length, 0, length))
+            return
         start = offset - offset % block
         end = min(offset + length + -(offset + length) % block, self.export.size)
-        data = bytearray(end - start)
-        waiter = _Waiter(callback, data, offset - start, length, end - start)
-        self._submit(wire.CMD_READ, start, end - start, waiter)
+        self._submit(wire.CMD_READ, start, end - start, _Waiter(callback, end - start, offset - start, length))
 
     def write(self, offset: int, data: Any, callback: Callback) -> None:
         """Submit a write; data must not change until the callback.
@@ -141,7 +145,7 @@ class Pipeline:
         """
         view = memoryview(data).cast("B")
         self._check(offset, len(view), limit=self.max_length, aligned=True)
-        self._submit(wire.CMD_WRITE, offset, len(view), _Waiter(callback, cost=len(view)))
+        self._submit(wire.CMD_WRITE, offset, len(view), _Waiter(callback, len(view)))
         self._out.append(view)
 
     def zero(self, offset: int, length: int, callback: Callback, *, punch_hole: bool = False) -> None:
@@ -269,7 +273,7 @@ class Pipeline:
 
     def _write_zeros(self, offset: int, length: int, callback: Callback) -> None:
         self._check(offset, length, limit=self.max_length, aligned=True)
-        self._submit(wire.CMD_WRITE, offset, length, _Waiter(callback, cost=length))
+        self._submit(wire.CMD_WRITE, offset, length, _Waiter(callback, length))
         for start in range(0, length, len(_ZEROS)):
             self._out.append(_ZEROS[: length - start])
 
@@ -360,6 +364,10 @@ class Pipeline:
                 continue
             if left < needs:
                 break
+            request = self._replies.whole_read(self._in, pos, self._have)
+            if request is not None:
+                pos = self._take_payload(request, pos + wire.DATA_CHUNK.size)
+                continue
             part = self._in[pos : pos + needs]
             pos += needs
             self._feed(part)
@@ -367,6 +375,18 @@ class Pipeline:
         if rest and pos:
             self._in[:rest] = bytes(self._in[pos : self._have])
         self._have = rest
+
+    def _take_payload(self, request: Request, pos: int) -> int:
+        """Take the payload of a read that was answered whole; return where what follows begins."""
+        end = pos + request.length
+        waiter: _Waiter = request.data
+        if end <= self._have:
+            waiter.data = bytes(self._in[pos:end])
+            self._end(request)
+            return end
+        waiter.data = bytearray(request.length)
+        self._target, self._ending = memoryview(waiter.data), request
+        return pos
 
     def _feed(self, part: memoryview) -> None:
         event = self._replies.feed(part)
@@ -376,8 +396,11 @@ class Pipeline:
     def _on_event(self, event: Event) -> None:
         # A range that reads as zeros needs nothing: the buffer of a read starts as zeros.
         if event.payload:
+            waiter: _Waiter = event.request.data
+            if waiter.data is None:
+                waiter.data = bytearray(event.request.length)
             start = event.offset - event.request.offset
-            self._target = memoryview(event.request.data.data)[start : start + event.length]
+            self._target = memoryview(waiter.data)[start : start + event.length]
             self._ending = event.request if event.done else None
         elif event.done:
             self._end(event.request)
@@ -400,12 +423,15 @@ class Pipeline:
     def _end(self, request: Request) -> None:
         waiter: _Waiter = request.data
         self.in_flight_bytes -= waiter.cost
+        data = waiter.data
         if request.error is not None:
             waiter.callback(None, request.error)
-        elif waiter.data is None or waiter.length == len(waiter.data):
-            waiter.callback(waiter.data, None)
+        elif data is None:
+            waiter.callback(bytearray(waiter.length) if waiter.length else None, None)
+        elif waiter.length == len(data):
+            waiter.callback(data, None)
         else:
-            waiter.callback(waiter.data[waiter.skip : waiter.skip + waiter.length], None)
+            waiter.callback(data[waiter.skip : waiter.skip + waiter.length], None)
 
     def _say_goodbye(self) -> None:
         try:

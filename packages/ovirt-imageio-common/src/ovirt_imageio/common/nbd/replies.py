@@ -176,6 +176,41 @@ class Replies:
         """
         return self._parse(data)
 
+    def whole_read(self, buffer: Any, start: int, end: int) -> Request | None:
+        """Take a reply to a read that is one chunk, as nearly all are, in one step.
+
+        A shortcut of several calls of `feed`, to be tried where a reply may begin; it checks as
+        much, and what it does not know it leaves to them.
+
+        Args:
+            buffer: what came of the stream.
+            start: of the part that was not taken yet.
+            end: of that part.
+
+        Returns:
+            The request, which has ended, when ``wire.DATA_CHUNK.size`` bytes were taken: all of its
+            payload follows in the stream. None if nothing was taken.
+        """
+        if self._request is not None or end - start < wire.DATA_CHUNK.size:
+            return None
+        magic, flags, kind, handle, length, offset = wire.DATA_CHUNK.unpack_from(buffer, start)
+        if magic != wire.STRUCTURED_REPLY_MAGIC or kind != wire.REPLY_OFFSET_DATA or flags != wire.REPLY_FLAG_DONE:
+            return None
+        request = self._waiting.get(handle)
+        if (
+            request is None
+            or not self._structured
+            or request.command != wire.CMD_READ
+            or request.offset != offset
+            or request.length != length - wire.OFFSET.size
+            or request.error is not None
+            or request._starts
+        ):
+            return None
+        del self._waiting[handle]
+        request.done = True
+        return request
+
     # The parts of a reply, each a state that returns the event, or None to wait for the next part.
 
     def _magic(self, data: Any) -> Event | None:

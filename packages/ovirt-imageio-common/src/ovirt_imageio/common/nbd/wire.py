@@ -129,6 +129,7 @@ REQUEST = struct.Struct("!IHHQQI")
 SIMPLE_REPLY = struct.Struct("!IIQ")
 STRUCTURED_REPLY = struct.Struct("!IHHQ")  # and U32, the length of what follows
 OFFSET = struct.Struct("!Q")
+DATA_CHUNK = struct.Struct("!IHHQIQ")  # all of that and an offset
 OFFSET_HOLE = struct.Struct("!QI")
 ERROR = struct.Struct("!IH")
 STATUS_EXTENT = struct.Struct("!II")
