@@ -45,7 +45,7 @@ class OperationStats:
         """Seconds spent on storage, our own work included."""
         return max(self.seconds - self.network - self.waiting, 0.0)
 
-    def add(self, size: int, seconds: float, *, network: float = 0.0, waiting: float = 0.0, failed: bool) -> None:
+    def add(self, size: int, seconds: float, network: float, waiting: float, failed: bool) -> None:
         """Count one finished operation."""
         self.count += 1
         self.errors += failed
@@ -105,7 +105,10 @@ class Stats:
         self.operations: dict[str, OperationStats] = {}
         self.errors: Counter[str] = Counter()
         self._parent = parent
-        self._durations = durations
+        self._durations: tuple[Durations, ...] = () if parent is None else parent._durations
+        if durations is not None:
+            self._durations += (durations,)
+        self._all: dict[str, tuple[OperationStats, ...]] = {}  # by kind: ours and those of the parents
 
     def error(self, error: BaseException) -> None:
         """Count a failure."""
@@ -124,14 +127,17 @@ class Stats:
         failed: bool = False,
     ) -> None:
         """Count one finished operation that moved `size` bytes in so many seconds; see `OperationStats`."""
-        stats = self.operations.get(kind)
-        if stats is None:
-            stats = self.operations[kind] = OperationStats()
-        stats.add(size, seconds, network=network, waiting=waiting, failed=failed)
-        if self._durations is not None:
-            self._durations.add(kind, seconds)
-        if self._parent is not None:
-            self._parent.record(kind, size, seconds=seconds, network=network, waiting=waiting, failed=failed)
+        for stats in self._all.get(kind) or self._of(kind):
+            stats.add(size, seconds, network, waiting, failed)
+        for durations in self._durations:
+            durations.add(kind, seconds)
+
+    def _of(self, kind: str) -> tuple[OperationStats, ...]:
+        """Return where operations of a kind are counted."""
+        own = self.operations.setdefault(kind, OperationStats())
+        above = self._parent._of(kind) if self._parent is not None else ()
+        self._all[kind] = found = (own, *above)
+        return found
 
     @property
     def size(self) -> int:
