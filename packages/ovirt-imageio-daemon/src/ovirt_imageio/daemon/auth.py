@@ -142,6 +142,10 @@ class Tickets:
         transfer.check(op)
         return transfer
 
+    def grants(self, transfer: Transfer, op: str) -> bool:
+        """Tell whether a transfer is still that of its ticket, which allows an operation now."""
+        return self._transfers.get(transfer.ticket.uuid) is transfer and transfer.allows(op)
+
     def extend(self, ticket_id: str, timeout: int) -> None:
         """Let a ticket be valid for so many seconds from now.
 

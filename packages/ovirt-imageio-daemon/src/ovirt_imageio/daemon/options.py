@@ -149,6 +149,11 @@ class Daemon:
         reason="Measured: up to 128 KiB a pipelined request in the loop is faster than a thread.",
     )
     splice: bool = _option(True, "Move bulk data between sockets without copying it, where the kernel can.")
+    quick_reads: bool = _option(
+        True,
+        "Know a request that differs from the last one of its connection in the range only, instead of parsing each.",
+        reason="Measured: half of the daemon's time for 4 KiB.",
+    )
     loop_nbd: bool = _option(True, "Serve small NBD requests over one shared, pipelined connection of the ticket.")
 
 

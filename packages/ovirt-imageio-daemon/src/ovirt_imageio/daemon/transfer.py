@@ -132,6 +132,10 @@ class Transfer:
         if not self.ticket.allows(op):
             raise HttpError(403, f"the ticket does not allow to {op}")
 
+    def allows(self, op: str) -> bool:
+        """Tell what `check` would not refuse."""
+        return not self.cancelled and self._clock() < self.expires and self.ticket.allows(op)
+
     def extend(self, timeout: int) -> None:
         """Let the ticket be valid for so many seconds from now."""
         self.expires = self._clock() + timeout

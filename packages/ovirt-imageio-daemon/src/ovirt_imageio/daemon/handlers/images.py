@@ -17,6 +17,7 @@ from .. import params
 from ..auth import Tickets
 from ..config import Config
 from ..errors import HttpError
+from ..http.connection import Connection
 from ..http.message import Request, Response
 from ..http.ranges import parse_content_range, parse_range
 from ..http.router import Route
@@ -50,6 +51,7 @@ class Images:
     ) -> None:
         self._tickets = tickets
         self._inline_limit = cfg.daemon.inline_limit
+        self._quick_reads = cfg.daemon.quick_reads
         self._unix_socket = unix_socket
 
     def routes(self) -> list[Route]:
@@ -103,7 +105,23 @@ class Images:
             data = await transfer.pool.read(op, offset, length) if length else b""
             op.check()
             op.done = length
-        return Response(status, fields, data)
+        reread = functools.partial(self._reread, transfer) if self._quick_reads else None
+        return Response(status, fields, data, reread=reread)
+
+    async def _reread(
+        self, transfer: Transfer, connection: Connection, offset: int, length: int
+    ) -> bytes | bytearray | None:
+        """Read another small range for a request that was served before; see `Reread`."""
+        pool = transfer.pool
+        if not 0 < length <= self._inline_limit or pool.storage is None:
+            return None
+        if offset + length > usable_size(transfer, pool.storage) or not self._tickets.grants(transfer, "read"):
+            return None
+        with transfer.operation(READ, offset, length, connection) as op:
+            data = await pool.read(op, offset, length)
+            op.check()
+            op.done = length
+        return data
 
     async def put(self, request: Request) -> Response:
         """Write the body to the image, from the offset that Content-Range tells."""

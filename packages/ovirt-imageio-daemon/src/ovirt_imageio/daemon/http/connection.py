@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Union
 
 from ovirt_imageio.common.errors import PeerGone
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .loop import Loop
     from .message import RequestBody
     from .registry import Connections
+    from .repeats import Repeat
 
 T = TypeVar("T")
 Pieces = Union[Iterable[bytes], AsyncIterable[bytes]]
@@ -92,6 +93,7 @@ class Connection:
         inactivity_timeout: Starts as ``timeouts.inactivity``; a handler may change it.
         ticket_id: Of the last request's ticket, set by handlers; None if there was none.
         registry: Where it is counted.
+        repeat: Its last request, if the next one may be alike.
         on_close: Called, in the loop, with the connection when it closes.
     """
 
@@ -115,6 +117,7 @@ class Connection:
         self.inactivity_timeout = timeouts.inactivity
         self.ticket_id: str | None = None
         self.registry: Connections | None = None
+        self.repeat: Repeat | None = None
         self.on_close: list[Callable[[Connection], None]] = []
         self.buffer = b""
         self.head_sent = False
@@ -206,16 +209,17 @@ class Connection:
             PeerGone: The client has gone.
         """
         self.head_sent = True
-        data = b"".join(parts) if sum(map(len, parts)) <= _JOIN_LIMIT else b""
-        if data:
-            try:
-                sent = self.socket.send(data)
-            except OSError:
-                sent = 0  # _send meets it again
-            if sent == len(data):
-                return
-            parts = (memoryview(data)[sent:],)
-        await self._send(parts)
+        size = sum(map(len, parts))
+        try:
+            if size <= _JOIN_LIMIT:
+                parts = (b"".join(parts),)
+                sent = self.socket.send(parts[0])
+            else:
+                sent = self.socket.sendmsg(parts)
+        except OSError:
+            sent = 0  # _send meets it again
+        if sent != size:
+            await self._send(tuple(_rest(parts, sent)))
 
     async def send_interim(self, data: bytes) -> None:
         """Send an interim (1xx) response."""
@@ -325,6 +329,7 @@ class Connection:
         if self.closed:
             return
         self.closed = True
+        self.repeat = None
         self.loop.forget(self.fd)
         self.socket.close()
         calls, self.on_close = self.on_close, []
@@ -439,6 +444,14 @@ def _use_peer(peer: WorkerPeer, call: Callable[..., T], args: tuple[Any, ...]) -
     result = call(peer, *args)
     peer.begin()
     return result
+
+
+def _rest(parts: Iterable[bytes | bytearray | memoryview], sent: int) -> Iterator[memoryview]:
+    """What is left of some parts when so many bytes were sent."""
+    for part in parts:
+        if sent < len(part):
+            yield memoryview(part)[sent:]
+        sent = max(sent - len(part), 0)
 
 
 async def _each(pieces: Pieces) -> AsyncIterator[bytes]:

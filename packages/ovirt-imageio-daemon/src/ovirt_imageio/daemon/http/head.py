@@ -42,16 +42,20 @@ class HeadWriter:
         Raises:
             ValueError: A field holds a line end or what is not Latin-1.
         """
-        second = int(self._clock())
-        if second != self._second:
-            self._second = second
-            self._starts.clear()
-        start = self._starts.get(status) or self._start(status)
+        start = self.start(status)
         lines = [f"{name}: {value}" for name, value in fields]
         text = "\r\n".join([start, *lines, "", ""])
         if text.count("\n") != len(lines) + 4 or text.count("\r") != len(lines) + 4:
             raise ValueError(f"line end in a response field: {lines}")
         return text.encode("latin-1")
+
+    def start(self, status: int) -> str:
+        """Return the beginning of a head, without the line end, that is the same for all of a second."""
+        second = int(self._clock())
+        if second != self._second:
+            self._second = second
+            self._starts.clear()
+        return self._starts.get(status) or self._start(status)
 
     def _start(self, status: int) -> str:
         start = self._starts[status] = (

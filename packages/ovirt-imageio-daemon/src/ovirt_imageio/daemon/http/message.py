@@ -14,6 +14,7 @@ from .chunked import ChunkedDecoder
 
 if TYPE_CHECKING:
     from .connection import Connection
+    from .repeats import Reread
 
 # A chunked body that is longer is not decoded only to be dropped: 64 KiB of chunks of one byte
 # take 20 ms.
@@ -223,9 +224,10 @@ class Response:
             Content-Length or Transfer-Encoding, Connection, CORS.
         body: Bytes, or what sends them.
         close: Close the connection after it.
+        reread: Serves the same request for another range, see repeats.py.
     """
 
-    __slots__ = ("body", "close", "headers", "status")
+    __slots__ = ("body", "close", "headers", "reread", "status")
 
     def __init__(
         self,
@@ -234,11 +236,13 @@ class Response:
         body: bytes | bytearray | StreamedBody = b"",
         *,
         close: bool = False,
+        reread: Reread | None = None,
     ) -> None:
         self.status = status
         self.headers = list(headers)
         self.body = body
         self.close = close
+        self.reread = reread
 
 
 Handler = Callable[[Request], Awaitable[Response]]

@@ -17,6 +17,8 @@ is written from nothing: no field of the response it replaces is left in it.
 Clients that send requests before they read answers, and those that have not shown a ticket on
 this connection, let others go first: see `Loop.turn`.
 
+A request like the last one of its connection goes a shorter way: see repeats.py.
+
 A body that nobody read is never taken for a request. A short rest is read and dropped
 after the response. A long one, one of unknown length, or one that the client still holds back
 for a 100 response, ends the connection: the answer says so and leaves first, then the
@@ -37,6 +39,7 @@ from .cors import cors_fields, is_preflight
 from .head import HeadWriter
 from .message import Request, RequestBody, Response, StreamedBody
 from .parser import Head, parse_head
+from .repeats import Repeat, repeat_of
 from .routes import Route, Routes
 
 if TYPE_CHECKING:
@@ -109,7 +112,11 @@ class Router:
                     registry.busy(connection)
                 if ahead or (connection.ticket_id is None and not self.trusted):
                     await connection.loop.turn()
-                if not await self._serve_one(connection, data):
+                repeat = connection.repeat
+                served = None if repeat is None else await self._serve_again(connection, data, repeat)
+                if served is None:
+                    served = await self._serve_one(connection, data)
+                if not served:
                     break
                 ahead = connection.buffer != b""
         except HttpError as e:
@@ -123,6 +130,7 @@ class Router:
 
     async def _serve_one(self, connection: Connection, data: bytes) -> bool:
         """Serve one request; tell whether the connection can serve another."""
+        connection.repeat = None
         head = parse_head(data, connection.limits)
         connection.head_sent = False
         body = RequestBody(
@@ -145,7 +153,10 @@ class Router:
             try:
                 response = await self._handle(request)
                 status = response.status
-                return await self._answer(request, head, response)
+                open_still = await self._answer(request, head, response)
+                if open_still and response.reread is not None and status == 206 and self._guard is None:
+                    connection.repeat = repeat_of(data, request, head, reread=response.reread, fields=response.headers)
+                return open_still
             except Exception as e:
                 if connection.head_sent:
                     connection.broken = True
@@ -157,6 +168,42 @@ class Router:
         finally:
             if self.observer is not None:
                 self.observer(request, status, connection.loop.now - started)
+
+    async def _serve_again(self, connection: Connection, data: bytes, repeat: Repeat) -> bool | None:
+        """Serve a request like the last one, as `_serve_one`; None if it is not or cannot be served so."""
+        asked = repeat.range_of(data)
+        if asked is None or self.stopping:
+            return None
+        first, last = asked
+        length = last - first + 1
+        request, loop = repeat.request, connection.loop
+        connection.head_sent = False
+        started = loop.now
+        status = 206
+        try:
+            body = await repeat.reread(connection, first, length)
+            if body is None:
+                return None
+            head = self._heads.start(206).encode("latin-1") + repeat.fields % (first, last, length)
+            served = not (self.stopping or connection.broken)
+            if served:
+                await connection.send(head, body)
+            else:
+                await connection.send(head[:-2] + b"Connection: close\r\n\r\n", body)
+                await self._part(connection, request.body)
+        except Exception as e:
+            connection.repeat = None
+            if connection.head_sent:
+                connection.broken = True
+                report.broke_off(request, e)
+                served = False
+            else:
+                response = self._error_response(request, e)
+                status = response.status
+                served = await self._answer(request, repeat.head, response)
+        if self.observer is not None:
+            self.observer(request, status, loop.now - started)
+        return served
 
     async def _handle(self, request: Request) -> Response:
         if self.stopping:
