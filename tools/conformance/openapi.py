@@ -50,13 +50,14 @@ def program() -> Path:
     return Path(sys.executable).parent / "schemathesis"
 
 
-def run(*, examples: int, seed: int, phases: str = PHASES) -> int:
+def run(*, examples: int, seed: int, phases: str = PHASES, only: str | None = None) -> int:
     """Try so many examples for each operation; returns an exit status.
 
     Args:
         examples: most requests for an operation in each phase.
         seed: of the random numbers.
         phases: of schemathesis.
+        only: "images" or "tickets": only that part of the description.
     """
     for name, why in {**EXCLUDED, **OMITTED}.items():
         print(f"not tried: {name}: {why}")
@@ -66,14 +67,16 @@ def run(*, examples: int, seed: int, phases: str = PHASES) -> int:
         image.write_bytes(b"x" * (IMAGE_SIZE // 2) + bytes(IMAGE_SIZE // 2))
         config = {"control": {"transport": "tcp", "port": 0}}
         with Daemon(folder, tls=False, config=config, level="WARNING") as daemon:
-            return _both_services(daemon, image, examples, seed, phases)
+            return _services(daemon, image, examples, seed, phases, only)
 
 
-def _both_services(daemon: Daemon, image: Path, examples: int, seed: int, phases: str) -> int:
+def _services(daemon: Daemon, image: Path, examples: int, seed: int, phases: str, only: str | None) -> int:
     status = 0
     port = _control_port(daemon)
     _add_tickets(port, f"file://{image}")
     for tag, base in (("images", daemon.url), ("tickets", f"http://localhost:{port}")):
+        if only not in (None, tag):
+            continue
         command = [
             str(program()),
             f"--config-file={HERE / 'schemathesis.toml'}",
@@ -119,8 +122,9 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--examples", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--phases", default=PHASES)
+    parser.add_argument("--only", choices=["images", "tickets"], help="one part of the description")
     options = parser.parse_args(args)
-    return run(examples=options.examples, seed=options.seed, phases=options.phases)
+    return run(examples=options.examples, seed=options.seed, phases=options.phases, only=options.only)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import io
 import mmap
+import socket
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imageio_testing.streams import Count, SocketPeer, received, sending
+from imageio_testing.streams import Count, PausingPeer, SocketPeer, received, sending
 from ovirt_imageio.common import checksum
 from ovirt_imageio.common.backends.base import Backend, NullOperation
 from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
@@ -560,6 +561,46 @@ class StreamsSuite(_StorageSuite):
             receive(backend, [data], 0, len(data), splice=splice, op=op)
         assert 0 < op.done <= len(data)
         assert storage.content()[: op.done] == data[: op.done]
+
+    @with_splice
+    def test_send_to_a_peer_that_pauses(self, storage: Storage, splice: bool) -> None:
+        storage.fill()
+        offset, length = 777, SIZE - 2000
+        ours, theirs = socket.socketpair()
+        with ours, theirs, storage.open("r") as backend, storage.open("r") as other:
+            peer, op = PausingPeer(ours, splice=splice), Count()
+            data, pauses = b"", 0
+            while op.done < length:
+                backend.send_to(peer, offset + op.done, length - op.done, op, others=[other])
+                pauses += peer.paused
+                while len(data) < op.done - len(peer.unsent):
+                    data += theirs.recv(MiB)
+                data += peer.unsent
+                peer.unsent, peer.paused = b"", False
+            assert backend.broken is None
+            assert other.broken is None
+        assert pauses
+        assert data == storage.model[offset : offset + length]
+
+    @with_splice
+    def test_receive_from_a_peer_that_pauses(self, storage: Storage, splice: bool) -> None:
+        offset, sent = 777, 0
+        data = storage.change(offset, pattern(3, 150_000))
+        ours, theirs = socket.socketpair()
+        with ours, theirs, storage.open() as backend:
+            if not backend.can_pause:
+                pytest.skip("storage cannot be left in the middle of a range")
+            peer, op = PausingPeer(ours, splice=splice), Count()
+            for count in (1, 4095, 65_537, len(data)):
+                theirs.sendall(data[sent : sent + count])
+                sent = min(sent + count, len(data))
+                backend.receive_from(peer, offset + op.done, len(data) - op.done, op)
+                assert backend.broken is None
+                assert op.done <= sent
+                assert peer.paused == (sent < len(data))
+                peer.paused = False
+            assert op.done == len(data)
+        assert storage.content() == storage.model
 
     def test_write_to_a_file(self, storage: Storage) -> None:
         storage.fill()

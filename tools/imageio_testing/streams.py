@@ -73,6 +73,47 @@ class SocketPeer:
         return count
 
 
+class PausingPeer(SocketPeer):
+    """A peer that is paused as soon as its socket is not ready for a moment.
+
+    Attributes:
+        paused: See `ovirt_imageio.common.backends.pausing`; to be reset by whoever goes on.
+        unsent: What was to be sent when it was paused.
+    """
+
+    def __init__(self, sock: socket.socket, *, splice: bool) -> None:
+        super().__init__(sock, splice=splice)
+        sockets.set_timeouts(sock, 0.02)
+        self.paused = False
+        self.unsent = b""
+
+    def silent(self, seconds: float, receiving: bool) -> None:
+        """Pause."""
+        self.paused = True
+
+    def put_back(self, data: bytes) -> None:
+        """Keep what was received and not used."""
+        self._taken = data + self._taken
+
+    def send_all(self, data: Buffer) -> None:
+        """Send data, and keep what is not taken."""
+        view = memoryview(data)
+        while view and not self.paused:
+            try:
+                view = view[self._sock.send(view) :]
+            except BlockingIOError:
+                self.paused = True
+        self.unsent += view
+
+    def recv_into(self, view: memoryview) -> int:
+        """Receive; 0 if nothing comes."""
+        try:
+            return 0 if self.paused else self._sock.recv_into(view)
+        except BlockingIOError:
+            self.paused = True
+            return 0
+
+
 class Count:
     """An operation that counts, and is cancelled at some point.
 

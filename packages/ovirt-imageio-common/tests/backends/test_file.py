@@ -372,7 +372,7 @@ def test_receive_from_a_peer_that_is_silent(path):
         linux_timeout = (0).to_bytes(8, "little") + (50_000).to_bytes(8, "little")
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, linux_timeout)
         op = Count()
-        with pytest.raises(PeerTimeout, match="90 bytes"):
+        with pytest.raises(PeerTimeout, match="sent nothing"):
             backend.receive_from(peer, 0, 100, op)
         assert op.done == 10
 

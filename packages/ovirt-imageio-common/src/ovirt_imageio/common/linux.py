@@ -144,6 +144,14 @@ class Pipe:
         """
         return bool(self._room.poll(0))
 
+    def read(self, count: int) -> bytes:
+        """Take so many bytes out; that many are inside."""
+        parts = []
+        while count:
+            parts.append(os.read(self.read_fd, count))
+            count -= len(parts[-1])
+        return b"".join(parts)
+
     def close(self) -> None:
         """Close both ends, and drop what is inside."""
         if self.read_fd >= 0:

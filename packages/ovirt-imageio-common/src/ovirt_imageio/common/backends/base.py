@@ -20,13 +20,18 @@ from types import TracebackType
 from typing import Iterator, Protocol, Sequence, TypeVar
 
 from ovirt_imageio.common import defaults
+from ovirt_imageio.common.backends.pausing import is_paused
 from ovirt_imageio.common.buffers import Buffer, borrow
 from ovirt_imageio.common.errors import PeerGone, UnsupportedOperation
 from ovirt_imageio.common.extents import Extent, ZeroExtent
 
 
 class Peer(Protocol):
-    """The other end of a stream. One thread uses it at a time."""
+    """The other end of a stream. One thread uses it at a time.
+
+    It may know more than this: how to keep account, see `note_wait`, and that a stream is to be
+    left for a while, see `ovirt_imageio.common.backends.pausing`.
+    """
 
     @property
     def splice_fd(self) -> int | None:
@@ -50,7 +55,7 @@ class Peer(Protocol):
         """Return payload that was read from the socket before, at most limit bytes."""
 
     def recv_into(self, view: memoryview) -> int:
-        """Receive into view: at least one byte, 0 at the end of a body of unknown length.
+        """Receive into view: at least one byte, 0 at the end of a body of unknown length or if paused.
 
         Raises:
             PeerGone: The stream ended before the body did.
@@ -137,12 +142,15 @@ class Backend(ABC):
         capabilities: What it can do.
         unflushed: Something was written and acknowledged since the last flush.
         broken: Why the instance must not be used again, None while it may.
+        can_pause: `receive_from` returns early when its peer is paused, and may be called
+            again for the rest.
     """
 
     size: int
     capabilities: Capabilities
     unflushed: bool = False
     broken: BaseException | None = None
+    can_pause: bool = True
 
     @abstractmethod
     def read_into(self, offset: int, buf: Buffer) -> None:
@@ -222,6 +230,8 @@ class Backend(ABC):
             op: Told of each piece sent, and asked if to go on.
             others: Further instances of the same image to read with meanwhile.
 
+        A peer that is paused leaves the rest: op was told of what was sent.
+
         Raises:
             OperationCancelled: op said so.
             PeerGone: The peer went away.
@@ -238,6 +248,8 @@ class Backend(ABC):
                 peer.begin()
                 peer.send_all(view[:count])
                 op.advance(count)
+                if is_paused(peer):
+                    return
 
     def receive_from(
         self,
@@ -253,7 +265,7 @@ class Backend(ABC):
         Args:
             peer: Where to receive from.
             offset: Start of the range.
-            length: Bytes of the range; a peer that ends with 0 before leaves the rest.
+            length: Bytes of the range; a peer that ends with 0 before, or is paused, leaves the rest.
             op: Told of each piece acknowledged, and asked if to go on.
             others: Further instances of the same image to write with meanwhile.
 
@@ -335,16 +347,21 @@ class Backend(ABC):
         self.close()
 
 
-def note_wait(peer: Peer, since: float) -> None:
+def note_wait(peer: Peer, since: float, *, sent: int = 0, received: int = 0) -> None:
     """Tell a peer that keeps account of it how long bytes took that went past its methods.
 
     Args:
         peer: Whose descriptor was used.
         since: When that began, in monotonic seconds.
+        sent: Bytes that it took.
+        received: Bytes that it sent.
+
+    Raises:
+        PeerTimeout: It moves next to nothing.
     """
     spend = getattr(peer, "spend", None)
     if spend is not None:
-        spend(time.monotonic() - since)
+        spend(time.monotonic() - since, sent, received)
 
 
 def pieces(offset: int, length: int, size: int = defaults.PIECE, *, align: int = 1) -> Iterator[tuple[int, int]]:

@@ -23,9 +23,10 @@ from typing import Iterator, Sequence
 from ovirt_imageio.common import defaults, linux
 from ovirt_imageio.common.backends.base import Backend, Capabilities, Operation, Peer, note_wait
 from ovirt_imageio.common.backends.direct import DirectFile, shrunk, write_all
+from ovirt_imageio.common.backends.pausing import is_paused, note_silence
 from ovirt_imageio.common.backends.zeroing import Zeroing
 from ovirt_imageio.common.buffers import Buffer, borrow
-from ovirt_imageio.common.errors import PeerGone, PeerTimeout, UnsupportedOperation
+from ovirt_imageio.common.errors import PeerGone, UnsupportedOperation
 from ovirt_imageio.common.extents import Extent, ZeroExtent, merge
 
 _PAGE = 4096
@@ -269,6 +270,8 @@ class FileBackend(Backend):
                 self.write(offset, first)
             else:
                 count = _splice_in(peer, pipe, min(defaults.PIECE, end - offset))
+                if not count:
+                    return
                 self.unflushed = True
                 self._splice_out(pipe, offset, count)
             offset += count
@@ -348,16 +351,19 @@ def _knows_nowait(fd: int) -> bool:
 
 
 def _splice_in(peer: Peer, pipe: linux.Pipe, want: int) -> int:
-    """Move what a peer sent into an empty pipe: at least 1 byte, as much as is there and fits."""
+    """Move what a peer sent into an empty pipe: as much as is there and fits, 0 if it is paused."""
     assert peer.splice_fd is not None
-    began = time.monotonic()
-    try:
-        n = linux.splice(peer.splice_fd, pipe.write_fd, want)
-    except BlockingIOError as e:
-        raise PeerTimeout(f"the peer sent nothing for too long, {want} bytes or more are missing") from e
-    except ConnectionError as e:
-        raise PeerGone(f"the connection to the peer broke: {e}") from e
-    note_wait(peer, began)
-    if not n:
-        raise PeerGone(f"the peer closed the connection, {want} bytes or more are missing")
-    return n
+    while not is_paused(peer):
+        began = time.monotonic()
+        try:
+            n = linux.splice(peer.splice_fd, pipe.write_fd, want)
+        except BlockingIOError:
+            note_silence(peer, began, receiving=True)
+            continue
+        except ConnectionError as e:
+            raise PeerGone(f"the connection to the peer broke: {e}") from e
+        note_wait(peer, began, received=n)
+        if not n:
+            raise PeerGone(f"the peer closed the connection, {want} bytes or more are missing")
+        return n
+    return 0

@@ -15,6 +15,7 @@ operation knows better than the socket why the stream ended.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from itertools import cycle
 from types import TracebackType
@@ -22,7 +23,8 @@ from typing import Sequence
 
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.base import Operation, pieces
-from ovirt_imageio.common.errors import ImageioError, PeerGone
+from ovirt_imageio.common.buffers import borrow
+from ovirt_imageio.common.errors import ImageioError, PeerGone, RequestError
 from ovirt_imageio.common.nbd import Client, wire
 from ovirt_imageio.common.nbd.replies import Request
 
@@ -80,6 +82,16 @@ class Reads:
     def pop(self) -> tuple[Client, Request]:
         """Return the first read whose content was not taken yet."""
         return self._flying.popleft()
+
+    def drop(self) -> None:
+        """Leave the rest of the range: take the answers that are owed, and forget them."""
+        self._todo = iter(())
+        with borrow(piece_size(self._clients[0])) as view:
+            while self._flying:
+                client, request = self.pop()
+                # Whoever wants that range asks for it again.
+                with contextlib.suppress(RequestError):
+                    client.finish_read(request, view[: request.length])
 
     def _abandon(self, error: BaseException) -> None:
         for client in self._clients:

@@ -19,6 +19,7 @@ from ovirt_imageio.common import defaults, linux, nbd
 from ovirt_imageio.common.backends import largeread, pipelined, splice
 from ovirt_imageio.common.backends.base import Backend, Capabilities, Operation, Peer, fill_from
 from ovirt_imageio.common.backends.inflight import piece_size
+from ovirt_imageio.common.backends.pausing import is_paused
 from ovirt_imageio.common.buffers import Buffer, borrow
 from ovirt_imageio.common.errors import RequestError, UnsupportedOperation
 from ovirt_imageio.common.extents import Extent
@@ -191,6 +192,8 @@ class NbdBackend(Backend):
         self._prepare(offset, length)
         clients = [backend._client for backend in self._team(others)]
         for part in self._parts(offset, length):
+            if is_paused(peer):
+                return
             if part.whole:
                 self._send_whole(clients, peer, part, op)
                 continue
@@ -291,8 +294,7 @@ class NbdBackend(Backend):
         if self._splice and peer.splice_fd is not None:
             with linux.pipes.borrow() as pipe:
                 if pipe is not None:
-                    splice.receive(clients, pipe, peer, part.offset, part.length, op)
-                    return part.length
+                    return splice.receive(clients, pipe, peer, part.offset, part.length, op)
         with borrow(piece_size(self._client)) as view:
             return pipelined.receive(clients, view, peer, part.offset, part.length, op, write_odd=self.write)
 

@@ -12,6 +12,7 @@ from typing import Callable, Sequence
 
 from ovirt_imageio.common.backends.base import Operation, Peer, fill_from, pieces
 from ovirt_imageio.common.backends.inflight import Reads, Writes, piece_size
+from ovirt_imageio.common.backends.pausing import is_paused
 from ovirt_imageio.common.nbd import Client
 
 
@@ -39,6 +40,8 @@ def send(clients: Sequence[Client], view: memoryview, peer: Peer, offset: int, l
             peer.begin()
             peer.send_all(part)
             op.advance(len(part))
+            if is_paused(peer):
+                reads.drop()
 
 
 def receive(

@@ -15,14 +15,14 @@ holds. See splice(2), pipe(7).
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Sequence
 
-from ovirt_imageio.common import defaults
+from ovirt_imageio.common import defaults, sockets
 from ovirt_imageio.common.backends.base import Operation, Peer, note_wait
 from ovirt_imageio.common.backends.inflight import Reads, Writes, piece_size
-from ovirt_imageio.common.errors import ImageioError, PeerGone, PeerTimeout, RequestError
+from ovirt_imageio.common.backends.pausing import is_paused, note_silence, put_back
+from ovirt_imageio.common.errors import ImageioError, PeerGone, RequestError
 from ovirt_imageio.common.linux import Pipe, splice
 from ovirt_imageio.common.nbd import Client, wire
 from ovirt_imageio.common.nbd.replies import Event, Request
@@ -57,11 +57,13 @@ def send(clients: Sequence[Client], pipe: Pipe, peer: Peer, offset: int, length:
                 client.fail(ImageioError(f"a read was abandoned: {e}"))
                 raise
             op.advance(request.length)
-            if not alone:
+            if is_paused(peer):
+                reads.drop()
+            elif not alone:
                 reads.submit(client)
 
 
-def receive(clients: Sequence[Client], pipe: Pipe, peer: Peer, offset: int, length: int, op: Operation) -> None:
+def receive(clients: Sequence[Client], pipe: Pipe, peer: Peer, offset: int, length: int, op: Operation) -> int:
     """Receive a range from a peer that has a `splice_fd`; return when all of it is acknowledged.
 
     Args:
@@ -72,12 +74,15 @@ def receive(clients: Sequence[Client], pipe: Pipe, peer: Peer, offset: int, leng
         length: in bytes, a multiple of the minimum block.
         op: told of each piece acknowledged.
 
+    Returns:
+        Bytes received: fewer than length if the peer is paused.
+
     Raises:
         OperationCancelled, PeerGone, PeerTimeout, RequestError, ProtocolError.
     """
     block = clients[0].export.minimum_block
     size = piece_size(clients[0])
-    end = offset + length
+    start, end = offset, offset + length
     # What is at hand: bytes that were read from the socket before, then the content of the pipe.
     first, held = b"", 0
     with Writes(clients, op) as writes:
@@ -86,6 +91,9 @@ def receive(clients: Sequence[Client], pipe: Pipe, peer: Peer, offset: int, leng
             first = first or peer.take(want)
             held = fill(pipe, peer, held, want - len(first))
             count = (len(first) + held) // block * block
+            if not count and is_paused(peer):
+                put_back(peer, first + pipe.read(held))
+                break
             if not count:
                 first, held = _gather(pipe, peer, first, held, block), 0
                 continue
@@ -96,6 +104,7 @@ def receive(clients: Sequence[Client], pipe: Pipe, peer: Peer, offset: int, leng
             held -= count - len(head)
             offset += count
             op.check()
+    return offset - start
 
 
 def fill(pipe: Pipe, peer: Peer, held: int, want: int) -> int:
@@ -108,7 +117,7 @@ def fill(pipe: Pipe, peer: Peer, held: int, want: int) -> int:
         want: bytes that it should hold.
 
     Returns:
-        Bytes in the pipe, at least one if any were wanted.
+        Bytes in the pipe, at least one if any were wanted and the peer is not paused.
 
     Raises:
         PeerGone: the stream ended before.
@@ -116,13 +125,16 @@ def fill(pipe: Pipe, peer: Peer, held: int, want: int) -> int:
     """
     source = peer.splice_fd
     assert source is not None
-    while held < want and (not held or pipe.has_room()):
+    while held < want and (not held or pipe.has_room()) and not is_paused(peer):
+        began = time.monotonic()
         try:
-            began = time.monotonic()
             count = splice(source, pipe.write_fd, want - held)
+        except BlockingIOError:
+            note_silence(peer, began, receiving=True)
+            continue
         except OSError as e:
-            raise _peer_error(e, "sent") from e
-        note_wait(peer, began)
+            raise _lost(e) from e
+        note_wait(peer, began, received=count)
         if not count:
             raise PeerGone(f"the client closed the connection {want - held} bytes before the end of a piece")
         held += count
@@ -167,6 +179,9 @@ def _splice_payload(client: Client, length: int, pipe: Pipe, peer: Peer) -> None
     source, target = client.sock.fileno(), peer.splice_fd
     assert target is not None
     while length:
+        if is_paused(peer):
+            peer.send_all(_receive(client, length))
+            return
         try:
             held = splice(source, pipe.write_fd, length)
         except OSError as e:
@@ -174,13 +189,35 @@ def _splice_payload(client: Client, length: int, pipe: Pipe, peer: Peer) -> None
         if not held:
             client.give_up(PeerGone(f"{length} bytes before the end of a reply"))
         length -= held
+        _empty(pipe, peer, target, held)
+
+
+def _empty(pipe: Pipe, peer: Peer, target: int, held: int) -> None:
+    """Move what the pipe holds to the peer, which keeps it if it is paused."""
+    while held:
         began = time.monotonic()
         try:
-            while held:
-                held -= splice(pipe.read_fd, target, held)
+            count = splice(pipe.read_fd, target, held)
+        except BlockingIOError:
+            note_silence(peer, began, receiving=False)
+            if is_paused(peer):
+                peer.send_all(pipe.read(held))
+                return
+            continue
         except OSError as e:
-            raise _peer_error(e, "took") from e
-        note_wait(peer, began)
+            raise _lost(e) from e
+        note_wait(peer, began, sent=count)
+        held -= count
+
+
+def _receive(client: Client, length: int) -> bytearray:
+    """Take the rest of a reply's payload into memory."""
+    data = bytearray(length)
+    try:
+        sockets.recv_exactly(client.sock, memoryview(data))
+    except BaseException as e:
+        client.give_up(e)
+    return data
 
 
 def _send_zeros(peer: Peer, length: int) -> None:
@@ -202,20 +239,17 @@ def _pour(pipe: Pipe, client: Client, count: int) -> None:
 
 def _gather(pipe: Pipe, peer: Peer, first: bytes, held: int, block: int) -> bytes:
     """The slots of the pipe are full of less than a block: complete it in memory."""
-    data = bytearray(first)
-    while held:
-        part = os.read(pipe.read_fd, held)
-        data += part
-        held -= len(part)
+    data = bytearray(first) + pipe.read(held)
     done = len(data)
     data += bytes(block - done)
     with memoryview(data) as view:
         while done < block:
-            done += peer.recv_into(view[done:])
-    return bytes(data)
+            count = peer.recv_into(view[done:])
+            if not count:  # paused
+                break
+            done += count
+    return bytes(data[:done])
 
 
-def _peer_error(error: OSError, did: str) -> ImageioError:
-    if isinstance(error, BlockingIOError):
-        return PeerTimeout(f"the client {did} nothing for too long")
+def _lost(error: OSError) -> ImageioError:
     return PeerGone(f"lost the connection of the client: {error}")

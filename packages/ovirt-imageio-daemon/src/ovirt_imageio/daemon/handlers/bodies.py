@@ -64,15 +64,16 @@ class ImageBody(StreamedBody):
         async with self._transfer.pool.borrow(op, wish=wish) as backends:
             op.waits_for(connection.wake)
             try:
-                await connection.in_worker(_send_range, backends, self._offset, self.length, op, head=head)
+                args = (_send_range, backends, self._offset, self.length, op)
+                await connection.in_worker(*args, head=head, can_pause=True)
             finally:
                 op.clear_wait()
 
 
 def _send_range(peer: WorkerPeer, backends: list[Backend], offset: int, length: int, op: Operation) -> None:
-    op.begin()
+    _begin(peer, op)
     try:
-        backends[0].send_to(peer, offset, length, op, others=backends[1:])
+        backends[0].send_to(peer, offset + op.done, length - op.done, op, others=backends[1:])
     finally:
         op.network += peer.seconds
 
@@ -103,7 +104,7 @@ async def receive(
                 args: tuple[Any, ...] = (_receive_chunks, backends[0], op, limit, flush)
             else:
                 args = (_receive_range, backends[0], op, body.length, flush)
-            await connection.in_worker(*args, body=body)
+            await connection.in_worker(*args, body=body, can_pause=backends[0].can_pause)
         finally:
             op.clear_wait()
     if covered is not None:
@@ -111,24 +112,29 @@ async def receive(
 
 
 def _receive_range(peer: WorkerPeer, backend: Backend, op: Operation, length: int, flush: bool) -> None:
-    op.begin()
+    _begin(peer, op)
     try:
-        backend.receive_from(peer, op.offset, length, op)
+        backend.receive_from(peer, op.offset + op.done, length - op.done, op)
     finally:
         op.network += peer.seconds
+    if peer.paused:
+        return
     if flush:
         op.check()
         backend.flush()
 
 
 def _receive_chunks(peer: WorkerPeer, backend: Backend, op: Operation, limit: int, flush: bool) -> None:
-    op.begin()
+    _begin(peer, op)
     try:
-        if limit:
-            backend.receive_from(peer, op.offset, limit, op)
+        if op.done < limit:
+            backend.receive_from(peer, op.offset + op.done, limit - op.done, op)
+        too_long = op.done == limit and peer.recv_into(memoryview(bytearray(1)))
     finally:
         op.network += peer.seconds
-    if op.done == limit and peer.recv_into(memoryview(bytearray(1))):
+    if peer.paused:
+        return
+    if too_long:
         size = op.offset + limit
         raise HttpError(
             416,
@@ -141,6 +147,14 @@ def _receive_chunks(peer: WorkerPeer, backend: Backend, op: Operation, limit: in
     if flush:
         op.check()
         backend.flush()
+
+
+def _begin(peer: WorkerPeer, op: Operation) -> None:
+    """Begin, or go on after a pause."""
+    if peer.resumed:
+        op.check()
+    else:
+        op.begin()
 
 
 def to_json(document: Any) -> bytes:

@@ -9,8 +9,9 @@ Theory of operation
 A connection has one owner at a time. Mostly it is the task that serves it in the loop,
 where nothing blocks. For a long body `Connection.in_worker` hands it to a worker thread,
 which uses it through a *peer* (see peers.py) and blocks under the kernel's timeouts; it comes
-back in a ``finally``. Nobody else may read, write or close it. Others may `wake` it:
-shutting the socket down is seen by whoever waits for it, in the loop or in a worker.
+back in a ``finally``. A client that lets the worker wait too long is waited for in the loop, and
+handed over again when it is ready. Nobody else may read, write or close it. Others may `wake`
+it: shutting the socket down is seen by whoever waits for it, in the loop or in a worker.
 
 ``buffer`` holds what was read and not used yet: the rest of a body, or the next requests
 of a client that pipelines. It is empty while the connection is idle.
@@ -26,9 +27,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Union
 
 from ovirt_imageio.common.errors import PeerGone
 
-from ..errors import DeadlineExpired, HttpError, Overloaded
+from ..errors import ClientTimeout, DeadlineExpired, HttpError, Overloaded
 from .parser import DEFAULT_LIMITS, Limits, check_incomplete
-from .peers import LEAST, PlainPeer, WorkerPeer
+from .peers import LEAST, LOOK_AROUND, PlainPeer, WorkerPeer
 
 if TYPE_CHECKING:
     from .loop import Loop
@@ -48,6 +49,9 @@ _LINGER_SILENCE = 2.0
 _LINGER_BYTES = 128 * 1024 * 1024  # the longest piece that our client and browsers send
 _LINGER_STEP = 0.05
 _TCP_ESTABLISHED = 1  # tcp_states.h
+
+# A worker that waits for a client looks this often whether it shall go on.
+_KERNEL_TIMEOUT = struct.pack("ll", 0, int(LOOK_AROUND * 1e6))
 
 _dropped = bytearray(_RECEIVE)  # what is read only to be thrown away, of all connections
 
@@ -127,7 +131,7 @@ class Connection:
         self.fd = sock.fileno()
         self.is_unix = sock.family == socket.AF_UNIX
         self.can_splice = splice and self.is_unix
-        self._kernel_timeout = 0.0
+        self._kernel_timeout = False
         self._read_side_down = False
         sock.setblocking(False)
         if self.is_unix:
@@ -250,8 +254,12 @@ class Connection:
         *args: Any,
         head: bytes = b"",
         body: RequestBody | None = None,
+        can_pause: bool = False,
     ) -> T:
         """Run ``call(peer, *args)`` in a worker thread that owns this connection meanwhile.
+
+        A client that lets a worker wait while others need one, or for long, is waited for in
+        the loop; see `WorkerPeer.silent`.
 
         Args:
             call: Takes a `ovirt_imageio.common.backends.base.Peer`.
@@ -260,6 +268,8 @@ class Connection:
                 when the call has returned.
             body: Request body that the call receives. It counts as consumed when the
                 call returns; otherwise the connection serves no further request.
+            can_pause: The call returns early if the peer is paused, and is called again with
+                the same peer when the client is ready.
 
         Raises:
             Overloaded: No worker was free; nothing was sent or received.
@@ -268,20 +278,48 @@ class Connection:
         if body is not None:
             await body.accept()
         peer = self._make_peer(head, body)
-        self._to_worker()
+        peer.can_pause = can_pause
         try:
-            result: T = await self.loop.worker(_use_peer, peer, call, args)
+            while True:
+                result = await self._in_worker(peer, call, args)
+                if not peer.paused:
+                    break
+                await self._until_ready(peer)
         except Overloaded:
+            self.broken = self.broken or peer.resumed
             raise
         except BaseException:
             if body is not None or self.head_sent:
                 self.broken = True
             raise
-        finally:
-            self._to_loop(peer)
         if body is not None:
             body.finish()
         return result
+
+    async def _in_worker(self, peer: WorkerPeer, call: Callable[..., T], args: tuple[Any, ...]) -> T:
+        self._to_worker()
+        try:
+            return await self.loop.worker(_use_peer, peer, call, args, again=peer.resumed)
+        finally:
+            self._to_loop(peer)
+
+    async def _until_ready(self, peer: WorkerPeer) -> None:
+        """Wait for a client that is slow to take or to send.
+
+        Raises:
+            ClientTimeout: It moves nothing for too long, or next to nothing.
+            PeerGone: It has gone.
+        """
+        began = self.loop.now
+        try:
+            unsent = peer.take_unsent()
+            if unsent:
+                await self._send_raw(unsent)
+            else:
+                await self.loop.readable(self.fd, peer.patience)
+        except DeadlineExpired as e:
+            raise ClientTimeout(f"{self.peer} {'takes' if unsent else 'sends'} nothing") from e
+        peer.resume(self.loop.now - began)
 
     async def linger(self) -> None:
         """Let a client that is still sending read the answer, then be closed.
@@ -426,14 +464,12 @@ class Connection:
         return PlainPeer(self, head, body)
 
     def _to_worker(self) -> None:
-        """Make the socket block, with timeouts in the kernel."""
-        sock, timeout = self.socket, self.inactivity_timeout
-        if timeout != self._kernel_timeout:
-            value = struct.pack("ll", int(timeout), int(timeout % 1 * 1e6))
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
-            self._kernel_timeout = timeout
-        sock.setblocking(True)
+        """Make the socket block, with timeouts in the kernel: short ones, for the peer counts them."""
+        if not self._kernel_timeout:
+            self._kernel_timeout = True
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                self.socket.setsockopt(socket.SOL_SOCKET, option, _KERNEL_TIMEOUT)
+        self.socket.setblocking(True)
 
     def _to_loop(self, peer: WorkerPeer) -> None:
         peer.release()

@@ -188,18 +188,25 @@ class Loop:
         self._later.append(self._running())
         yield
 
-    async def worker(self, call: Callable[..., T], *args: Any) -> T:
+    async def worker(self, call: Callable[..., T], *args: Any, again: bool = False) -> T:
         """Run ``call(*args)`` in a worker thread and return what it returns.
 
         The task must not touch meanwhile what it gave to the call. A call that has
         begun is waited for, even if the task is cancelled.
+
+        Args:
+            call: What to call.
+            args: With what.
+            again: It goes on with what a worker began: it is the next to be served, however
+                long that takes, for nobody can be told any more to try later.
 
         Raises:
             Overloaded: No worker was free in time, or too many calls wait for one. The
                 call has not run and never will.
             Exception: Whatever the call raised.
         """
-        return await self._work(self._workers, self._queue_timeout, call, args)
+        timeout = math.inf if again else self._queue_timeout
+        return await self._work(self._workers, timeout, call, args, first=again)
 
     async def crypto(self, call: Callable[..., T], *args: Any, timeout: float) -> T:
         """Run ``call(*args)``, which takes a while but waits for nothing, beside the loop.
@@ -217,11 +224,13 @@ class Loop:
         """
         return await self._work(self._crypto, timeout, call, args)
 
-    async def _work(self, workers: Workers, timeout: float, call: Callable[..., T], args: tuple[Any, ...]) -> T:
+    async def _work(
+        self, workers: Workers, timeout: float, call: Callable[..., T], args: tuple[Any, ...], *, first: bool = False
+    ) -> T:
         token = Token()
         job = Job(call, args, functools.partial(self.resume, token))
         job.on_start = functools.partial(self._shield, token)
-        workers.submit(job)
+        workers.submit(job, first=first)
         try:
             result: T = await self.suspend(token, math.inf if job.started else timeout)
         except DeadlineExpired:

@@ -6,6 +6,18 @@
 A peer is what backends move bytes to and from
 (`ovirt_imageio.common.backends.base.Peer`). It blocks, under the timeouts that the
 connection has set in the kernel, and releases the GIL while it does.
+
+Clients that stop reading, or sending, in the middle of a body must not keep the workers from
+everybody else. The kernel's timeouts are short: at each the peer adds up how long the client was
+silent, and *pauses* if somebody waits for a worker, or if it was long (see
+`ovirt_imageio.common.backends.pausing`). The backend ends its piece, whose unsent rest the
+peer keeps, and returns. The loop waits for the client, sends that rest, and hands over again:
+
+    worker   ──pieces──► silent: paused                          ──pieces──►
+    loop                    └─► until readable, or the rest is sent ─┘
+
+The storage stays borrowed meanwhile, so no more of a ticket's requests can be paused
+than it has backends, and what they keep, a piece each, is bounded as well.
 """
 
 from __future__ import annotations
@@ -24,6 +36,10 @@ if TYPE_CHECKING:
     from .message import RequestBody
 
 LEAST = 64 * 1024  # bytes to move in the time of a body, `Timeouts.body`: 1 KiB a second
+LOOK_AROUND = 0.25
+"""Seconds that a worker waits for a client before it looks if others wait for a worker."""
+LONGEST_WAIT = 5.0
+"""Seconds that a worker waits for a client if nobody else needs it."""
 _FRAMING = 4096  # bytes to receive where a chunk's size is expected
 
 
@@ -37,7 +53,11 @@ class WorkerPeer:
 
     Attributes:
         splice_fd: Descriptor for splice(2), None where bytes must pass through us.
-        seconds: That sending to the client and receiving from it took, its pauses included.
+        seconds: That sending to the client and receiving from it took, its pauses included,
+            since the worker began.
+        can_pause: Whoever uses it can leave and go on later.
+        paused: Whoever uses it shall leave now.
+        resumed: It was paused before: this is not the beginning.
     """
 
     splice_fd: int | None = None
@@ -48,6 +68,9 @@ class WorkerPeer:
         self._body = body
         self._decoded = b""  # payload of chunks, not taken yet
         self.seconds = 0.0
+        self.can_pause = self.paused = self.resumed = False
+        self._unsent: list[bytes] = []
+        self._silent = 0.0  # seconds since the client last moved anything
         self._waited = 0.0  # seconds for the client, since that many bytes:
         self._moved = 0
 
@@ -93,7 +116,7 @@ class WorkerPeer:
         """Receive payload into view.
 
         Returns:
-            Bytes received, at least 1; 0 at the end of the body.
+            Bytes received, at least 1; 0 at the end of the body, or if it is paused.
 
         Raises:
             PeerGone: The stream ended before the body.
@@ -114,9 +137,63 @@ class WorkerPeer:
         body.left = left - count
         return count
 
-    def spend(self, seconds: float) -> None:
-        """Account for bytes that went to the client, or came from it, by `splice_fd`."""
+    def spend(self, seconds: float, sent: int = 0, received: int = 0) -> None:
+        """Account for bytes that went to the client, or came from it, by `splice_fd`.
+
+        Raises:
+            ClientTimeout: It moves next to nothing.
+        """
         self.seconds += seconds
+        if received and self._body is not None and self._body.left is not None:
+            self._body.left -= received
+        self._count(sent + received, seconds, "sends" if received else "takes")
+
+    def silent(self, seconds: float, receiving: bool) -> None:
+        """Note that the client moved nothing until the kernel's timeout, and maybe pause.
+
+        Raises:
+            ClientTimeout: It was silent for too long, or moves next to nothing.
+        """
+        self.seconds += seconds
+        self._silent += seconds
+        verb = "sends" if receiving else "takes"
+        if self._silent >= self._connection.inactivity_timeout:
+            raise ClientTimeout(f"{self._connection.peer} {verb} nothing")
+        self._waited += seconds
+        self._check_pace(verb)
+        if self.can_pause and (self._silent >= LONGEST_WAIT or self._connection.loop.workers.waiting):
+            self.paused = True
+
+    def put_back(self, data: bytes) -> None:
+        """Take back payload that was received; it will be the next to be taken."""
+        connection, body = self._connection, self._body
+        connection.buffer = data + connection.buffer
+        if body is not None and body.left is not None:
+            body.left += len(data)
+
+    # While it is paused; in the loop's thread.
+
+    @property
+    def patience(self) -> float:
+        """Seconds that the client may still send nothing."""
+        connection = self._connection
+        left = min(connection.inactivity_timeout - self._silent, connection.timeouts.body - self._waited)
+        return max(left, 0.0)
+
+    def take_unsent(self) -> bytes:
+        """Return what was to be sent when it was paused, as it goes to the socket."""
+        unsent, self._unsent = self._unsent, []
+        return b"".join(unsent)
+
+    def resume(self, seconds: float) -> None:
+        """Note that the client is ready after so many seconds."""
+        self.paused, self.resumed = False, True
+        self.seconds = seconds
+        if self._body is None:  # what was sent meanwhile had to keep pace
+            self._silent, self._moved, self._waited = 0.0, 0, 0.0
+        else:
+            self._silent += seconds
+            self._waited += seconds
 
     def release(self) -> None:
         """Give the connection back. In the loop's thread, when the worker has ended."""
@@ -127,40 +204,62 @@ class WorkerPeer:
 
     @abstractmethod
     def _receive(self, view: memoryview) -> int:
-        """Receive at least one byte; PeerGone at the end of the stream."""
+        """Receive at least one byte.
+
+        Raises:
+            PeerGone: The stream has ended.
+            BlockingIOError: Nothing came until the kernel's timeout.
+        """
 
     def _send_raw(self, data: Buffer) -> None:
         """Send all of data as it is, however often the kernel takes only a part."""
         view = memoryview(data)
-        while True:
+        while not self.paused:
             began = time.monotonic()
             try:
                 sent = self._connection.socket.send(view)
+            except BlockingIOError:
+                self.silent(time.monotonic() - began, receiving=False)
+                continue
             except OSError as e:
-                raise lost(self._connection.peer, e, "takes") from e
+                raise PeerGone(f"{self._connection.peer}: {e}") from e
             seconds = time.monotonic() - began
             self.seconds += seconds
+            self._silent = 0.0
             if sent == len(view):
                 return
             view = view[sent:]
             # A blocking send takes a part only if its time was up, or on a signal.
             self._count(sent, seconds, "takes")
+        self._unsent.append(bytes(view))
 
     def _receive_in_time(self, view: memoryview) -> int:
-        began = time.monotonic()
-        count = self._receive(view)
-        seconds = time.monotonic() - began
-        self.seconds += seconds
-        self._count(count, seconds, "sends")
-        return count
+        """Receive; 0 if it is paused."""
+        while not self.paused:
+            began = time.monotonic()
+            try:
+                count = self._receive(view)
+            except BlockingIOError:
+                self.silent(time.monotonic() - began, receiving=True)
+                continue
+            seconds = time.monotonic() - began
+            self.seconds += seconds
+            self._count(count, seconds, "sends")
+            return count
+        return 0
 
     def _count(self, count: int, seconds: float, verb: str) -> None:
         """Give up on a client that moves a few bytes now and then, to keep a worker busy."""
+        self._silent = 0.0
         self._moved += count
         self._waited += seconds
         if self._moved >= LEAST:
             self._moved, self._waited = 0, 0.0
-        elif self._waited > self._connection.timeouts.body:
+        else:
+            self._check_pace(verb)
+
+    def _check_pace(self, verb: str) -> None:
+        if self._waited > self._connection.timeouts.body:
             raise ClientTimeout(f"{self._connection.peer} {verb} next to nothing")
 
     def _buffered_into(self, view: memoryview) -> int:
@@ -191,6 +290,8 @@ class WorkerPeer:
                 return count
             framing = bytearray(_FRAMING)
             count = self._receive_in_time(memoryview(framing))
+            if not count:
+                return 0
             self._connection.buffer += bytes(framing[:count])
 
     def _decode(self) -> None:
@@ -213,15 +314,10 @@ class PlainPeer(WorkerPeer):
     def _receive(self, view: memoryview) -> int:
         try:
             count = self._socket.recv_into(view)
+        except BlockingIOError:
+            raise
         except OSError as e:
-            raise lost(self._connection.peer, e, "sends") from e
+            raise PeerGone(f"{self._connection.peer}: {e}") from e
         if not count:
             raise PeerGone(f"{self._connection.peer} ended the connection within the body")
         return count
-
-
-def lost(peer: str, error: OSError, verb: str) -> PeerGone | ClientTimeout:
-    """Return the error that a failed system call on a client's socket means."""
-    if isinstance(error, BlockingIOError):  # what SO_RCVTIMEO and SO_SNDTIMEO answer
-        return ClientTimeout(f"{peer} {verb} nothing")
-    return PeerGone(f"{peer}: {error}")

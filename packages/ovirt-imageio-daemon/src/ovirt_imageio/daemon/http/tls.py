@@ -28,7 +28,7 @@ from ovirt_imageio.common.errors import PeerGone
 
 from ..errors import DeadlineExpired, HttpError, Overloaded
 from .connection import Connection
-from .peers import WorkerPeer, lost
+from .peers import WorkerPeer
 
 if TYPE_CHECKING:
     from .loop import Loop
@@ -245,8 +245,10 @@ class TlsPeer(WorkerPeer):
             raw = _worker.raw = memoryview(bytearray(_PIECE))
         try:
             return raw[: self._tls.socket.recv_into(raw)]
+        except BlockingIOError:
+            raise
         except OSError as e:
-            raise lost(self._tls.peer, e, "sends") from e
+            raise PeerGone(f"{self._tls.peer}: {e}") from e
 
 
 def encrypt(connection: TlsConnection, data: Buffer) -> bytes:

@@ -97,17 +97,23 @@ class Workers:
 
     @property
     def waiting(self) -> int:
-        """Jobs that wait for a thread."""
+        """Jobs that wait for a thread. Any thread may ask."""
         return len(self._waiting)
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Job, *, first: bool = False) -> None:
         """Start the job, or let it wait for a thread.
+
+        Args:
+            job: What to do.
+            first: If it has to wait, then before all others, and however many those are.
 
         Raises:
             Overloaded: Too many jobs wait already, or no thread could be started.
         """
         if self.busy < self.limit:
             self._start(job)
+        elif first:
+            self._waiting.appendleft(job)
         elif len(self._waiting) < self._max_queue:
             self._waiting.append(job)
         else:

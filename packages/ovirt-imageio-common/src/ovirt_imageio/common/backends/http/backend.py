@@ -27,6 +27,7 @@ from ovirt_imageio.common.backends.base import (
     fill_from,
     pieces,
 )
+from ovirt_imageio.common.backends.pausing import is_paused
 from ovirt_imageio.common.buffers import Buffer, borrow
 from ovirt_imageio.common.checksum import ChecksumResult
 from ovirt_imageio.common.errors import PeerGone, ProtocolError, UnsupportedOperation
@@ -75,6 +76,8 @@ class HttpBackend(Backend):
         OSError: cafile cannot be read.
         ImageioError: The server does not answer as it should.
     """
+
+    can_pause = False  # a PUT that has begun tells the server how long it will be
 
     def __init__(
         self,
@@ -351,6 +354,9 @@ class HttpBackend(Backend):
                 count = reply.body.receive(view)
                 peer.send_all(view[:count])
                 op.advance(count)
+                if is_paused(peer):
+                    reply.close()
+                    return
 
     def receive_from(
         self,
