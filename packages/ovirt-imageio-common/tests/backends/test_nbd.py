@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import threading
 
@@ -491,8 +490,8 @@ def test_receive_from_a_peer_that_resets(monkeypatch):
 
         def take(sock):
             http = SocketPeer(sock, splice=True)
-            monkeypatch.setattr(os, "splice", lambda *args, **options: _raise(ConnectionResetError("reset")))
-            monkeypatch.setattr(linux, "_splice_of_os", os.splice)
+            reset = ConnectionResetError("reset")
+            monkeypatch.setattr(linux, "_splice_of_os", lambda *args, **options: _raise(reset))
             with pytest.raises(PeerGone, match="reset"):
                 backend.receive_from(http, 0, 100, Count())
 
