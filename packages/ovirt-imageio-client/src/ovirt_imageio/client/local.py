@@ -267,7 +267,7 @@ class Source:
                 bitmap=self._bitmap,
                 greeting_timeout=defaults.CONNECT_TIMEOUT,
             )
-        backend = FileBackend(self._top.path)
+        backend = FileBackend(self._top.path, splice_out=True)
         if self._top.size is None:
             return backend
         try:

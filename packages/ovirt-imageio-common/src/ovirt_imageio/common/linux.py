@@ -82,10 +82,12 @@ _splice.argtypes = [
 _splice.restype = ctypes.c_ssize_t
 
 
-def _splice_by_ctypes(fd_in: int, fd_out: int, count: int, *, offset_dst: int | None = None, flags: int = 0) -> int:
-    out = None if offset_dst is None else ctypes.byref(ctypes.c_int64(offset_dst))
+def _splice_by_ctypes(
+    fd_in: int, fd_out: int, count: int, *, offset_src: int | None = None, offset_dst: int | None = None, flags: int = 0
+) -> int:
+    src, dst = (None if o is None else ctypes.byref(ctypes.c_int64(o)) for o in (offset_src, offset_dst))
     while True:
-        n = int(_splice(fd_in, None, fd_out, out, count, flags))
+        n = int(_splice(fd_in, src, fd_out, dst, count, flags))
         if n >= 0:
             return n
         if ctypes.get_errno() != errno.EINTR:
@@ -95,13 +97,16 @@ def _splice_by_ctypes(fd_in: int, fd_out: int, count: int, *, offset_dst: int | 
 _splice_of_os: Callable[..., int] | None = getattr(os, "splice", None)
 
 
-def splice(fd_in: int, fd_out: int, count: int, *, offset_out: int | None = None, flags: int = 0) -> int:
+def splice(
+    fd_in: int, fd_out: int, count: int, *, offset_in: int | None = None, offset_out: int | None = None, flags: int = 0
+) -> int:
     """Move bytes between a pipe and another descriptor inside the kernel, as splice(2) does.
 
     Args:
         fd_in: To read from.
         fd_out: To write to. One of both is a pipe.
         count: Most bytes to move.
+        offset_in: Where to read in a file, instead of its position.
         offset_out: Where to write in a file, instead of its position.
         flags: SPLICE_F_*.
 
@@ -113,9 +118,7 @@ def splice(fd_in: int, fd_out: int, count: int, *, offset_out: int | None = None
         OSError: As the system call.
     """
     call = _splice_of_os or _splice_by_ctypes
-    if offset_out is None:
-        return call(fd_in, fd_out, count, flags=flags)
-    return call(fd_in, fd_out, count, offset_dst=offset_out, flags=flags)
+    return call(fd_in, fd_out, count, offset_src=offset_in, offset_dst=offset_out, flags=flags)
 
 
 class Pipe:

@@ -5,13 +5,15 @@
 Two ways to the storage:
 
     buffered    regular files on local file systems: the page cache answers small reads
-                without waiting, and splice(2) moves what a socket brings into it
+                without waiting, and splice(2) moves what a socket brings into it and
+                what it holds into a socket
     direct      block devices and network file systems, which other hosts change: only
                 O_DIRECT sees what is there now, and leaves nothing stale behind
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -21,6 +23,7 @@ import weakref
 from typing import Iterator, Sequence
 
 from ovirt_imageio.common import defaults, linux
+from ovirt_imageio.common.backends import filesplice
 from ovirt_imageio.common.backends.base import Backend, Capabilities, Operation, Peer, note_wait
 from ovirt_imageio.common.backends.direct import DirectFile, shrunk, write_all
 from ovirt_imageio.common.backends.pausing import is_paused, note_silence
@@ -72,6 +75,7 @@ class FileBackend(Backend):
         sparse: Zeroing deallocates.
         connections: How many instances may read side by side.
         direct: Use O_DIRECT where storage knows it; None decides by what storage it is.
+        splice_out: Send by splice(2) where possible, see `filesplice`.
 
     Attributes:
         path: As given.
@@ -90,11 +94,13 @@ class FileBackend(Backend):
         sparse: bool = False,
         connections: int = defaults.MAX_CONNECTIONS,
         direct: bool | None = None,
+        splice_out: bool = False,
     ) -> None:
         if mode not in _MODES:
             raise ValueError(f"unknown mode {mode!r}: expected 'r' or 'r+'")
         self.path = path
         self._options = {"mode": mode, "sparse": sparse, "connections": connections, "direct": direct}
+        self._options["splice_out"] = splice_out
         # O_NONBLOCK: not to wait for the writer of a FIFO, which is refused below.
         self._fd = os.open(path, _MODES[mode] | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
@@ -113,6 +119,7 @@ class FileBackend(Backend):
             read_only=mode == "r",
         )
         self._zeroing = Zeroing(self._fd, device=self._device, sparse=sparse)
+        self._sends_pages = splice_out and not self._direct and not self._device
 
     def _choose_way(self, mode: str, direct: bool | None) -> int:
         """Set up buffered or direct I/O, and return its block."""
@@ -247,6 +254,16 @@ class FileBackend(Backend):
             if size < self.size:
                 raise shrunk(size, self.size)
         self.unflushed = False
+
+    def send_to(self, peer: Peer, offset: int, length: int, op: Operation, *, others: Sequence[Backend] = ()) -> None:
+        """See Backend. With `splice_out` payload goes from the page cache to a plain socket by splice(2)."""
+        if self._sends_pages and length and peer.splice_fd is not None:
+            self.check_range(offset, length)
+            with contextlib.suppress(filesplice.CannotSplice), linux.pipes.borrow() as pipe:
+                if pipe is not None:
+                    filesplice.send(self._fd, self.size, pipe, peer, offset, length, op)
+                    return
+        super().send_to(peer, offset, length, op, others=others)
 
     def receive_from(
         self, peer: Peer, offset: int, length: int, op: Operation, *, others: Sequence[Backend] = ()
