@@ -49,16 +49,13 @@ class Case:
             return HttpPeer.unix(self.daemon.local_socket)
         return HttpPeer.tls("localhost", self.daemon.port, ca_file=self.daemon.ca_file)
 
-    def busy(self) -> int:
-        with HttpPeer.unix(self.daemon.control_socket) as control:
-            return int(control.request("GET", "/status").json()["workers"]["busy"])
-
-    def wait_until_all_are_busy(self) -> None:
-        """Each look is a request, which drives the loop."""
+    def wait_until_begun(self, *paths: str, count: int = WORKERS + 2) -> None:
+        """Wait until so many requests run, with or without a worker. Each look drives the loop."""
+        tickets = [path.rpartition("/")[2] for path in paths]
         for _ in range(20_000):
-            if self.busy() == WORKERS:
+            if sum(len(self.daemon.ticket(ticket)["operations"]) for ticket in tickets) == count:
                 return
-        raise AssertionError("the workers are not busy")
+        raise AssertionError("the requests have not begun")
 
     def assert_serves(self) -> None:
         data = os.urandom(SMALL)
@@ -99,7 +96,7 @@ def test_readers_that_stop_leave_the_workers_to_others(case: Case, storage: Any,
         clients = [stack.enter_context(case.connect(way)) for _ in range(WORKERS + 2)]
         for client in clients:
             client.send(request_head("GET", path))
-        case.wait_until_all_are_busy()
+        case.wait_until_begun(path)
         case.assert_serves()
         for client in clients:
             assert client.response().body == case.data
@@ -117,7 +114,7 @@ def test_writers_that_stop_leave_the_workers_to_others(case: Case, storage: Any,
         for client, path in zip(clients, paths):
             client.send(request_head("PUT", path, headers=fields))
             client.send(data[:BEGINNING])
-        case.wait_until_all_are_busy()
+        case.wait_until_begun(*paths)
         case.assert_serves()
         for client, path in zip(clients, paths):
             client.send(data[BEGINNING:])
@@ -151,7 +148,7 @@ def test_ticket_of_stalled_clients_can_be_removed(case: Case, method: str) -> No
         clients = [stack.enter_context(case.connect("unix")) for _ in range(WORKERS + 2)]
         for client in clients:
             client.send(request_head(method, path, headers=[("Content-Length", str(SIZE))] if method == "PUT" else []))
-        case.wait_until_all_are_busy()
+        case.wait_until_begun(path)
         case.assert_serves()
         case.daemon.remove_ticket(path.rpartition("/")[2])
         for client in clients:
