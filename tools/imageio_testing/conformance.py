@@ -17,11 +17,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import mmap
+import os
 import socket
 import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Callable, Protocol
 
@@ -40,6 +43,9 @@ KiB = 1 << 10
 MiB = 1 << 20
 
 SIZE = 3 * MiB
+
+# Seconds; only a thread that hangs takes so long.
+PATIENCE = 60.0
 
 
 class Open(Protocol):
@@ -129,11 +135,27 @@ OUTSIDE = [(-1, 1), (SIZE, 1), (SIZE - 1, 2), (SIZE + 4096, 4096), (1 << 62, 512
 
 with_splice = pytest.mark.parametrize("splice", [True, False], ids=["splice", "copy"])
 
+_kind = st.sampled_from(["write", "zero", "flush", "read"])
+_length = st.sampled_from([512, 4096, 64 * KiB])
 _change = st.tuples(
-    st.sampled_from(["write", "zero", "flush", "read"]),
+    _kind,
     st.integers(0, SIZE - 1) | st.integers(0, SIZE // 4096 - 1).map(lambda n: n * 4096),
-    st.integers(1, 300 * KiB) | st.sampled_from([512, 4096, 64 * KiB]),
+    st.integers(1, 300 * KiB) | _length,
 )
+# From the beginning of a thread's range; as far as its end allows.
+_change_within = st.tuples(
+    _kind, st.sampled_from([0, SIZE]) | st.integers(0, SIZE // 8), st.integers(1, 100 * KiB) | _length
+)
+
+
+def _random(examples: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """So many examples, the same in every run; `IMAGEIO_EXAMPLES` of them in a long one."""
+    return settings(
+        max_examples=int(os.environ.get("IMAGEIO_EXAMPLES", examples)),
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
+    )
 
 
 class _StorageSuite:
@@ -275,55 +297,29 @@ class ReadWriteSuite(_StorageSuite):
         backend.close()
         backend.close()
 
-    @settings(
-        max_examples=15,
-        deadline=None,
-        derandomize=True,
-        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
-    )
+    @_random(15)
     @given(st.lists(_change, max_size=12), st.booleans())
     def test_random_changes(self, storage: Storage, changes: list[tuple[str, int, int]], sparse: bool) -> None:
         with storage.open(sparse=sparse) as backend:
             for kind, offset, length in changes:
-                end = min(offset + length, SIZE)
-                if kind == "write":
-                    storage.model[offset:end] = pattern(offset + length, end - offset)
-                    backend.write(offset, storage.model[offset:end])
-                elif kind == "zero":
-                    storage.model[offset:end] = bytes(end - offset)
-                    backend.zero(offset, end - offset)
-                elif kind == "flush":
-                    backend.flush()
-                else:
-                    assert read(backend, offset, end - offset) == storage.model[offset:end]
+                run_change(storage, backend, kind, offset, min(offset + length, SIZE))
         assert storage.content() == storage.model
 
-    def test_eight_threads_on_neighbouring_ranges(self, storage: Storage) -> None:
+    @_random(3)
+    @given(st.lists(st.lists(_change_within, min_size=1, max_size=6), min_size=8, max_size=8), st.booleans())
+    def test_random_changes_by_eight_threads(
+        self, storage: Storage, programs: list[list[tuple[str, int, int]]], sparse: bool
+    ) -> None:
         # The borders lie inside sectors, so that threads meet in the same ones.
         borders = [SIZE * n // 8 + (n % 8 and 100 + n) for n in range(9)]
-        errors: list[BaseException] = []
-
-        def change(start: int, end: int) -> None:
-            try:
-                with storage.open() as backend:
-                    for at in range(start, end, 10_007):
-                        stop = min(at + 10_007, end)
-                        backend.write(at, pattern(at, stop - at))
-                    backend.zero(start, 200)
-                    backend.flush()
-            except BaseException as e:
-                errors.append(e)
-
-        threads = [threading.Thread(target=change, args=pair) for pair in zip(borders, borders[1:])]
-        for group in range(0, 8, storage.writers):
-            for thread in threads[group : group + storage.writers]:
-                thread.start()
-            for thread in threads[group : group + storage.writers]:
-                thread.join()
-        assert not errors
-        storage.model[:] = pattern(0, SIZE)
-        for start in borders[:-1]:
-            storage.model[start : start + 200] = bytes(200)
+        parts = list(zip(borders, borders[1:], programs))
+        for first in range(0, 8, storage.writers):
+            group = parts[first : first + storage.writers]
+            with contextlib.ExitStack() as stack, ThreadPoolExecutor(len(group)) as threads:
+                backends = [stack.enter_context(storage.open(sparse=sparse)) for _ in group]
+                started = threading.Barrier(len(group), timeout=PATIENCE)
+                for done in [threads.submit(run_within, storage, *each, started) for each in zip(backends, group)]:
+                    done.result()
         assert storage.content() == storage.model
 
 
@@ -627,6 +623,39 @@ class StreamsSuite(_StorageSuite):
 
 class Suite(ReadWriteSuite, ExtentsSuite, StreamsSuite):
     """All of the contract."""
+
+
+def run_change(storage: Storage, backend: Backend, kind: str, start: int, end: int) -> None:
+    """Change a range of an image and its model, or compare them."""
+    if kind == "write":
+        storage.model[start:end] = pattern(start + end, end - start)
+        backend.write(start, storage.model[start:end])
+    elif kind == "zero":
+        storage.model[start:end] = bytes(end - start)
+        backend.zero(start, end - start)
+    elif kind == "flush":
+        backend.flush()
+    else:
+        assert read(backend, start, end - start) == storage.model[start:end]
+
+
+def run_within(
+    storage: Storage,
+    backend: Backend,
+    part: tuple[int, int, list[tuple[str, int, int]]],
+    started: threading.Barrier,
+) -> None:
+    """Make changes between two borders, in a thread of its own that begins with the others."""
+    low, high, changes = part
+    started.wait()
+    for kind, offset, length in changes:
+        start = min(low + offset, max(high - length, low))
+        run_change(storage, backend, kind, start, min(start + length, high))
+        # Be in the sectors at the borders when the neighbours are.
+        for size in (1, 100, 9):
+            run_change(storage, backend, "write", low, low + size)
+            run_change(storage, backend, "write", high - size, high)
+    run_change(storage, backend, "read", low, high)
 
 
 def sent_by(backend: Backend, offset: int, length: int, *, splice: bool) -> tuple[bytes, SocketPeer, Count]:
