@@ -31,8 +31,8 @@ class NoBody(StreamedBody):
         self.length = length
 
     async def send(self, connection: Connection, head: bytes) -> None:
-        """Never called for HEAD."""
-        raise NotImplementedError
+        """Send the head, and nothing after it."""
+        await connection.send(head)
 
 
 class ImageBody(StreamedBody):

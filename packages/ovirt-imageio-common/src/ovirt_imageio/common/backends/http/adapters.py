@@ -8,6 +8,7 @@ and no cookies, and follows no redirect, which is what contract and speed ask fo
 
 from __future__ import annotations
 
+import abc
 import socket
 import ssl
 from typing import Any
@@ -28,7 +29,7 @@ from .streams import Stream, TlsStream
 _IDLE, _INTERVAL, _PROBES = 30, 10, 3  # seconds, seconds, count: a dead host shows in a minute
 
 
-class Adapter(requests.adapters.HTTPAdapter):
+class Adapter(requests.adapters.HTTPAdapter, abc.ABC):
     """What the adapters have in common: a single pool.
 
     Attributes:
@@ -77,8 +78,9 @@ class Adapter(requests.adapters.HTTPAdapter):
         pool.close()
         self.line.connection = None
 
+    @abc.abstractmethod
     def _make_pool(self) -> Pool:
-        raise NotImplementedError
+        """Return a new pool, without connections."""
 
     def _new_pool(self, host: str, port: int | None, connect: Opener, maxsize: int) -> Pool:
         return Pool(host, port, maxsize=maxsize, block=False, open_stream=connect, line=self.line)
