@@ -20,8 +20,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.machine import usage
 from imageio_testing.daemon import Daemon, DaemonFailed
-from imageio_testing.httppeer import HttpPeer
+from imageio_testing.httppeer import HttpPeer, request_head
+from imageio_testing.keyupdates import KeyUpdater
 from imageio_testing.pki import Pki, make_pki
 from imageio_testing.qemu import needs
 
@@ -212,3 +214,74 @@ def test_files_replaced_by_a_rename_are_noticed(tmp_path: Path) -> None:
         os.rename(tmp_path / "new", live)
         wait_for_log(daemon, "TLS files loaded again")
         assert served(daemon) != before
+
+
+# New keys, again and again: RFC 8446 §4.6.3.
+
+FLOOD = 4000  # requests for new keys, 108 KB
+TIMEOUT = 60.0
+
+
+@pytest.fixture
+def image(daemon: Daemon) -> Iterator[str]:
+    """The id of a ticket for an image of zeroes in the daemon's folder."""
+    (daemon.folder / "image").write_bytes(bytes(SIZE))
+    ticket = daemon.add_ticket(f"file://{daemon.folder}/image", size=SIZE)
+    yield ticket
+    daemon.remove_ticket(ticket)
+
+
+@contextlib.contextmanager
+def key_updater(daemon: Daemon) -> Iterator[KeyUpdater]:
+    with KeyUpdater(socket.create_connection(("localhost", daemon.port), TIMEOUT)) as updater:
+        updater.socket.settimeout(TIMEOUT)
+        yield updater
+
+
+def end_of(sock: socket.socket) -> int:
+    """Receive until the other end closes; return how many bytes that was."""
+    count = 0
+    with contextlib.suppress(ConnectionResetError):
+        while data := sock.recv(1 << 16):
+            count += len(data)
+    return count
+
+
+def send_flood(updater: KeyUpdater) -> None:
+    flood = updater.updates(FLOOD)
+    with contextlib.suppress(ConnectionError):
+        updater.socket.sendall(flood)
+
+
+def test_some_new_keys_are_taken(daemon: Daemon, image: str) -> None:
+    """Between requests, and within a body of the loop."""
+    data = os.urandom(8000)
+    head = request_head("PUT", f"/images/{image}", body=data, headers=[("Connection", "close")])
+    with key_updater(daemon) as updater:
+        parts = [head[:50], head[50:], *(data[start : start + 100] for start in range(0, len(data), 100))]
+        updater.socket.sendall(b"".join(updater.updates(20) + updater.data(part) for part in parts))
+        end_of(updater.socket)
+    assert (daemon.folder / "image").read_bytes()[: len(data)] == data
+
+
+@pytest.mark.parametrize("before", ["nothing", "a part of a head", "a small body", "a large body"])
+def test_flood_of_new_keys_ends_the_connection(daemon: Daemon, image: str, before: str) -> None:
+    length = {"a small body": 1000, "a large body": SIZE}.get(before, 0)
+    head = request_head("PUT", f"/images/{image}", headers=[("Content-Length", str(length))])
+    with key_updater(daemon) as updater:
+        if before != "nothing":
+            updater.socket.sendall(updater.data(head if length else head[:20]))
+        send_flood(updater)
+        end_of(updater.socket)
+    assert daemon.ticket(image)["active"] is False
+
+
+def test_flood_of_new_keys_costs_the_daemon_little(daemon: Daemon) -> None:
+    """What is read before the connection ends, 2,400 of them, takes 0.1 s."""
+    with key_updater(daemon) as updater:
+        flood = updater.updates(10 * FLOOD)  # all of them take 2 s
+        before = usage(daemon.pid).cpu
+        with contextlib.suppress(ConnectionError):
+            updater.socket.sendall(flood)
+        end_of(updater.socket)
+        assert usage(daemon.pid).cpu - before < 1
