@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 # For every wait, in seconds: a test fails rather than hang.
-TIMEOUT = 10.0
+TIMEOUT = 30.0
 
 MAX_HEAD = 1 << 20
 
