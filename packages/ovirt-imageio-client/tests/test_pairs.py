@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from ovirt_imageio.client.pairs import DownloadPair, UploadPair, ZeroHunt, interrupt, zero_runs
+from ovirt_imageio.client.pairs import DownloadPair, SparseTarget, UploadPair, interrupt, zero_runs
 from ovirt_imageio.common.backends.base import NullOperation, pieces
 from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
 from ovirt_imageio.common.units import KiB, MiB
@@ -117,19 +117,76 @@ def test_download_skips_pieces_of_zeroes(data):
             written.append(offset)
             super().write(offset, buf)
 
-    pair = DownloadPair(Remote(Memory(data)), Target(target), hunt=ZeroHunt())
+    pair = DownloadPair(Remote(Memory(data)), Target(target), skip_zeroes=True)
     pair.copy(0, len(data), Count())
     assert bytes(target.data) == data
     assert written == [0, MiB, 4 * MiB]
 
 
-def test_hunt_rests_after_a_request_without_zeroes():
-    hunt = ZeroHunt()
-    assert hunt.due()
-    hunt.result(found=True)
-    assert hunt.due()
-    hunt.result(found=False)
-    assert [hunt.due() for _ in range(9)] == [False] * 8 + [True]
+class SplicingPeer:
+    """A plain connection that brings some bytes; it knows what was peeked at and what was copied."""
+
+    splice_fd = 0
+
+    def __init__(self, data, *, first=1 << 30):
+        self.data = data
+        self.copied = 0
+        self._first = first
+
+    def peek(self, limit):
+        first, self._first = self._first, 1 << 30
+        return bytes(self.data[: min(limit, first)])
+
+    def take(self, limit):
+        return b""
+
+    def recv_into(self, view):
+        view[:] = self.data[: len(view)]
+        self.data = self.data[len(view) :]
+        self.copied += len(view)
+        return len(view)
+
+
+class SplicingTarget(MemoryBackend):
+    """Takes bytes from a peer that never pass through memory of ours."""
+
+    def __init__(self, memory):
+        super().__init__(memory)
+        self.spliced = []
+        self.written = []
+
+    def write(self, offset, buf):
+        self.written.append((offset, len(buf)))
+        super().write(offset, buf)
+
+    def receive_from(self, peer, offset, length, op, *, others=()):
+        self.spliced.append((offset, length))
+        super().write(offset, peer.data[:length])
+        peer.data = peer.data[length:]
+        op.advance(length)
+
+
+def test_download_looks_at_the_beginning_of_each_piece_only(data):
+    class Streaming(Remote):
+        def stream_read(self, dst, offset, length, op):
+            dst.receive_from(peer, offset, length, op)
+
+    peer = SplicingPeer(data)
+    target, op = SplicingTarget(Memory(bytes(len(data)))), Count()
+    DownloadPair(Streaming(Memory(data)), target, skip_zeroes=True).copy(0, len(data), op)
+    assert bytes(target._memory.data) == data
+    assert target.spliced == [(0, MiB), (MiB, MiB)]
+    assert target.written == [(4 * MiB, MiB)]
+    assert peer.copied == 3 * MiB + 512
+    assert op.total == len(data)
+
+
+def test_download_that_sees_one_zero_byte_looks_at_the_piece():
+    data = bytes(1) + os.urandom(MiB - 1)
+    target = SplicingTarget(Memory(bytes(MiB)))
+    SparseTarget(target).receive_from(SplicingPeer(data, first=1), 0, MiB, Count())
+    assert bytes(target._memory.data) == data
+    assert target.written == [(0, MiB)]
 
 
 def test_close_closes_both_ends_even_if_one_fails():

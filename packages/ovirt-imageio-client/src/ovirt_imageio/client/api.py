@@ -18,7 +18,7 @@ from ovirt_imageio.client.executor import persist
 from ovirt_imageio.client.hashing import Follower
 from ovirt_imageio.client.journal import Journal, place
 from ovirt_imageio.client.local import Path, Source, look
-from ovirt_imageio.client.pairs import DownloadPair, UploadPair, ZeroHunt
+from ovirt_imageio.client.pairs import DownloadPair, UploadPair
 from ovirt_imageio.client.plan import Step
 from ovirt_imageio.client.progress import Counter, Progress
 from ovirt_imageio.client.remote import connect
@@ -262,14 +262,16 @@ def _fetch(
 ) -> None:
     """Download into a target that is open."""
     is_zero = target.reads_zero and not transfer.resumed
-    hunt = ZeroHunt() if target.is_file and is_zero else None
+    skip = target.is_file and is_zero
     limit = transfer.copy_limit
     steps: Iterator[Step]
     if incremental:
         steps = plan.incremental_steps(extents, copy_limit=limit)
     else:
         steps = plan.download_steps(extents, has_backing=has_backing, target_is_zero=is_zero, copy_limit=limit)
-    transfer.run(lambda follower: DownloadPair(remote.clone(), target.open(), hunt=hunt, follower=follower), steps)
+    transfer.run(
+        lambda follower: DownloadPair(remote.clone(), target.open(), skip_zeroes=skip, follower=follower), steps
+    )
 
 
 def _tell_left(what: str, filename: Path, counter: Counter, record: Journal | None) -> None:

@@ -9,22 +9,18 @@ writes (`detect_zeroes`).
 
 from __future__ import annotations
 
-import threading
-from typing import Iterator, Protocol
+from typing import Iterator, Protocol, Sequence
 
 from ovirt_imageio.client.executor import Pair
 from ovirt_imageio.client.hashing import Followed, Follower
 from ovirt_imageio.common import defaults
-from ovirt_imageio.common.backends.base import Backend, Capabilities, Operation, pieces
+from ovirt_imageio.common.backends.base import Backend, Capabilities, Operation, Peer, pieces
 from ovirt_imageio.common.buffers import Buffer, aligned, is_zero
 from ovirt_imageio.common.units import KiB
 
 _SAMPLE = 4 * KiB
 """Bytes at the start of each piece that decide if it is worth looking at all of it: from
 the page cache 2 µs for each MiB."""
-
-_LOOK_AGAIN = 8
-"""After a request without a zero piece so many go without looking."""
 
 
 class Remote(Protocol):
@@ -123,31 +119,25 @@ class DownloadPair(Pair):
     Args:
         remote: To read from.
         target: To write to.
-        hunt: Tells when to look for zeroes; None never does.
+        skip_zeroes: The target reads as zeroes: do not write any to it.
         follower: Told what passes.
     """
 
     acknowledges = True
 
     def __init__(
-        self, remote: Remote, target: Backend, *, hunt: ZeroHunt | None = None, follower: Follower | None = None
+        self, remote: Remote, target: Backend, *, skip_zeroes: bool = False, follower: Follower | None = None
     ) -> None:
         self._remote = remote
         self._target = target
         self._follower = follower
-        self._hunt = hunt
+        written = SparseTarget(target) if skip_zeroes else target
+        self._written = written if follower is None else Followed(written, follower)
 
     def copy(self, offset: int, length: int, op: Operation) -> None:
         """See Pair."""
         self.owes_flush = True
-        hunt = self._hunt if self._hunt is not None and self._hunt.due() else None
-        sparse = SparseTarget(self._target) if hunt is not None else None
-        target: Backend = sparse or self._target
-        if self._follower is not None:
-            target = Followed(target, self._follower)
-        self._remote.stream_read(target, offset, length, op)
-        if hunt is not None and sparse is not None:
-            hunt.result(found=sparse.skipped > 0)
+        self._remote.stream_read(self._written, offset, length, op)
 
     def zero(self, offset: int, length: int) -> None:
         """See Pair."""
@@ -207,39 +197,31 @@ def _piece_is_zero(source: Backend, offset: int, view: memoryview) -> bool:
     return is_zero(view)
 
 
-class ZeroHunt:
-    """Decides if looking for zeroes pays: as long as some are found. Any thread."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._wait = 0
-
-    def due(self) -> bool:
-        """Tell if the next request is to be looked through."""
-        with self._lock:
-            if self._wait:
-                self._wait -= 1
-                return False
-            return True
-
-    def result(self, *, found: bool) -> None:
-        """Tell what came of it."""
-        with self._lock:
-            self._wait = 0 if found else _LOOK_AGAIN
-
-
 class SparseTarget(Backend):
     """A new image that reads as zeroes: pieces of zeroes are not written to it.
 
-    Attributes:
-        skipped: Bytes not written.
+    Where payload would pass us by in a pipe, the first bytes of each piece are looked at in
+    the socket; only a piece that begins with zeroes is read into memory, to look at all of it.
     """
 
     def __init__(self, target: Backend) -> None:
         self._target = target
         self.size = target.size
         self.capabilities: Capabilities = target.capabilities
-        self.skipped = 0
+
+    def receive_from(
+        self, peer: Peer, offset: int, length: int, op: Operation, *, others: Sequence[Backend] = ()
+    ) -> None:
+        """See Backend."""
+        peek = getattr(peer, "peek", None) if peer.splice_fd is not None else None
+        if peek is None:
+            super().receive_from(peer, offset, length, op)
+            return
+        for start, count in pieces(offset, length):
+            if is_zero(peek(min(_SAMPLE, count))):
+                super().receive_from(peer, start, count, op)
+            else:
+                self._target.receive_from(peer, start, count, op)
 
     def read_into(self, offset: int, buf: Buffer) -> None:
         """See Backend."""
@@ -247,9 +229,7 @@ class SparseTarget(Backend):
 
     def write(self, offset: int, buf: Buffer) -> None:
         """See Backend."""
-        if is_zero(buf):
-            self.skipped += len(buf)
-        else:
+        if not is_zero(buf):
             self._target.write(offset, buf)
 
     def zero(self, offset: int, length: int) -> None:

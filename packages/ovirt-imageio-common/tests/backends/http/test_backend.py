@@ -208,6 +208,26 @@ def test_streams_move_every_byte(backend, image):
     assert op.done == SIZE
 
 
+def test_receiver_may_look_at_what_comes_next(backend, image):
+    looked = []
+
+    class Looking(MemoryBackend):
+        def receive_from(self, peer, offset, length, op, *, others=()):
+            done = 0
+            while done < length:
+                seen = peer.peek(100)
+                assert seen == peer.peek(100)[: len(seen)]
+                assert seen == image.data[done : done + len(seen)]
+                looked.append(len(seen))
+                piece = bytearray(min(MIB, length - done))
+                done += peer.recv_into(memoryview(piece))
+            looked.append(len(peer.peek(100)))
+
+    backend.stream_read(Looking(Memory(bytearray(SIZE))), 0, SIZE, NullOperation())
+    assert all(1 <= count <= 100 for count in looked[:-1])
+    assert looked[-1] == 0
+
+
 def test_streams_between_different_offsets(backend, image):
     local = memory()
     backend.stream_read(local, 1000, 5000, NullOperation(), dst_offset=7)

@@ -77,6 +77,18 @@ class DownloadPeer:
             self._body.took(len(data))
         return data
 
+    def peek(self, limit: int) -> bytes:
+        """Return what comes next, and leave it there: 1 to limit bytes, none at the end.
+
+        Only of a plain connection, one that has a `splice_fd`.
+
+        Raises:
+            ServerGone: The connection broke.
+            ConnectionTimeout: The server sends nothing.
+        """
+        left = self._body.left
+        return self._body.reader.peek(min(limit, left)) if left else b""
+
     def recv_into(self, view: memoryview) -> int:
         """Receive at least one byte, 0 at the end.
 

@@ -109,6 +109,17 @@ class Stream:
         except OSError as e:
             raise self._failure(e, "sent") from e
 
+    def peek(self, limit: int) -> bytes:
+        """Return what comes next, as it comes, and leave it there: 1 to limit bytes, none at the end.
+
+        Raises:
+            As recv_into.
+        """
+        try:
+            return self._sock.recv(limit, socket.MSG_PEEK)
+        except OSError as e:
+            raise self._failure(e, "sent") from e
+
     def answered(self) -> bool:
         """Tell without waiting if there is something to receive, or an end."""
         poll = select.poll()
@@ -330,6 +341,10 @@ class Reader:
         """Return what was received already, at most limit bytes, maybe none."""
         data, self._buffer = self._buffer[:limit], self._buffer[limit:]
         return data
+
+    def peek(self, limit: int) -> bytes:
+        """Return what comes next and leave it there; of plain streams, see `Stream.peek`."""
+        return self._buffer[:limit] or self._stream.peek(limit)
 
     def receive(self, view: memoryview) -> int:
         """Receive at least one byte into view; 0 at the end of the stream."""
