@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import ast
 import collections
+import contextlib
+import gc
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -37,6 +39,11 @@ COMMON = "packages/ovirt-imageio-common"
 EXPLAINED = TOP / "docs" / "design" / "mutation.md"
 NAME = "ovirt_imageio.common."
 
+# Loaded once, by the process that all mutants are forked from: what pytest loads by itself, less
+# what these tests have no use for. That is most of the time of a short run.
+_PLUGINS = ("pytest_timeout", "_hypothesis_pytestplugin")
+_OURS = ("ovirt_imageio", "imageio_testing", "packages", "conftest")
+
 KILLED, SURVIVED, STUCK = "killed", "survived", "stuck"
 
 # A test that a mutant keeps from ending; the whole selections take a tenth of it.
@@ -61,6 +68,9 @@ class Module(NamedTuple):
         """Of the source."""
         return TOP / COMMON / "src/ovirt_imageio/common" / (self.name.replace(".", "/") + ".py")
 
+
+# Left to the wider tests, for it takes longer than all the others.
+_LONG = "not a_million"
 
 _NBD = ("nbd",)
 MODULES = [
@@ -98,6 +108,26 @@ class _Finder(importlib.abc.MetaPathFinder):
         return importlib.util.spec_from_file_location(fullname, self._loader.path, loader=self._loader)
 
 
+def preload() -> None:
+    """Load what the tests need, and forget what is ours: a child loads that with its mutant."""
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
+        _pytest("--collect-only", "-qq", str(TOP / COMMON / "tests" / "nbd"))
+    for name in list(sys.modules):
+        if name.partition(".")[0] in _OURS:
+            del sys.modules[name]
+    # What is there now is never garbage: the collector of a child need not touch its pages.
+    gc.collect()
+    gc.freeze()
+
+
+def _pytest(*options: str) -> int:
+    plugins = [option for plugin in _PLUGINS for option in ("-p", plugin)]
+    quiet = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    config = ["--rootdir", str(TOP), "-c", str(TOP / "pytest.ini")]
+    return int(pytest.main([*config, *plugins, *quiet, *options]))
+
+
 def fork(module: Module, mutant: Optional[Mutant], tests: Sequence[str]) -> int:
     """Run tests with a mutant, or with the module as it is, in a child; returns its process id."""
     pid = os.fork()
@@ -115,11 +145,9 @@ def fork(module: Module, mutant: Optional[Mutant], tests: Sequence[str]) -> int:
         hypothesis.settings.load_profile("mutation")
         tree = mutant.tree() if mutant else ast.parse(module.path.read_text())
         sys.meta_path.insert(0, _Finder(module, tree))
-        sys.dont_write_bytecode = True
         paths = [str(TOP / COMMON / "tests" / test) for test in tests]
-        options = ["-x", "-q", "-m", "not slow", "--timeout=20"]
-        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-        status = int(pytest.main(["--rootdir", str(TOP), "-c", str(TOP / "pytest.ini"), *options, *paths]))
+        chosen = ["-k", _LONG] if tests == module.tests else []
+        status = _pytest("-x", "-q", "-m", "not slow", "--timeout=20", *chosen, *paths)
     finally:
         os._exit(status)
 
@@ -199,6 +227,7 @@ def examine(module: Module, args: argparse.Namespace) -> dict[str, Any]:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command; 1 if a survivor is not explained."""
     args = arguments(argv)
+    preload()
     until = time.monotonic() + args.seconds
     known = explanations()
     results: dict[str, Any] = {}
