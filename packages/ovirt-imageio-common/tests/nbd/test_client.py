@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 import threading
 import tracemalloc
 
@@ -15,6 +16,7 @@ from imageio_testing.nbdpeer import FLAGS, Image, Peer, serve
 from ovirt_imageio.common import nbd
 from ovirt_imageio.common.errors import ProtocolError, RequestError, UnsupportedOperation
 from ovirt_imageio.common.extents import DirtyExtent, ZeroExtent
+from ovirt_imageio.common.nbd import client as client_module
 from ovirt_imageio.common.nbd import wire
 
 KiB = 1024
@@ -482,3 +484,147 @@ def test_handed_over_connection_cannot_be_used():
         client.hand_over()
         with pytest.raises(ProtocolError, match="handed over"):
             client.read_into(0, bytearray(10))
+
+
+# What goes over the wire, to the bit.
+
+
+def test_requests_carry_what_was_asked_for_and_no_more():
+    image = Image(bytearray(100))
+    with serve(image) as peer, nbd.Client(peer.address) as client:
+        client.read_into(1, bytearray(2))
+        client.write(3, b"four")
+        client.zero(5, 6)
+        client.flush()
+        assert client.finish(client.start_read(7, length=8)) is None
+    assert [(a.flags, a.command, a.offset, a.length) for a in image.asked] == [
+        (0, wire.CMD_READ, 1, 2),
+        (0, wire.CMD_WRITE, 3, 4),
+        (wire.CMD_FLAG_NO_HOLE, wire.CMD_WRITE_ZEROES, 5, 6),
+        (0, wire.CMD_FLUSH, 0, 0),
+        (0, wire.CMD_READ, 7, 8),
+    ]
+
+
+def test_goodbye_is_a_bare_request():
+    said = []
+
+    def script(talk):
+        talk.negotiate(10)
+        said.append(wire.REQUEST.unpack(talk.receive(wire.REQUEST.size)))
+
+    with Peer(script) as peer:
+        nbd.Client(peer.address).close()
+    assert said == [(wire.REQUEST_MAGIC, 0, wire.CMD_DISC, 0, 0, 0)]
+
+
+def test_no_goodbye_while_a_request_is_in_flight():
+    rest = []
+
+    def script(talk):
+        talk.negotiate(10)
+        talk.request()
+        rest.append(talk.sock.recv(100))
+
+    with Peer(script) as peer, nbd.Client(peer.address) as client:
+        client.start_read(0, memoryview(bytearray(10)))
+    assert rest == [b""]
+
+
+def test_closed_and_broken_connections_are_stale():
+    with serve(Image(bytearray(10))) as peer:
+        with nbd.Client(peer.address) as client:
+            client.close()
+            assert client.stale()
+        with nbd.Client(peer.address) as client:
+            client.fail(RuntimeError("no more"))
+            assert client.stale()
+
+
+def test_no_bitmap_is_asked_for_unless_told():
+    image = Image(bytearray(100), status={BASE: [(100, 0)], DIRTY: [(100, 1)]})
+    with serve(image) as peer, nbd.Client(peer.address) as client:
+        assert client.export.dirty_context is None
+        assert client.export.can_extents
+
+
+def test_impossible_time_limit_leaves_nothing_open():
+    with serve(Image(bytearray(10))) as peer:
+        with pytest.raises(OverflowError):
+            nbd.Client(peer.address, timeout=float("inf"))
+
+
+def test_long_zero_is_asked_for_in_steps():
+    asked = []
+
+    def script(talk):
+        talk.negotiate(3 << 30)
+        for _ in range(3):
+            request = talk.expect(wire.CMD_WRITE_ZEROES)
+            asked.append((request.offset, request.length))
+            talk.simple(request)
+        talk.wait_for_hangup()
+
+    with Peer(script) as peer, nbd.Client(peer.address) as client:
+        client.zero(512, (5 << 29) + 1)
+    assert asked == [(512, 1 << 30), (512 + (1 << 30), 1 << 30), (512 + (2 << 30), (1 << 29) + 1)]
+
+
+def test_long_hole_clears_the_buffer():
+    size = 2 * MiB + 512
+    image = Image(bytearray(size), hole_block=size)
+    with serve(image) as peer, nbd.Client(peer.address) as client:
+        buf = memoryview(bytearray(b"x" * size))
+        client.finish(client.start_read(0, buf))
+    assert buf == bytes(size)
+
+
+def test_broken_connection_is_not_used():
+    with serve(Image(bytearray(10))) as peer, nbd.Client(peer.address) as client:
+        client.start_read(0, memoryview(bytearray(10)))
+        client.fail(RuntimeError("no more"))
+        assert client.in_flight == 0
+        for use in (client.receive, client.hand_over, lambda: client.send(wire.CMD_FLUSH, 0, 0)):
+            with pytest.raises(ProtocolError, match="is closed: .*no more"):
+                use()
+
+
+@pytest.mark.parametrize("at_once", [0, 1, 27, 28, 29, 99, 100])
+def test_write_of_which_the_socket_takes_a_part(at_once):
+    class Slow:
+        def sendmsg(self, parts):
+            self.taken = b"".join(parts)[:at_once]
+            return len(self.taken)
+
+        def sendall(self, data):
+            assert len(data)
+            self.taken += data
+
+    sock = Slow()
+    head, payload = bytes(range(28)), bytes(range(100, 172))
+    client_module._send_all(sock, head, payload)
+    assert sock.taken == head + payload
+
+
+def test_serve_returns_what_came():
+    with serve(Image(bytearray(10))) as peer, nbd.Client(peer.address) as client:
+        request = client.start_write(0, memoryview(b"x"))
+        event = client.serve()
+        assert (event.request, event.done) == (request, True)
+
+
+def test_send_tells_that_the_connection_broke():
+    with serve(Image(bytearray(10))) as peer, nbd.Client(peer.address) as client:
+        client.sock.shutdown(socket.SHUT_WR)
+        with pytest.raises(nbd.ServerGone):
+            client.send(wire.CMD_FLUSH, 0, 0)
+        assert isinstance(client.broken, nbd.ServerGone)
+
+
+def test_error_of_the_caller_is_raised_as_it_is():
+    with serve(Image(bytearray(10))) as peer, nbd.Client(peer.address) as client:
+        error = RuntimeError("no more")
+        with pytest.raises(RuntimeError) as e:
+            client.give_up(error)
+        assert e.value is error
+        assert error.__cause__ is None

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import errno
 import socket
+from types import SimpleNamespace
 
 import pytest
 
 from imageio_testing.nbdpeer import Image, Peer, serve
-from ovirt_imageio.common import nbd
+from ovirt_imageio.common import nbd, sockets
 from ovirt_imageio.common.errors import ConnectionTimeout, PeerGone, ProtocolError, RequestError
-from ovirt_imageio.common.nbd import wire
+from ovirt_imageio.common.nbd import connecting, wire
 
 SHORT = 0.05  # for servers that never answer: a test waits this long
 
@@ -114,3 +115,43 @@ def test_tcp_server_that_never_greets_is_full():
     with Peer(lambda talk: talk.wait_for_hangup(), tcp=True) as peer:
         with pytest.raises(nbd.ServerFull):
             nbd.Client(peer.address, greeting_timeout=SHORT)
+
+
+def test_every_answer_leaves_less_time_for_the_next(monkeypatch):
+    def script(talk):
+        talk.greet()
+        code, _ = talk.option()
+        talk.reply(code, wire.REP_ERR_UNSUP)
+        talk.wait_for_hangup()
+
+    limits = []
+    set_timeouts = sockets.set_timeouts
+
+    def note(sock, seconds):
+        limits.append(seconds)
+        set_timeouts(sock, seconds)
+
+    monkeypatch.setattr(connecting.sockets, "set_timeouts", note)
+    with Peer(script) as peer:
+        # Each look at the clock is a second later: greeting, flags, reply to the first option.
+        clock = iter(range(100))
+        monkeypatch.setattr(connecting, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+        with pytest.raises(nbd.ServerTimeout, match="did not finish the negotiation in time"):
+            nbd.Client(peer.address, connect_timeout=4, greeting_timeout=60)
+        assert next(clock) == 5
+    assert limits[-3:] == [3, 2, 1]
+
+
+def test_time_to_connect_includes_the_greeting():
+    with Peer(lambda talk: talk.wait_for_hangup()) as peer:
+        with pytest.raises(nbd.ServerFull):
+            nbd.Client(peer.address, connect_timeout=SHORT, greeting_timeout=600)
+
+
+def test_sockets_are_tuned():
+    with serve(Image(bytearray(10))) as peer, nbd.Client(peer.address) as client:
+        with socket.socket(socket.AF_UNIX) as other:
+            untouched = other.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        assert client.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) > untouched
+    with serve(Image(bytearray(10)), tcp=True) as peer, nbd.Client(peer.address) as client:
+        assert client.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1

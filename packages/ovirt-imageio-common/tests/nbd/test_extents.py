@@ -200,3 +200,24 @@ def test_walk_rejects_a_reply_that_tells_nothing_new():
 
     with pytest.raises(ProtocolError, match="told nothing about the extents at 5"):
         list(extents.walk(5, 10, size=10, block=4, ask=only_before))
+
+
+@pytest.mark.parametrize(
+    ("offset", "end", "asked"),
+    [
+        (4000, 4100, [(3584, 516)]),
+        (700, 800, [(512, 512)]),
+        (0, 512, [(0, 512)]),
+    ],
+    ids=["to the end", "within", "a block"],
+)
+def test_requests_are_blocks_within_the_export(offset, end, asked):
+    requests = []
+
+    def ask(start, length):
+        requests.append((start, length))
+        return [ZeroExtent(start, length, False, False)]
+
+    found = list(extents.walk(offset, end, size=4100, block=512, ask=ask))
+    assert requests == asked
+    assert found == [ZeroExtent(offset, end - offset, False, False)]

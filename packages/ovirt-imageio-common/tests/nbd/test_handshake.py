@@ -301,3 +301,52 @@ def test_list_exports_refused():
 def test_too_long_export_name_is_the_callers_mistake():
     with pytest.raises(ValueError, match="4097 bytes"):
         play(negotiate("x" * 4097), greeting() + SIMPLE)
+
+
+def test_what_nobody_told_of_an_export():
+    assert Export("e", 9, FLAGS) == Export(
+        "e",
+        9,
+        FLAGS,
+        minimum_block=1,
+        preferred_block=4096,
+        maximum_block=32 * 1024**2,
+        structured=False,
+        contexts={},
+        bitmaps=(),
+    )
+
+
+@pytest.mark.parametrize(
+    "agreed",
+    [
+        GO,
+        refuse(wire.OPT_GO, wire.REP_ERR_UNSUP) + wire.EXPORT.pack(4096, FLAGS),
+    ],
+    ids=["go", "export name"],
+)
+def test_server_that_tells_no_block_sizes(agreed):
+    export, _ = play(negotiate("e"), greeting() + SIMPLE + agreed)
+    assert export == Export("e", 4096, FLAGS)
+
+
+def test_flags_without_has_flags_read_as_none():
+    export, _ = play(negotiate(""), greeting() + SIMPLE + export_info(flags=wire.FLAG_READ_ONLY) + ack(wire.OPT_GO))
+    assert export.flags == 0
+
+
+def test_longest_reply_largest_export_and_extreme_block_sizes_are_taken():
+    longest = info(9, bytes(8256 - wire.INFO.size))
+    for sizes in [(65536, 65536, 65536), (512, 512, 512)]:
+        server = greeting() + SIMPLE + longest + blocks(*sizes) + export_info(size=2**63 - 1) + ack(wire.OPT_GO)
+        export, _ = play(negotiate(""), server)
+        assert export.size == 2**63 - 1
+        assert (export.minimum_block, export.preferred_block, export.maximum_block) == sizes
+
+
+def test_bitmap_that_the_server_lists_and_does_not_select():
+    listed = contexts((0, "qemu:dirty-bitmap:b"), (0, ""), option=wire.OPT_LIST_META_CONTEXT)
+    export, _ = play(negotiate("", dirty=True), greeting() + STRUCTURED + listed + contexts(BASE) + GO)
+    assert export.bitmaps == ("b",)
+    with pytest.raises(UnsupportedOperation, match="it has no bitmap"):
+        export.require_dirty()

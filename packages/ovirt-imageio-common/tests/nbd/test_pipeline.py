@@ -541,3 +541,116 @@ def test_flags_are_those_of_the_export():
     with owner(Image(bytearray(100), flags=FLAGS)) as o:
         assert o.pipeline.export.can_multi_conn
         assert o.pipeline.block_size == 1
+
+
+# What goes over the wire, to the bit.
+
+
+def sent(talk, count):
+    """Heads of so many requests: flags, command, offset, length; payload is thrown away."""
+    heads = []
+    for _ in range(count):
+        _, flags, command, _, offset, length = wire.REQUEST.unpack(talk.receive(wire.REQUEST.size))
+        heads.append((flags, command, offset, length))
+        if command == wire.CMD_WRITE:
+            talk.receive(length)
+    return heads
+
+
+def test_requests_carry_what_was_asked_for_and_no_more():
+    heads = []
+
+    def script(talk):
+        talk.negotiate(4096)
+        heads.extend(sent(talk, 4))
+        talk.wait_for_hangup()
+
+    with Peer(script) as peer, Owner(peer) as o:
+        o.pipeline.read(1, 2, o.told("read"))
+        o.pipeline.write(3, b"four", o.told("write"))
+        o.pipeline.zero(5, 6, o.told("zero"))
+        o.pipeline.flush(o.told("flush"))
+        o.pipeline.flush_output()
+    assert heads == [
+        (0, wire.CMD_READ, 1, 2),
+        (0, wire.CMD_WRITE, 3, 4),
+        (wire.CMD_FLAG_NO_HOLE, wire.CMD_WRITE_ZEROES, 5, 6),
+        (0, wire.CMD_FLUSH, 0, 0),
+    ]
+
+
+def test_goodbye_is_a_bare_request():
+    said = []
+
+    def script(talk):
+        talk.negotiate(4096)
+        said.append(wire.REQUEST.unpack(talk.receive(wire.REQUEST.size)))
+
+    with Peer(script) as peer:
+        Owner(peer).pipeline.close()
+    assert said == [(wire.REQUEST_MAGIC, 0, wire.CMD_DISC, 0, 0, 0)]
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["in flight", "not sent yet"])
+def test_no_goodbye_while_a_request_waits(begun):
+    rest = []
+
+    def script(talk):
+        talk.negotiate(4096)
+        if begun:
+            talk.request()
+        rest.append(talk.sock.recv(100))
+
+    with Peer(script) as peer, Owner(peer) as o:
+        o.pipeline.read(0, 100, o.told("read"))
+        if begun:
+            o.pipeline.flush_output()
+        o.pipeline.close()
+    assert rest == [b""]
+
+
+def test_broken_connection_has_nothing_to_send():
+    with serve(Image(bytearray(4096))) as peer, Owner(peer) as o:
+        o.pipeline.read(0, 100, o.told("read"))
+        o.pipeline.close()
+        assert not o.pipeline.wants_write
+
+
+def test_zero_of_the_longest_length_that_can_be_written_is():
+    image = Image(bytearray(b"x" * 64 * KiB), block_sizes=(1, 4096, 32 * KiB), errors={wire.CMD_WRITE_ZEROES: 95})
+    with owner(image) as o:
+        o.pipeline.zero(0, o.pipeline.max_length, o.told("zero"))
+        assert o.run() == (None, None)
+    assert image.data == bytes(32 * KiB) + b"x" * 32 * KiB
+
+
+def test_zeros_that_must_be_written_are_checked_like_a_write():
+    plain = FLAGS & ~wire.FLAG_SEND_WRITE_ZEROES
+    with owner(Image(bytearray(64 * KiB), block_sizes=(512, 4096, 32 * KiB), flags=plain)) as o:
+        for offset, length, why in [(1, 512, "not aligned"), (0, 64 * KiB, "too long"), (0, 65 * KiB, "outside")]:
+            with pytest.raises(ValueError, match=why):
+                o.pipeline.zero(offset, length, o.told("zero"))
+        assert o.pipeline.in_flight == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "offset", "length", "asked"),
+    [
+        (4100, 4000, 100, (3584, 516)),
+        (4100, 700, 100, (512, 512)),
+        (8 << 30, 700, 6 << 30, (512, 2**32 - 512)),
+    ],
+    ids=["to the end", "within", "longer than a request"],
+)
+def test_block_status_is_asked_for_in_blocks_within_the_export(size, offset, length, asked):
+    heads = []
+
+    def script(talk):
+        talk.negotiate(size, contexts={BASE: 1}, block_sizes=(512, 4096, MiB))
+        heads.extend(sent(talk, 1))
+        talk.wait_for_hangup()
+
+    with Peer(script) as peer, Owner(peer) as o:
+        o.pipeline.status(offset, length, "zero", o.told("status"))
+        o.pipeline.flush_output()
+    assert heads == [(0, wire.CMD_BLOCK_STATUS, *asked)]

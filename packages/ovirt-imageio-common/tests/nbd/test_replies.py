@@ -499,3 +499,44 @@ def test_whole_read_takes_nothing_of_a_read_that_has_begun():
     feed(r, data(1, 1000, 10))
     whole = data(1, 1000, 100, done=True)
     assert r.whole_read(whole, 0, len(whole)) is None
+
+
+# The borders of what is allowed.
+
+
+def test_longest_error_message_is_taken():
+    r = replies()
+    q = read(r)
+    assert [event.done for event in feed(r, error(1, 5, b"x" * 4096, offset=1000))] == [True]
+    assert q.error.errno == errno.EIO
+    read(r)
+    with pytest.raises(ProtocolError, match="announced 4111 bytes"):
+        feed(r, error(2, 5, b"x" * 4097, offset=1000))
+
+
+def test_longest_block_status_is_taken():
+    r = replies()
+    r.expect(wire.CMD_BLOCK_STATUS, 0, 1 << 30)
+    head = chunk(1, wire.REPLY_BLOCK_STATUS, length=4 + 8 * 1024 * 1024)
+    assert feed(r, head) == []
+    assert r.needs == 4 + 8 * 1024 * 1024
+    r = replies()
+    r.expect(wire.CMD_BLOCK_STATUS, 0, 1 << 30)
+    with pytest.raises(ProtocolError, match="announced 8388620 bytes"):
+        feed(r, chunk(1, wire.REPLY_BLOCK_STATUS, length=4 + 8 * (1024 * 1024 + 1)))
+
+
+def test_error_of_a_request_without_a_range_may_name_its_offset_only():
+    r = replies()
+    r.expect(wire.CMD_FLUSH, 0, 0)
+    feed(r, error(1, 5, offset=0))
+    r.expect(wire.CMD_FLUSH, 0, 0)
+    with pytest.raises(ProtocolError, match="an error at 1"):
+        feed(r, error(2, 5, offset=1))
+
+
+def test_structured_replies_have_to_be_negotiated():
+    r = Replies()
+    read(r)
+    with pytest.raises(ProtocolError, match="not negotiated"):
+        feed(r, none(1))

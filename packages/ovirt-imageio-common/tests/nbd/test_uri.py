@@ -92,3 +92,12 @@ def test_uri_of_a_port_parses_to_the_same_address(host, port, export):
 def test_addresses_are_values():
     assert Address("unix", path="/a") == uri.unix("/a")
     assert len({uri.unix("/a"), uri.unix("/a"), uri.tcp("a")}) == 2
+
+
+def test_longest_export_name_is_understood():
+    assert parse("nbd:unix:/s:exportname=" + "x" * 4096).export == "x" * 4096
+
+
+def test_unix_socket_has_no_port():
+    assert parse("nbd:unix:/s").port == 0
+    assert uri.tcp("host").port == 10809
