@@ -62,7 +62,7 @@ class ImageBody(StreamedBody):
     async def _send(self, connection: Connection, head: bytes, op: Operation) -> None:
         wish = READ_BACKENDS if self.length >= _PARALLEL_FROM else 1
         async with self._transfer.pool.borrow(op, wish=wish) as backends:
-            op.waits_for(connection.wake)
+            op.waits_for(connection.interrupt)
             try:
                 args = (_send_range, backends, self._offset, self.length, op)
                 await connection.in_worker(*args, head=head, can_pause=True)

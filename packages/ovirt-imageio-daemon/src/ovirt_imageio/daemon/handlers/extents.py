@@ -89,7 +89,7 @@ class _ExtentsBody(StreamedBody):
                     break
                 piece += start + text
                 # Until now the client can be told why; from now on it may be what we wait for.
-                op.waits_for(connection.wake)
+                op.waits_for(connection.interrupt)
                 yield piece
                 piece, count, start = b"", _BATCH, b", "
         yield piece + b"]\n"

@@ -93,6 +93,7 @@ class Connection:
     Attributes:
         buffer: What was received and not used yet.
         head_sent: Part of the response's head may have left.
+        read_side_down: Nothing is received any more: it was woken.
         broken: It cannot serve another request.
         inactivity_timeout: Starts as ``timeouts.inactivity``; a handler may change it.
         ticket_id: Of the last request's ticket, set by handlers; None if there was none.
@@ -132,7 +133,7 @@ class Connection:
         self.is_unix = sock.family == socket.AF_UNIX
         self.can_splice = splice and self.is_unix
         self._kernel_timeout = False
-        self._read_side_down = False
+        self.read_side_down = False
         sock.setblocking(False)
         if self.is_unix:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
@@ -331,7 +332,7 @@ class Connection:
         with contextlib.suppress(OSError, PeerGone, DeadlineExpired):
             until = self.loop.now + _LINGER_TIME
             self.buffer = b""
-            if self._read_side_down and not self.is_unix:
+            if self.read_side_down and not self.is_unix:
                 await self._linger_unread(until)
                 return
             await self.end()
@@ -358,9 +359,18 @@ class Connection:
         """
         if self.closed:
             return
-        self._read_side_down = True
+        self.read_side_down = True
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RD if read_only else socket.SHUT_RDWR)
+
+    def interrupt(self) -> None:
+        """End every wait for the client, who can still be told why if no response has begun. Loop thread.
+
+        Here it is said that the response must not begin, then asked if it has; a worker does the
+        same the other way round. So one of them sees what the other did.
+        """
+        self.read_side_down = True
+        self.wake(read_only=not self.head_sent)
 
     def close(self) -> None:
         """Close the connection. For its owner only."""

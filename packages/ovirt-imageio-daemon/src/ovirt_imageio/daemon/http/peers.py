@@ -27,7 +27,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 from ovirt_imageio.common.buffers import Buffer
-from ovirt_imageio.common.errors import PeerGone
+from ovirt_imageio.common.errors import OperationCancelled, PeerGone
 
 from ..errors import ClientTimeout
 
@@ -80,10 +80,19 @@ class WorkerPeer:
         return self._body is not None and self._body.decoder is not None
 
     def begin(self) -> None:
-        """Send the response head, if that was not done yet."""
+        """Send the response head, if that was not done yet.
+
+        Raises:
+            OperationCancelled: The connection was interrupted before; the client can be told so.
+            PeerGone: The client has gone.
+            ClientTimeout: The client takes nothing.
+        """
         if self._head:
             head, self._head = self._head, b""
             self._connection.head_sent = True
+            if self._connection.read_side_down:  # see Connection.interrupt
+                self._connection.head_sent = False
+                raise OperationCancelled("cancelled before the response")
             self._send(head)
 
     def send_all(self, data: Buffer) -> None:
