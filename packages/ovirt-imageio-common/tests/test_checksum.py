@@ -77,6 +77,41 @@ def test_zero_extents_are_not_read():
     assert result.checksum == by_hand(data, BLOCK)[0]
 
 
+@pytest.mark.parametrize("sources", [1, 2])
+def test_long_zero_runs_beside_data_of_their_block_are_not_read(sources):
+    quarter = BLOCK // 4
+    data = bytes(quarter) + b"a" * quarter + bytes(quarter) + b"b" * quarter
+    data += b"c" * 4096 + bytes(BLOCK - 8192) + b"d" * 4096 + bytes(BLOCK) + b"e" * 10 + bytes(BLOCK - 4096)
+    given = [Source(data) for _ in range(sources)]
+    result = checksum.checksum(given, len(data), extents=extents_of(data), block_size=BLOCK, blocks=True)
+    assert (result.checksum, result.blocks) == by_hand(data, BLOCK)
+    reads = sorted(read for source in given for read in source.reads)
+    assert reads == [
+        (quarter, quarter),
+        (3 * quarter, quarter),
+        (BLOCK, 4096),
+        (2 * BLOCK - 4096, 4096),
+        (3 * BLOCK, 4096),
+    ]
+
+
+def test_short_zero_runs_are_read_with_the_data_around_them():
+    data = (b"x" * 4096 + bytes(4096)) * (BLOCK // 8192)
+    source = Source(data)
+    result = checksum.checksum([source], len(data), extents=extents_of(data), block_size=BLOCK)
+    assert source.reads == [(0, BLOCK)]
+    assert result.checksum == by_hand(data, BLOCK)[0]
+
+
+def test_zero_runs_past_what_memory_allows_are_read(monkeypatch):
+    monkeypatch.setattr(checksum, "_MOST_GAPS", 1)
+    data = (b"x" * (BLOCK // 2) + bytes(BLOCK // 2)) * 3
+    source = Source(data)
+    result = checksum.checksum([source], len(data), extents=extents_of(data), block_size=BLOCK)
+    assert source.reads == [(0, BLOCK // 2), (BLOCK, BLOCK), (2 * BLOCK, BLOCK)]
+    assert result.checksum == by_hand(data, BLOCK)[0]
+
+
 def test_neighbouring_zero_extents_of_two_kinds_are_not_read():
     extents = [ZeroExtent(0, BLOCK // 2, True, False), ZeroExtent(BLOCK // 2, BLOCK // 2, True, True)]
     source = Source(bytes(BLOCK))

@@ -98,3 +98,15 @@ def test_server_that_goes_away_meanwhile():
         with pytest.raises(ServerGone):
             receive(backend, 0, b"y" * 4 * MiB)
         assert backend.broken is not None
+
+
+def test_made_for_long_reads_as_well():
+    image = Image(bytearray(b"x" * 4 * MiB))
+    with serve(image) as peer, NbdBackend(peer.address) as backend:
+        for offset in range(0, 4 * MiB, 4096):
+            backend.read_into(offset, bytearray(4096))
+        assert large(image) == []
+        backend.read_into(0, bytearray(MiB))
+        assert large(image) == []
+        backend.read_into(MiB, bytearray(MiB))
+        assert large(image) == [(MiB, 3 * MiB)]

@@ -16,6 +16,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import threading
+from array import array
+from bisect import bisect_right
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
@@ -36,6 +38,11 @@ _DIGEST_SIZES = {"blake2b": 32, "blake2s": 32}
 """Digests shorter than the algorithm's own, as the contract says."""
 
 _ZEROES = bytes(1 * MiB)
+
+# A zero run within a block that is shorter is read: telling it from data costs as much.
+_SHORTEST_GAP = 256 * KiB
+# Of those that are not read; 16 bytes each. An image may have millions, to bound memory.
+_MOST_GAPS = 64 * 1024
 
 
 class Source(Protocol):
@@ -142,6 +149,14 @@ def zero_digest(algorithm: str, length: int) -> bytes:
     return bytes(digest.digest())
 
 
+@functools.lru_cache(maxsize=64)
+def _begun_with_zeroes(algorithm: str, length: int) -> Any:
+    """Return the state after so many zero bytes, to be copied."""
+    digest = new_digest(algorithm)
+    _update_with_zeroes(digest, length)
+    return digest
+
+
 def _update_with_zeroes(digest: Any, length: int) -> None:
     whole, rest = divmod(length, len(_ZEROES))
     for _ in range(whole):
@@ -171,19 +186,24 @@ class BlockDigest:
             if is_zero(view):
                 self._zeroes += view.nbytes
                 return
-            if self._digest is None:
-                self._digest = new_digest(self._algorithm)
-            _update_with_zeroes(self._digest, self._zeroes)
-            self._zeroes = 0
+            self._catch_up()
             self._digest.update(view)
 
     def digest(self) -> bytes:
         """Return the digest of what came so far."""
         if self._digest is None:
             return zero_digest(self._algorithm, self._zeroes)
-        _update_with_zeroes(self._digest, self._zeroes)
-        self._zeroes = 0
+        self._catch_up()
         return bytes(self._digest.digest())
+
+    def _catch_up(self) -> None:
+        """Hash the zeroes that were counted; those at the start were hashed once for all blocks."""
+        zeroes, self._zeroes = self._zeroes, 0
+        if self._digest is None:
+            whole = zeroes - zeroes % _SHORTEST_GAP
+            self._digest = _begun_with_zeroes(self._algorithm, whole).copy()
+            zeroes -= whole
+        _update_with_zeroes(self._digest, zeroes)
 
 
 def block_digest(algorithm: str, data: Buffer) -> bytes:
@@ -323,9 +343,11 @@ def checksum(
     length = size - offset if length is None else length
     check_range(offset, length, size=size, block_size=block_size)
     watch = op or _Unwatched()
-    runs = list(block_runs(_watched(extents or (), watch), offset, offset + length, block_size))
+    gaps = _Gaps()
+    zeroes = _noted(_zero_runs(_watched(extents or (), watch)), gaps)
+    runs = list(_cut(zeroes, offset, offset + length, block_size))
     data_blocks = sum(-(-(stop - start) // block_size) for start, stop, zero in runs if not zero)
-    _Hashing(sources[: max(data_blocks, 1)], total, watch).run(runs)
+    _Hashing(sources[: max(data_blocks, 1)], total, watch, gaps).run(runs)
     return total.result()
 
 
@@ -335,10 +357,36 @@ class _Unwatched:
     def advance(self, n: int) -> None: ...
 
 
+class _Gaps:
+    """Zero runs that need not be read although their block holds data as well.
+
+    block    |data |========== gap ==========|data|
+    """
+
+    def __init__(self) -> None:
+        self._starts = array("q")
+        self._stops = array("q")
+
+    def note(self, start: int, stop: int) -> None:
+        """Note a zero run, which comes in order, as far as memory allows."""
+        if stop - start >= _SHORTEST_GAP and len(self._starts) < _MOST_GAPS:
+            self._starts.append(start)
+            self._stops.append(stop)
+
+    def next(self, offset: int, end: int) -> tuple[int, int]:
+        """Return how many bytes follow that are data, and how many zeroes after them."""
+        i = bisect_right(self._stops, offset)
+        if i == len(self._starts) or self._starts[i] >= end:
+            return end - offset, 0
+        start = max(self._starts[i], offset)
+        return start - offset, min(self._stops[i], end) - start
+
+
 class _Hashing:
     """Blocks on their way from several sources to one hash."""
 
-    def __init__(self, sources: Sequence[Source], total: BlockHash, op: Watch) -> None:
+    def __init__(self, sources: Sequence[Source], total: BlockHash, op: Watch, gaps: _Gaps) -> None:
+        self._gaps = gaps
         self._sources = sources
         self._total = total
         self._op = op
@@ -395,10 +443,15 @@ class _Hashing:
         with borrow(min(length, defaults.PIECE)) as view:
             while offset < end and not self._ended:
                 self._op.check()
-                piece = view[: min(len(view), end - offset)]
-                source.read_into(offset, piece)
-                block.update(piece)
-                offset += len(piece)
+                data, zeroes = self._gaps.next(offset, end)
+                if data:
+                    piece = view[: min(len(view), data)]
+                    source.read_into(offset, piece)
+                    block.update(piece)
+                    offset += len(piece)
+                else:
+                    block.update_zeroes(zeroes)
+                    offset += zeroes
         return block.digest()
 
     def _add_zeroes(self, start: int, stop: int) -> None:
@@ -444,8 +497,19 @@ def block_runs(
         end: Of the range.
         block_size: Bytes of a block.
     """
+    return _cut(_zero_runs(extents), offset, end, block_size)
+
+
+def _noted(runs: Iterable[tuple[int, int]], gaps: _Gaps) -> Iterator[tuple[int, int]]:
+    """Note zero runs while they pass."""
+    for start, stop in runs:
+        gaps.note(start, stop)
+        yield start, stop
+
+
+def _cut(zeroes: Iterable[tuple[int, int]], offset: int, end: int, block_size: int) -> Iterator[tuple[int, int, bool]]:
     position = offset
-    for start, stop in _zero_runs(extents):
+    for start, stop in zeroes:
         first = max(-(-start // block_size) * block_size, position)
         last = end if stop >= end else stop // block_size * block_size
         if first >= last:

@@ -25,6 +25,9 @@ from ovirt_imageio.common.errors import RequestError, UnsupportedOperation
 from ovirt_imageio.common.extents import Extent
 from ovirt_imageio.common.nbd.connecting import GREETING_TIMEOUT
 
+# Reads like those of a stream, such as a checksum's: bytes.
+_LONG = defaults.PIECE // 2
+
 # A lock for each export in use: its edges are changed by one thread at a time.
 _edge_locks: weakref.WeakValueDictionary[nbd.Address, threading.Lock] = weakref.WeakValueDictionary()
 _edge_locks_guard = threading.Lock()
@@ -139,6 +142,8 @@ class NbdBackend(Backend):
         """Fill buf with the bytes from offset on; see `Backend.read_into`."""
         with memoryview(buf) as raw, raw.cast("B") as view:
             self.check_range(offset, len(view))
+            if len(view) >= _LONG:
+                self._prepare(offset, len(view))
             for part in self._parts(offset, len(view)):
                 target = view[part.offset - offset :][: part.length]
                 if part.whole:
