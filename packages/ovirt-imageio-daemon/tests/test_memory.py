@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
+
 import pytest
 
 from ovirt_imageio.daemon import memory
@@ -29,3 +33,28 @@ def test_memory_is_trimmed_once_when_most_connections_have_ended(counts: list[in
 
 def test_trim_works_here() -> None:
     memory.trim()
+
+
+FAULTS = """
+import resource, sys
+from ovirt_imageio.daemon import memory
+if sys.argv[1] == "keep":
+    memory.keep()
+for turn in range(60):
+    if turn == 10:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    records = [b"x" * 16408 for _ in range(32)]
+    joined = b"".join(records)
+    del records, joined
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 50)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_memory_that_is_kept_is_not_filled_again() -> None:
+    def faults(how: str) -> int:
+        done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, check=True, text=True)
+        return int(done.stdout)
+
+    pages = 2 * 32 * 16408 // 4096
+    assert faults("keep") < pages // 10 < faults("as it is")

@@ -30,7 +30,7 @@ OFF = {
     "no splice": {"splice": False},
     "no loop nbd": {"loop_nbd": False},
     "no inline": {"inline_limit": 0},
-    "nothing": {"splice": False, "loop_nbd": False, "inline_limit": 0, "quick_reads": False},
+    "nothing": {"splice": False, "loop_nbd": False, "inline_limit": 0, "quick_reads": False, "keep_memory": False},
 }
 
 

@@ -15,6 +15,20 @@ from collections.abc import Callable
 
 FEW = 200  # connections that are not worth the milliseconds
 
+# glibc maps what is larger anew each time, and returns free memory past the second: each page
+# is filled by the kernel then, which takes longer than to encrypt it. mallopt(3), malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_MMAP_THRESHOLD = 2 * 1024 * 1024  # a worker's longest piece of encrypted data has 512 KiB
+_TRIM_THRESHOLD = 4 * 1024 * 1024
+
+
+def keep() -> None:
+    """Let the process keep memory that bodies pass through; nothing where there is no glibc."""
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
+        mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
+
 
 def trim() -> None:
     """Return free memory to the system, see malloc_trim(3); nothing where there is no glibc."""

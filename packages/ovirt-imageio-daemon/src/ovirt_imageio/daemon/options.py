@@ -149,6 +149,11 @@ class Daemon:
         reason="Measured: up to 128 KiB a pipelined request in the loop is faster than a thread.",
     )
     splice: bool = _option(True, "Move bulk data between sockets without copying it, where the kernel can.")
+    keep_memory: bool = _option(
+        True,
+        "Keep some MiB that encrypted bodies pass through, instead of asking the kernel for them again each time.",
+        reason="Measured: the kernel needs longer to fill a page than the processor to encrypt it.",
+    )
     quick_reads: bool = _option(
         True,
         "Know a request that differs from the last one of its connection in the range only, instead of parsing each.",

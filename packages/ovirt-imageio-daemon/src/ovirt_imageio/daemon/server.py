@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 
 from . import log as log_setup
-from . import privileges, reloading
+from . import memory, privileges, reloading
 from .auth import Tickets
 from .config import Config, ConfigError
 from .errors import DeadlineExpired
@@ -38,7 +38,6 @@ from .http.loop import Loop
 from .http.message import Request
 from .http.registry import Connections
 from .http.router import Route
-from .memory import Tidier
 from .services import ControlService, LocalService, MetricsService, RemoteService, Service
 from .stats import Totals
 from .systemd import Notifier
@@ -104,6 +103,8 @@ class Server:
             ConfigError: something configured cannot be had; one line says what.
         """
         started = time.monotonic()
+        if self.cfg.daemon.keep_memory:
+            memory.keep()
         limit = privileges.raise_file_limit()
         self._room = privileges.room_for_connections(limit)
         self.remote.bind()
@@ -228,7 +229,7 @@ class Server:
         self._loop.run()
 
     async def _keep_house(self) -> None:
-        tidier = Tidier()
+        tidier = memory.Tidier()
         while True:
             await self._loop.sleep(self.cfg.daemon.poll_interval)
             tidier.look(len(self._connections))

@@ -46,7 +46,10 @@ _SLICE_IN = 32 * 1024
 _SLICE_STRANGER = 2 * 1024  # 75 requests for new keys
 _IDLE_INPUT = 64 * 1024  # bytes without data until the connection ends; a whole record has 16 KiB
 _BYTE_PAYS = 32  # bytes of records that a byte of data accounts for: the smallest record has 23
-_PIECE = 1024 * 1024  # bytes for one system call of a worker
+_PIECE = 1024 * 1024  # received by one system call of a worker
+# Encrypted and sent at a time: 0.95 of the processor time of 1 MiB, whose records are joined when the
+# first of them has left the processor's cache.
+_PIECE_OUT = 512 * 1024
 _RECEIVE = 64 * 1024
 _HANDSHAKE = 0x16  # the type of a TLS record that begins a handshake, RFC 8446 §5.1
 
@@ -229,8 +232,8 @@ class TlsPeer(WorkerPeer):
 
     def _send(self, data: Buffer) -> None:
         view = memoryview(data).cast("B")
-        for start in range(0, len(view), _PIECE):
-            self._send_raw(encrypt(self._tls, view[start : start + _PIECE]))
+        for start in range(0, len(view), _PIECE_OUT):
+            self._send_raw(encrypt(self._tls, view[start : start + _PIECE_OUT]))
 
     def _receive(self, view: memoryview) -> int:
         """Fill view with what is there; wait only for the first byte."""
