@@ -12,7 +12,8 @@ import pytest
 from imageio_testing.serving import Runner
 from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
 from ovirt_imageio.common.errors import OperationCancelled
-from ovirt_imageio.daemon import options
+from ovirt_imageio.common.nbd import ServerFull
+from ovirt_imageio.daemon import auth, options
 from ovirt_imageio.daemon.auth import Tickets
 from ovirt_imageio.daemon.config import Config
 from ovirt_imageio.daemon.errors import HttpError
@@ -40,6 +41,13 @@ class Client:
             call(self)
 
 
+class Counted(MemoryBackend):
+    closed = False
+
+    def close(self):
+        self.closed = True
+
+
 class Store:
     """Tickets with storage in memory and a clock that the test moves."""
 
@@ -52,8 +60,12 @@ class Store:
         cfg = Config(control=options.Control(remove_timeout=remove_timeout))
         self.tickets = Tickets(self.run.loop, cfg, totals=self.totals, open_backend=self.open, clock=lambda: self.now)
 
+        self.limit = 99
+
     def open(self, ticket):
-        backend = MemoryBackend(self.memory)
+        if sum(not backend.closed for backend in self.backends) >= self.limit:
+            raise ServerFull("no more connections")
+        backend = Counted(self.memory)
         self.backends.append(backend)
         return backend
 
@@ -327,3 +339,39 @@ def test_sweep_closes_the_storage_of_expired_tickets_that_nobody_uses(store):
     expired.extend(10)
     store.run(expired.pool.read(store.tickets.get("a").operation(READ, 0, 4, Client()), 0, 4))
     assert expired.pool.open_count == 1
+
+
+def lend(store, transfer, count):
+    """Use so many backends at a time, once."""
+
+    async def use():
+        async with transfer.pool.borrow(transfer.operation(READ, 0, SIZE, Client()), wish=count) as backends:
+            assert len(backends) == count
+
+    store.run(use())
+
+
+def test_full_storage_takes_a_second_ticket_when_the_first_is_idle(store):
+    store.limit = 4
+    first, second, other = store.add(uuid="1"), store.add(uuid="2"), store.add(uuid="3", url="file:///other")
+    lend(store, other, 1)
+    lend(store, first, 3)
+    lend(store, second, 1)
+    assert first.pool.open_count + second.pool.open_count + other.pool.open_count <= 4
+    assert (first.pool.open_count, other.pool.open_count) == (1, 1)
+
+
+def test_connections_that_nobody_uses_are_given_back_after_a_while(store, monkeypatch):
+    transfer = store.add()
+    lend(store, transfer, 4)
+    store.tickets.sweep()
+    assert transfer.pool.open_count == 4
+    monkeypatch.setattr(auth, "_SPARE_TIME", 0.0)
+    store.tickets.sweep()
+
+    async def closed():
+        while transfer.pool.open_count > 1:
+            await store.run.loop.sleep(0)
+
+    store.run(closed())
+    assert [backend.closed for backend in store.backends].count(False) == 1

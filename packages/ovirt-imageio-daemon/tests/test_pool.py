@@ -13,7 +13,7 @@ from imageio_testing.serving import PATIENCE, Runner
 from imageio_testing.volatile import ASKED, Volatile
 from ovirt_imageio.common import backends
 from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
-from ovirt_imageio.common.errors import OperationCancelled, RequestError
+from ovirt_imageio.common.errors import AuthorizationError, OperationCancelled, RequestError
 from ovirt_imageio.common.nbd import ServerFull, ServerGone, ServerTimeout, wire
 from ovirt_imageio.daemon import pool as pool_module
 from ovirt_imageio.daemon.errors import Overloaded
@@ -265,6 +265,69 @@ def test_full_server_lowers_the_limit_for_a_while(run, storage, make):
 
     run(script())
     assert storage.opened == 1, "it was asked again"
+
+
+@pytest.mark.parametrize("error", [ConnectionRefusedError("no"), ServerGone("no")], ids=["refused", "gone"])
+def test_backend_in_use_is_waited_for_where_no_other_can_be_opened(run, storage, make, error):
+    pool = make()
+
+    async def script():
+        members = await pool.lend(Operation(READ), 1)
+        storage.errors = [error]
+        given = []
+
+        async def use():
+            async with pool.borrow(Operation(READ)) as backends:
+                given.extend(backends)
+
+        task = run.loop.spawn(use())
+        await until(run, lambda: pool.waiting_count == 1)
+        pool.give_back(members)
+        await ended(run, task)
+        assert given == [members[0].backend]
+
+    run(script())
+    assert storage.opened == 1
+
+
+def test_nobody_waits_for_others_where_storage_forbids(run, storage, make):
+    pool = make()
+
+    async def script():
+        members = await pool.lend(Operation(READ), 1)
+        storage.errors = [AuthorizationError("the ticket has expired")]
+        with pytest.raises(AuthorizationError):
+            await pool.lend(Operation(READ), 1)
+        pool.give_back(members)
+        assert await pool.lend(Operation(READ), 1) == members
+        pool.give_back(members)
+
+    run(script())
+
+
+def test_what_nobody_uses_is_given_back(run, storage, make):
+    pool = make()
+
+    async def script():
+        members = await pool.lend(Operation(READ), 4)
+        assert len(members) == 4
+        pool.close_spare(0)
+        assert pool.open_count == 4, "they are lent"
+        members[1].backend.unflushed = True
+        pool.give_back(members)
+        pool.close_spare(3600)
+        assert pool.open_count == 4, "they were used just now"
+        pool.close_spare(0)
+        await until(run, lambda: pool.open_count == 1)
+        (left,) = await pool.lend(Operation(READ), 1)
+        assert left is members[1], "it owes a flush"
+        left.backend.unflushed = False
+        pool.give_back([left])
+        pool.close_spare(0)
+        assert pool.open_count == 1, "the last one stays"
+
+    run(script())
+    assert storage.opened == 4
 
 
 # The end.

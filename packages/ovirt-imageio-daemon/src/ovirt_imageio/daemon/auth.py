@@ -28,6 +28,11 @@ log = logging.getLogger(__name__)
 OpenTicket = Callable[[Ticket], Backend]
 
 
+# Seconds after which connections to storage that nobody uses are given back: opening another costs
+# milliseconds, and a server of images takes eight or so.
+_SPARE_TIME = 10.0
+
+
 class Tickets:
     """The store. Loop thread only.
 
@@ -96,6 +101,7 @@ class Tickets:
             limit=daemon.max_connections,
             fast=daemon.loop_nbd or not ticket.url.startswith("nbd"),
             sparse=ticket.sparse,
+            on_full=functools.partial(self._make_room, ticket),
         )
         transfer = Transfer(
             self._loop,
@@ -191,12 +197,20 @@ class Tickets:
         await self.clear("ended because the daemon stops")
 
     def sweep(self) -> None:
-        """Release the storage of expired tickets that nobody uses, and note how far all are."""
+        """Release storage that nobody uses, and note how far all transfers are."""
         for transfer in self._transfers.values():
             transfer.sample()
             transfer.note_expiry()
             if transfer.expired and not transfer.active and transfer.pool.open_count:
                 transfer.pool.close_idle()
+            elif transfer.pool.open_count > 1:
+                transfer.pool.close_spare(_SPARE_TIME)
+
+    def _make_room(self, ticket: Ticket) -> None:
+        """Let other transfers of the same storage give back connections that they do not use."""
+        for transfer in self._transfers.values():
+            if transfer.ticket.url == ticket.url and transfer.ticket.uuid != ticket.uuid:
+                transfer.pool.close_spare(0)
 
     async def _remove(self, transfer: Transfer, timeout: float, reason: str, *, settle: bool = False) -> None:
         transfer.cancel()

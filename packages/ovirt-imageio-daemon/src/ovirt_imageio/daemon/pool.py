@@ -61,7 +61,13 @@ from typing import Any, NamedTuple, TypeVar, Union
 
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.base import Backend, Capabilities, pieces
-from ovirt_imageio.common.errors import ImageioError, OperationCancelled, ProtocolError, RequestError
+from ovirt_imageio.common.errors import (
+    AuthorizationError,
+    ImageioError,
+    OperationCancelled,
+    ProtocolError,
+    RequestError,
+)
 from ovirt_imageio.common.nbd import ServerFull, ServerGone
 
 from .errors import DeadlineExpired, Overloaded
@@ -114,16 +120,18 @@ class Member:
         opened: Place in the order in which connections were opened.
         uses: How often it was lent: tells whether it was used since.
         owed: It owed a flush when it was lent.
+        idle_since: When it was given back last, by the loop's clock.
         flushers: Flushes that wait for it.
     """
 
-    __slots__ = ("backend", "flushers", "opened", "owed", "uses")
+    __slots__ = ("backend", "flushers", "idle_since", "opened", "owed", "uses")
 
     def __init__(self, backend: Backend, opened: int = 0) -> None:
         self.backend = backend
         self.opened = opened
         self.uses = 0
         self.owed = False
+        self.idle_since = 0.0
         self.flushers: deque[_Waiter] = deque()
 
 
@@ -166,6 +174,7 @@ class Pool:
         fast: Serve small requests in the loop, where the backend can.
         sparse: Zeroing may deallocate.
         timeout: Seconds that the storage may take for an answer in the loop.
+        on_full: Called when the server takes no more connections; others may give some back.
 
     Attributes:
         storage: What is known of it, None until it was opened.
@@ -182,6 +191,7 @@ class Pool:
         fast: bool = True,
         sparse: bool = False,
         timeout: float = defaults.NBD_TIMEOUT,
+        on_full: Callable[[], None] = lambda: None,
     ) -> None:
         self.storage: Storage | None = None
         self.fast: Fast | None = None
@@ -193,6 +203,7 @@ class Pool:
         self._wants_fast = fast
         self._sparse = sparse
         self._timeout = timeout
+        self._on_full = on_full
         self._open = 0  # open or being opened, the fast path and those being closed included
         self._idle: list[Member] = []
         self._busy: set[Member] = set()
@@ -441,16 +452,26 @@ class Pool:
         return await self._open_reserved()
 
     async def _open_reserved(self) -> Member | None:
-        """Open a member, whose place is counted already; None if the server is full."""
+        """Open a member, whose place is counted already.
+
+        Returns:
+            None if the server is full, or takes no more connections while others live.
+        """
         opened: list[Backend] = []
         try:
             await self._loop.worker(_open, self._open_backend, opened)
-        except ServerFull:
+        except (OSError, ImageioError) as e:
+            full = isinstance(e, ServerFull)
+            if not full and (isinstance(e, AuthorizationError) or not self._has_others()):
+                self._free_place()
+                raise
             self._open -= 1
             self._wake_closing()
             self._limit = max(self._established(), 1)
             self._full_until = self._loop.now + FULL_PERIOD
-            log.info("storage takes no more than %d connections", self._limit)
+            log.info("storage takes no more than %d connections: %s", self._limit, e)
+            if full:
+                self._on_full()
             if self._is_hopeless():
                 for waiter in self._queue:
                     self._loop.resume(waiter.token)
@@ -468,6 +489,10 @@ class Pool:
             self._drop(member, owes=False)
             self._check_closed()
         return member
+
+    def _has_others(self) -> bool:
+        """Tell whether there are backends that a request can wait for, or share."""
+        return bool(self._idle or self._busy) or isinstance(self.fast, Shared)
 
     def _established(self) -> int:
         return len(self._idle) + len(self._busy) + isinstance(self.fast, (Shared, CachedFile))
@@ -524,6 +549,7 @@ class Pool:
                 self._loop.resume(waiter.token)
                 return
         self._busy.discard(member)
+        member.idle_since = self._loop.now
         self._idle.append(member)
         self._let_share()
 
@@ -906,6 +932,19 @@ class Pool:
         elif fast is not None:
             self.fast = None
             self._loop.spawn(self._close_backend(fast.backend), "close backend")
+
+    def close_spare(self, seconds: float) -> None:
+        """Close what nobody has used for so many seconds and what owes no flush, but for the last one.
+
+        A server takes so many connections, and others may want them.
+        """
+        until = self._loop.now - seconds
+        for member in list(self._idle):
+            if self._established() == 1:
+                return
+            if member.idle_since <= until and not member.backend.unflushed:
+                self._idle.remove(member)
+                self._drop(member, owes=False)
 
     def _wake_closing(self) -> None:
         if not self._open:
