@@ -13,6 +13,7 @@ import threading
 import pytest
 
 from imageio_testing.imageserver import TICKET, Got, Image, ScriptedServer, response
+from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.base import NullOperation
 from ovirt_imageio.common.backends.http import (
     Forbidden,
@@ -831,6 +832,18 @@ def test_unix_socket_of_this_host_is_used(address):
                 other.read_into(0, data)
         assert server.methods() == ["OPTIONS"]
         assert local.connections == 2
+
+
+def test_unix_socket_gets_a_large_send_buffer(tmp_path):
+    path = str(tmp_path / "sock")
+    with socket.socket(socket.AF_UNIX) as like, ScriptedServer(Image(content(), unix_socket=path)) as server:
+        like.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, defaults.HTTP_SNDBUF)
+        wanted = like.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        with HttpBackend(server.url) as backend:
+            backend.read_into(0, bytearray(1))
+            stream = backend._unix.adapter.line.connection.stream
+            with socket.socket(fileno=os.dup(stream.fileno())) as ours:
+                assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == wanted
 
 
 @pytest.mark.parametrize("what", ["ticket", "features", "silence", "nobody"])

@@ -19,6 +19,7 @@ import requests.adapters
 import requests_unixsocket.adapters
 from requests.structures import CaseInsensitiveDict
 
+from ovirt_imageio.common import defaults
 from ovirt_imageio.common.errors import ConnectionTimeout
 from ovirt_imageio.common.sockets import connect_tcp, connect_unix
 
@@ -179,6 +180,8 @@ class UnixAdapter(Adapter, requests_unixsocket.adapters.UnixAdapter):  # type: i
             sock = connect_unix(self._address, self._connect_timeout)
         except (OSError, ValueError, ConnectionTimeout) as e:
             raise Unreachable(f"cannot connect to {self.name}: {e}") from e
+        # The sender's buffer rules a Unix socket; the server sets its own.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, defaults.HTTP_SNDBUF)
         return Stream(sock, self.name, self._timeout)
 
 
