@@ -834,9 +834,9 @@ def test_unix_socket_of_this_host_is_used(address):
         assert local.connections == 2
 
 
-def test_unix_socket_gets_a_large_send_buffer(tmp_path):
-    path = str(tmp_path / "sock")
-    with socket.socket(socket.AF_UNIX) as like, ScriptedServer(Image(content(), unix_socket=path)) as server:
+def test_unix_socket_gets_a_large_send_buffer(address):
+    image = Image(content(), unix_socket=address)
+    with ScriptedServer(image) as server, ScriptedServer(image, unix=address), socket.socket(socket.AF_UNIX) as like:
         like.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, defaults.HTTP_SNDBUF)
         wanted = like.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         with HttpBackend(server.url) as backend:
