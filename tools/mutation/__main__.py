@@ -193,6 +193,7 @@ def arguments(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     p.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 4), help="mutants at a time")
     p.add_argument("--seconds", type=float, default=3600.0, help="begin no module after so many")
     p.add_argument("--results", type=Path, help="file for the results, in JSON")
+    p.add_argument("--again", type=Path, help="only what survived in these results")
     return p.parse_args(argv)
 
 
@@ -206,6 +207,9 @@ def examine(module: Module, args: argparse.Namespace) -> dict[str, Any]:
     if status:
         raise SystemExit(f"the tests of {module.name} fail without a mutant")
     todo = list(mutants(module.path.read_text()))
+    if args.again:
+        survived = {(code, what) for _, code, what in json.loads(args.again.read_text())[module.name]["survivors"]}
+        todo = [mutant for mutant in todo if (mutant.code, mutant.what) in survived]
     if args.count is not None and args.count < len(todo):
         todo = sorted(random.Random(args.seed).sample(todo, args.count), key=lambda mutant: mutant.line)
     counts = collections.Counter({"mutants": len(todo)})

@@ -570,6 +570,7 @@ def test_requests_carry_what_was_asked_for_and_no_more():
         o.pipeline.write(3, b"four", o.told("write"))
         o.pipeline.zero(5, 6, o.told("zero"))
         o.pipeline.flush(o.told("flush"))
+        assert o.pipeline.in_flight_bytes == 2 + 4
         o.pipeline.flush_output()
     assert heads == [
         (0, wire.CMD_READ, 1, 2),
@@ -654,3 +655,11 @@ def test_block_status_is_asked_for_in_blocks_within_the_export(size, offset, len
         o.pipeline.status(offset, length, "zero", o.told("status"))
         o.pipeline.flush_output()
     assert heads == [(0, wire.CMD_BLOCK_STATUS, *asked)]
+
+
+def test_bytes_in_flight_are_those_of_whole_blocks():
+    with owner(Image(bytearray(4096), block_sizes=(512, 4096, 64 * KiB))) as o:
+        o.pipeline.read(700, 1500, o.told("read"))
+        assert o.pipeline.in_flight_bytes == 4 * 512
+        o.run()
+        assert o.pipeline.in_flight_bytes == 0

@@ -71,8 +71,6 @@ def _tune(sock: socket.socket) -> None:
     if sock.family == socket.AF_UNIX:
         # The sender's buffer rules a Unix socket: 4 MiB let four writes of 1 MiB be in flight.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, defaults.NBD_SNDBUF)
-    else:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _negotiate(
