@@ -17,7 +17,7 @@ import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Optional, Sequence
+from typing import Any, Mapping, Optional, Sequence
 
 START_TIMEOUT = 20.0
 
@@ -164,8 +164,17 @@ class QemuNbd(Server):
 class Daemon(Server):
     """A daemon of either implementation, with all services and its tickets."""
 
-    def __init__(self, implementation: Implementation, folder: Path, keys: Keys, *, local: bool = True) -> None:
+    def __init__(
+        self,
+        implementation: Implementation,
+        folder: Path,
+        keys: Keys,
+        *,
+        local: bool = True,
+        options: Optional[Mapping[str, object]] = None,
+    ) -> None:
         self.implementation = implementation
+        self.options = options or {}
         self.folder = folder / f"{implementation.name}-{uuid.uuid4().hex[:8]}"
         (self.folder / "conf.d").mkdir(parents=True)
         self.local = str(self.folder / "local.sock")
@@ -185,8 +194,10 @@ class Daemon(Server):
         self.started_in = time.monotonic() - start
 
     def _config(self) -> str:
+        options = "\n".join(f"{key} = {value}" for key, value in self.options.items())
         return f"""
 [daemon]
+{options}
 run_dir = {self.folder}
 drop_privileges = false
 systemd_enable = false

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Where the numbers of `ovirt_imageio.common.defaults` come from: python -m bench.tuning [--out FILE].
 
-Streams between a socket and NBD servers of several speeds, with one number changed at a time.
+Streams between a socket and NBD servers of several speeds, and requests to a daemon before them,
+with one number changed at a time.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any, Iterator
 
+from bench import tuning_daemon
 from bench.machine import usage
 from bench.servers import QemuNbd, Server, wait_for
 from bench.setup import MIB
@@ -157,7 +159,7 @@ def main() -> None:
         tempfile.TemporaryDirectory(dir=TOP / ".bench") as disk,
         storages(Path(memory), Path(disk)) as servers,
     ):
-        lines = measure(servers)
+        lines = measure(servers) + tuning_daemon.measure(servers, Path(memory), rounds=ROUNDS)
     if options.out:
         options.out.write_text("\n".join(lines) + "\n")
 
