@@ -13,7 +13,6 @@ a `Peer`. The base moves them through a buffer; a backend overrides `send_to` an
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from types import TracebackType
@@ -347,12 +346,12 @@ class Backend(ABC):
         self.close()
 
 
-def note_wait(peer: Peer, since: float, *, sent: int = 0, received: int = 0) -> None:
+def note_wait(peer: Peer, seconds: float, *, sent: int = 0, received: int = 0) -> None:
     """Tell a peer that keeps account of it how long bytes took that went past its methods.
 
     Args:
         peer: Whose descriptor was used.
-        since: When that began, in monotonic seconds.
+        seconds: How long that took.
         sent: Bytes that it took.
         received: Bytes that it sent.
 
@@ -361,7 +360,7 @@ def note_wait(peer: Peer, since: float, *, sent: int = 0, received: int = 0) -> 
     """
     spend = getattr(peer, "spend", None)
     if spend is not None:
-        spend(time.monotonic() - since, sent, received)
+        spend(seconds, sent, received)
 
 
 def pieces(offset: int, length: int, size: int = defaults.PIECE, *, align: int = 1) -> Iterator[tuple[int, int]]:

@@ -379,7 +379,7 @@ def _splice_in(peer: Peer, pipe: linux.Pipe, want: int) -> int:
             continue
         except ConnectionError as e:
             raise PeerGone(f"the connection to the peer broke: {e}") from e
-        note_wait(peer, began, received=n)
+        note_wait(peer, time.monotonic() - began, received=n)
         if not n:
             raise PeerGone(f"the peer closed the connection, {want} bytes or more are missing")
         return n

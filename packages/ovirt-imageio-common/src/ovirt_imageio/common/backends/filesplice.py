@@ -16,12 +16,12 @@ reading.
 from __future__ import annotations
 
 import errno
-import time
 
 from ovirt_imageio.common import linux
-from ovirt_imageio.common.backends.base import Operation, Peer, note_wait, pieces
+from ovirt_imageio.common.backends.base import Operation, Peer, pieces
 from ovirt_imageio.common.backends.direct import shrunk
-from ovirt_imageio.common.errors import ImageioError, PeerGone, PeerTimeout
+from ovirt_imageio.common.backends.pausing import is_paused
+from ovirt_imageio.common.backends.splice import drain
 
 
 class CannotSplice(Exception):
@@ -39,6 +39,8 @@ def send(fd: int, size: int, pipe: linux.Pipe, peer: Peer, offset: int, length: 
         offset: Start of the range in bytes.
         length: Of the range in bytes.
         op: Told of each piece sent.
+
+    A peer that is paused leaves the rest.
 
     Raises:
         CannotSplice: Copy instead.
@@ -59,23 +61,8 @@ def send(fd: int, size: int, pipe: linux.Pipe, peer: Peer, offset: int, length: 
                 raise shrunk(start, size)
             start += held
             peer.begin()
-            _pour(pipe, peer, held)
+            drain(pipe, peer, held)
+            if is_paused(peer):
+                op.advance(start - (end - count))
+                return
         op.advance(count)
-
-
-def _pour(pipe: linux.Pipe, peer: Peer, held: int) -> None:
-    target = peer.splice_fd
-    assert target is not None
-    began = time.monotonic()
-    try:
-        while held:
-            held -= linux.splice(pipe.read_fd, target, held)
-    except OSError as e:
-        raise _peer_error(e) from e
-    note_wait(peer, began)
-
-
-def _peer_error(error: OSError) -> ImageioError:
-    if isinstance(error, BlockingIOError):
-        return PeerTimeout("the peer took nothing for too long")
-    return PeerGone(f"lost the connection to the peer: {error}")

@@ -125,20 +125,66 @@ def fill(pipe: Pipe, peer: Peer, held: int, want: int) -> int:
     """
     source = peer.splice_fd
     assert source is not None
+    spent, got, was_silent = 0.0, 0, False
     while held < want and (not held or pipe.has_room()) and not is_paused(peer):
         began = time.monotonic()
         try:
             count = splice(source, pipe.write_fd, want - held)
         except BlockingIOError:
             note_silence(peer, began, receiving=True)
+            was_silent = True
             continue
         except OSError as e:
             raise _lost(e) from e
-        note_wait(peer, began, received=count)
         if not count:
             raise PeerGone(f"the client closed the connection {want - held} bytes before the end of a piece")
         held += count
+        got += count
+        spent += time.monotonic() - began
+        if was_silent:  # the peer counts for how long
+            note_wait(peer, spent, received=got)
+            spent, got, was_silent = 0.0, 0, False
+    if got:
+        note_wait(peer, spent, received=got)
     return held
+
+
+def drain(pipe: Pipe, peer: Peer, held: int) -> None:
+    """Splice to a peer what the pipe holds. One that is paused is given it to keep.
+
+    Args:
+        pipe: holds ``held`` bytes; it is left empty unless this raises.
+        peer: where to send; it has a `splice_fd`.
+        held: bytes in the pipe.
+
+    Raises:
+        PeerGone: the peer went away.
+        PeerTimeout: the peer took nothing for too long.
+    """
+    target = peer.splice_fd
+    assert target is not None
+    spent, sent, was_silent = 0.0, 0, False
+    while held:
+        began = time.monotonic()
+        try:
+            count = splice(pipe.read_fd, target, held)
+        except BlockingIOError:
+            note_silence(peer, began, receiving=False)
+            if is_paused(peer):
+                peer.send_all(pipe.read(held))
+                break
+            was_silent = True
+            continue
+        except OSError as e:
+            raise _lost(e) from e
+        held -= count
+        sent += count
+        spent += time.monotonic() - began
+        if was_silent:
+            note_wait(peer, spent, sent=sent)
+            spent, sent, was_silent = 0.0, 0, False
+    if sent:
+        note_wait(peer, spent, sent=sent)
 
 
 def _deliver(client: Client, request: Request, pipe: Pipe, peer: Peer, reads: Reads | None) -> None:
@@ -176,8 +222,7 @@ def _deliver_sorted(client: Client, event: Event, position: int, peer: Peer) -> 
 
 
 def _splice_payload(client: Client, length: int, pipe: Pipe, peer: Peer) -> None:
-    source, target = client.sock.fileno(), peer.splice_fd
-    assert target is not None
+    source = client.sock.fileno()
     while length:
         if is_paused(peer):
             peer.send_all(_receive(client, length))
@@ -189,25 +234,7 @@ def _splice_payload(client: Client, length: int, pipe: Pipe, peer: Peer) -> None
         if not held:
             client.give_up(PeerGone(f"{length} bytes before the end of a reply"))
         length -= held
-        _empty(pipe, peer, target, held)
-
-
-def _empty(pipe: Pipe, peer: Peer, target: int, held: int) -> None:
-    """Move what the pipe holds to the peer, which keeps it if it is paused."""
-    while held:
-        began = time.monotonic()
-        try:
-            count = splice(pipe.read_fd, target, held)
-        except BlockingIOError:
-            note_silence(peer, began, receiving=False)
-            if is_paused(peer):
-                peer.send_all(pipe.read(held))
-                return
-            continue
-        except OSError as e:
-            raise _lost(e) from e
-        note_wait(peer, began, sent=count)
-        held -= count
+        drain(pipe, peer, held)
 
 
 def _receive(client: Client, length: int) -> bytearray:
