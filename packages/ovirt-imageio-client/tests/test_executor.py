@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import signal
 import threading
 
 import pytest
 
+from ovirt_imageio.client import executor as module
 from ovirt_imageio.client import plan
 from ovirt_imageio.client.executor import Checkpoints, Executor, Pair, Retry, StepQueue, is_passing, persist
 from ovirt_imageio.client.plan import Action, Step
@@ -246,6 +248,36 @@ def test_interrupt_wakes_a_worker_that_waits():
     with pytest.raises(KeyboardInterrupt):
         executor.run(steps())
     assert woken.is_set()
+
+
+def test_control_c_while_workers_are_waited_for_takes_none_for_ended(monkeypatch, caplog):
+    monkeypatch.setattr(module, "_STOP_TIMEOUT", 0.05)
+    release = threading.Event()
+    ended = threading.Event()
+
+    class Stuck(MemoryPair):
+        def copy(self, offset, length, op):
+            queue = executor._queue
+            with queue._changed:
+                queue._changed.wait_for(lambda: queue._closed, 10)
+            # No step will come: the caller's thread waits for the workers, or is about to.
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            assert release.wait(10)
+            raise OperationCancelled("stopped")
+
+        def close(self):
+            ended.set()
+
+    executor = Executor(lambda: Stuck(World(bytes(10))), Counter(None, 10), workers=1, pause=no_pause)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            executor.run([Step(Action.COPY, 0, 10)])
+    finally:
+        signal.signal(signal.SIGINT, before)
+        release.set()
+    assert "Left behind, waiting for an end that is silent: transfer-0" in caplog.text
+    assert ended.wait(10)
 
 
 def test_flush_is_owed_by_a_connection_that_broke():

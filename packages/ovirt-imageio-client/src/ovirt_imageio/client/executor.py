@@ -298,18 +298,19 @@ class Executor:
             What the ends or steps raise: the first failure of all.
             KeyboardInterrupt: As it came; workers were told to stop.
         """
-        started = [worker.start() for worker in self._workers]
+        for worker in self._workers:
+            worker.start()
         try:
             for step in steps:
                 if self._cancelled.is_set():
                     break
                 self._queue.put(step)
             self._queue.close()
-            for thread in started:
-                thread.join()
+            for worker in self._workers:
+                worker.join()
         except BaseException as e:
             self.fail(e)
-            self._stop(started)
+            self._stop()
             raise
         if self._error is not None:
             raise self._error
@@ -324,12 +325,10 @@ class Executor:
         for worker in self._workers:
             worker.interrupt()
 
-    def _stop(self, threads: Sequence[threading.Thread]) -> None:
+    def _stop(self) -> None:
         """Wait for the workers, not for long: they are daemon threads."""
         deadline = time.monotonic() + _STOP_TIMEOUT
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        left = [thread.name for thread in threads if thread.is_alive()]
+        left = [worker.name for worker in self._workers if not worker.join(max(0.0, deadline - time.monotonic()))]
         if left:
             log.warning("Left behind, waiting for an end that is silent: %s", ", ".join(left))
 
@@ -339,7 +338,9 @@ class _Worker:
 
     def __init__(self, executor: Executor, name: str) -> None:
         self._executor = executor
-        self._name = name
+        self.name = name
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._ended = threading.Event()
         self._pair: Pair | None = None
         self._owes_flush = False
         self._limit = self._asked = defaults.EXTENT_LIMIT
@@ -347,10 +348,19 @@ class _Worker:
         self._unrecorded_length = 0
         self._recorded_at = 0.0
 
-    def start(self) -> threading.Thread:
-        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-        thread.start()
-        return thread
+    def start(self) -> None:
+        self._thread.start()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait for its end; tell if that came in time.
+
+        Not by Thread.join alone: up to Python 3.12 that takes a thread for ended when a
+        Control-C comes while it waits.
+        """
+        ended = self._ended.wait(timeout)
+        if ended:
+            self._thread.join()
+        return ended
 
     def interrupt(self) -> None:
         pair = self._pair
@@ -372,6 +382,7 @@ class _Worker:
             executor.fail(e)
         finally:
             self._drop_pair()
+            self._ended.set()
 
     def _do(self, job: _Job) -> None:
         step = job.step
