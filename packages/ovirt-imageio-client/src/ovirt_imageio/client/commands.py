@@ -115,15 +115,15 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="upload only what the image itself holds, not its backing files",
     )
-    parser.add_argument(
-        "--allow-external", action="store_true", help="trust an image that names data files, devices or servers"
-    )
 
 
 def add_member(parser: argparse.ArgumentParser) -> None:
     """Add what tells where the image is in the file, and how to read it."""
     parser.add_argument("--member", metavar="NAME", help="the image inside FILE, a tar file such as an OVA")
     parser.add_argument("--source-format", metavar="FORMAT", help="format of the image (else found by its content)")
+    parser.add_argument(
+        "--allow-external", action="store_true", help="trust an image that names data files, devices or servers"
+    )
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:
@@ -200,7 +200,7 @@ def info(args: argparse.Namespace) -> None:
             }
     else:
         _check_local(args)
-        result = client.info(args.image, member=args.member, fmt=args.source_format)
+        result = client.info(args.image, **image_arguments(args))
     _show(args, result)
 
 
@@ -208,7 +208,7 @@ def measure(args: argparse.Namespace) -> None:
     """Tell how much room an image needs in another format."""
     if is_url(args.filename):
         raise UsageError("measure takes a file of this machine, not a URL")
-    _show(args, client.measure(args.filename, args.format, member=args.member, fmt=args.source_format))
+    _show(args, client.measure(args.filename, args.format, **image_arguments(args)))
 
 
 def extents(args: argparse.Namespace) -> None:
@@ -223,7 +223,7 @@ def extents(args: argparse.Namespace) -> None:
     if args.dirty:
         raise UsageError("--dirty is for URLs: for a file give --bitmap NAME")
     _check_local(args)
-    show(client.extents(args.image, member=args.member, bitmap=args.bitmap, fmt=args.source_format))
+    show(client.extents(args.image, bitmap=args.bitmap, **image_arguments(args)))
 
 
 def checksum(args: argparse.Namespace) -> None:
@@ -236,10 +236,9 @@ def checksum(args: argparse.Namespace) -> None:
         _check_local(args)
         result = client.checksum(
             args.image,
-            member=args.member,
             block_size=args.block_size or DEFAULT_BLOCK_SIZE,
             algorithm=args.algorithm or DEFAULT_ALGORITHM,
-            fmt=args.source_format,
+            **image_arguments(args),
         )
     _show(args, result)
 
@@ -261,12 +260,12 @@ def transfer_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 def source_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Return what `add_source` took, as upload calls it."""
-    return {
-        "member": args.member,
-        "fmt": args.source_format,
-        "backing_chain": args.backing_chain,
-        "allow_external": args.allow_external,
-    }
+    return {**image_arguments(args), "backing_chain": args.backing_chain}
+
+
+def image_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what `add_member` took, as the functions that read an image call it."""
+    return {"member": args.member, "fmt": args.source_format, "allow_external": args.allow_external}
 
 
 def _check_url(url: str) -> None:
@@ -288,8 +287,8 @@ def _check_local(args: argparse.Namespace) -> None:
 
 
 def _remote(args: argparse.Namespace) -> client.ImageioClient:
-    if args.member or args.source_format:
-        raise UsageError("--member and --source-format are for files, not for URLs")
+    if args.member or args.source_format or args.allow_external:
+        raise UsageError("--member, --source-format and --allow-external are for files, not for URLs")
     return client.ImageioClient(args.image, args.cafile, secure=not args.insecure, proxy_url=args.proxy_url)
 
 

@@ -120,7 +120,7 @@ def properties(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         As `client.info` and `client.measure`.
     """
-    image = client.info(args.filename, member=args.member, fmt=args.source_format)
+    image = client.info(args.filename, **commands.image_arguments(args))
     iso = image["format"] == "raw" and _is_iso(args)
     fmt = args.format or ("raw" if iso else "qcow2")
     # The engine refuses CD images that are not preallocated.
@@ -135,9 +135,7 @@ def properties(args: argparse.Namespace) -> dict[str, Any]:
     }
     if fmt == "qcow2" and sparse:
         # On a LUN the engine allocates that much before it knows the data.
-        result["initial_size"] = client.measure(args.filename, "qcow2", member=args.member, fmt=args.source_format)[
-            "required"
-        ]
+        result["initial_size"] = client.measure(args.filename, "qcow2", **commands.source_arguments(args))["required"]
     if fmt == "qcow2" and not sparse:
         # The only kind of preallocated qcow2 disk that the engine makes.
         result["backup"] = "incremental"

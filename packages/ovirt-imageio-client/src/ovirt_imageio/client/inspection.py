@@ -14,13 +14,16 @@ from ovirt_imageio.common.extents import Extent
 from ovirt_imageio.common.qemu import img
 
 
-def info(filename: Path, member: str | None = None, *, fmt: str | None = None) -> dict[str, Any]:
+def info(
+    filename: Path, member: str | None = None, *, fmt: str | None = None, allow_external: bool = False
+) -> dict[str, Any]:
     """Describe an image as `qemu-img info --output json` does. Raw images need no qemu.
 
     Args:
         filename: Path of the image, or of a tar file.
         member: Name of the image inside the tar file.
         fmt: Format of the image, which is then not guessed from its content.
+        allow_external: Allow an image that uses data files, devices, or protocols.
 
     Returns:
         `virtual-size` (bytes), `format`, `filename`, `actual-size` (bytes), and what
@@ -28,11 +31,11 @@ def info(filename: Path, member: str | None = None, *, fmt: str | None = None) -
         (bytes) as well.
 
     Raises:
-        UnsafeImage: The image keeps its data in another file.
+        UnsafeImage: The image keeps its data in another file, which was not allowed.
         QemuImgError: qemu-img is missing, or cannot read the image.
         OSError: The file cannot be read.
     """
-    top = look(filename, fmt=fmt, member=member, backing_chain=False)[0]
+    top = look(filename, fmt=fmt, member=member, backing_chain=False, allow_external=allow_external)[0]
     if top.fmt == "raw":
         status = os.stat(top.path)
         size = top.size
@@ -54,7 +57,15 @@ def info(filename: Path, member: str | None = None, *, fmt: str | None = None) -
     return result
 
 
-def measure(filename: Path, dst_fmt: str, member: str | None = None, *, fmt: str | None = None) -> dict[str, Any]:
+def measure(
+    filename: Path,
+    dst_fmt: str,
+    member: str | None = None,
+    *,
+    fmt: str | None = None,
+    backing_chain: bool = True,
+    allow_external: bool = False,
+) -> dict[str, Any]:
     """Tell how much room an image needs in another format. Raw to raw needs no qemu.
 
     Args:
@@ -62,22 +73,33 @@ def measure(filename: Path, dst_fmt: str, member: str | None = None, *, fmt: str
         dst_fmt: Format to measure for, such as `raw` or `qcow2`.
         member: Name of the image inside the tar file.
         fmt: Format of the image, which is then not guessed from its content.
+        backing_chain: Measure what the backing chain holds as well, as `upload` sends it.
+        allow_external: Allow an image that uses data files, devices, or protocols.
 
     Returns:
         `required` and `fully-allocated` in bytes, maybe `bitmaps`; for a member
         `member-offset` and `member-size` as well.
 
     Raises:
-        As `info`.
+        UnsafeImage: The image refers to something that was not allowed.
+        QemuImgError: qemu-img is missing, or cannot read the image.
+        OSError: The file cannot be read.
     """
-    layers = look(filename, fmt=fmt, member=member)
+    layers = look(filename, fmt=fmt, member=member, backing_chain=backing_chain, allow_external=allow_external)
     top = layers[0]
     if (top.fmt, dst_fmt) == ("raw", "raw"):
         with Source(layers) as source:
             result: dict[str, Any] = {"required": source.size, "fully-allocated": source.size}
     else:
+        backing = backing_node(layers)
         result = img.measure(
-            top.path, dst_fmt, fmt=top.fmt, offset=top.offset, size=top.size, backing=backing_node(layers)
+            top.path,
+            dst_fmt,
+            fmt=top.fmt,
+            offset=top.offset,
+            size=top.size,
+            backing_chain=backing is not None or (allow_external and backing_chain),
+            backing=backing,
         )
     if member is not None:
         result["member-offset"], result["member-size"] = top.offset, top.size
@@ -92,6 +114,7 @@ def checksum(
     detect_zeroes: bool = True,
     *,
     fmt: str | None = None,
+    allow_external: bool = False,
 ) -> dict[str, Any]:
     """Compute the block hash of an image, equal to what a server answers for its disk.
 
@@ -103,22 +126,29 @@ def checksum(
         detect_zeroes: Kept for 2.x programs; zeroes are always looked for, which
             changes the time it takes and never the result.
         fmt: Format of the image, which is then not guessed from its content.
+        allow_external: Allow an image that uses data files, devices, or protocols.
 
     Returns:
         `algorithm`, `block_size` (bytes) and `checksum` (hexadecimal).
 
     Raises:
         ValueError: The algorithm or the block size is not supported.
-        UnsafeImage: The image refers to something that is not a plain file.
+        UnsafeImage: The image refers to something that was not allowed.
         OSError: The image cannot be read.
     """
-    with Source(look(filename, fmt=fmt, member=member)) as source:
+    layers = look(filename, fmt=fmt, member=member, allow_external=allow_external)
+    with Source(layers, trusted=allow_external) as source:
         result = local_checksum(source.open, block_size=block_size, algorithm=algorithm)
     return {"algorithm": result.algorithm, "block_size": result.block_size, "checksum": result.checksum}
 
 
 def extents(
-    filename: Path, member: str | None = None, bitmap: str | None = None, *, fmt: str | None = None
+    filename: Path,
+    member: str | None = None,
+    bitmap: str | None = None,
+    *,
+    fmt: str | None = None,
+    allow_external: bool = False,
 ) -> Iterator[Extent]:
     """Iterate over the extents of an image, like the server's `/extents`.
 
@@ -127,14 +157,17 @@ def extents(
         member: Name of the image inside the tar file.
         bitmap: Name of a dirty bitmap; dirty extents are told, of the image alone.
         fmt: Format of the image, which is then not guessed from its content.
+        allow_external: Allow an image that uses data files, devices, or protocols.
 
     Yields:
         ZeroExtent, or DirtyExtent with bitmap; in order, covering the image.
 
     Raises:
-        UnsafeImage: The image refers to something that is not a plain file.
+        UnsafeImage: The image refers to something that was not allowed.
         OSError: The image cannot be read.
     """
-    layers = look(filename, fmt=fmt, member=member, backing_chain=bitmap is None)
-    with Source(layers, connections=1, bitmap=bitmap) as source, source.open() as backend:
+    chain = bitmap is None
+    layers = look(filename, fmt=fmt, member=member, backing_chain=chain, allow_external=allow_external)
+    trusted = allow_external and chain
+    with Source(layers, connections=1, bitmap=bitmap, trusted=trusted) as source, source.open() as backend:
         yield from backend.extents("dirty" if bitmap else "zero")

@@ -93,9 +93,19 @@ def measure(
     fmt: str | None = None,
     offset: int | None = None,
     size: int | None = None,
+    backing_chain: bool = True,
     backing: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Tell how much room an image needs in another format.
+
+    Args:
+        filename: Path of the image.
+        dst_fmt: The other format.
+        fmt: Format; None lets qemu look at the content, and open what that names.
+        offset: Where the image begins in the file.
+        size: Bytes of the image there.
+        backing_chain: Count what the backing chain holds; else what the image itself does.
+        backing: Node of the backing file; None lets qemu open what the image names.
 
     Returns:
         `required` and `fully-allocated`, in bytes, and maybe `bitmaps`.
@@ -106,7 +116,7 @@ def measure(
     if fmt is None:
         source = _probed(filename, offset, size)
     else:
-        source = image.reference(filename, fmt, offset=offset, size=size, backing=backing)
+        source = image.reference(filename, fmt, offset=offset, size=size, backing_chain=backing_chain, backing=backing)
     command = ["measure", "--force-share", "--output", "json", "-O", dst_fmt, source]
     result: dict[str, Any] = json.loads(_run(command))
     return result
