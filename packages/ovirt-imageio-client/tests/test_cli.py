@@ -4,17 +4,25 @@
 
 from __future__ import annotations
 
+import argparse
+import ast
 import json
+import logging
 import os
+import re
 import signal
+import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from ovirt_imageio import client
-from ovirt_imageio.client import cli, failures
-from ovirt_imageio.common.errors import ImageioError
+from ovirt_imageio.client import cli, commands, disks, engine, failures, options
+from ovirt_imageio.client.local import UnsafeImage
+from ovirt_imageio.common.backends.http.errors import Unreachable, Untrusted
+from ovirt_imageio.common.errors import AuthorizationError, ImageioError
 from ovirt_imageio.common.units import MiB
 
 URL = "https://host:54322/images/ticket"
@@ -22,6 +30,18 @@ URL = "https://host:54322/images/ticket"
 
 def lines(capsys):
     return capsys.readouterr().err.splitlines()
+
+
+def options_in(text):
+    """Options that a text names."""
+    return set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", text))
+
+
+def options_of(command):
+    """Options that a command has, and those of `-h`."""
+    parser = argparse.ArgumentParser()
+    cli.COMMANDS[command].add(parser)
+    return {option for action in parser._actions for option in action.option_strings}
 
 
 @pytest.fixture
@@ -101,6 +121,7 @@ def test_json_progress_is_all_there_is_on_standard_output(called, capsys):
         (["download", "--backing-format", "raw", URL, "f"], "--backing-format needs --backing-file"),
         (["measure", URL], "not a URL"),
         (["info", "--member", "m", URL], "for files, not for URLs"),
+        (["checksum", "--allow-external", URL], "for files, not for URLs"),
         (["info", "--insecure", "file"], "for URLs, not for files"),
         (["extents", "--bitmap", "b", URL], "give --dirty"),
         (["extents", "--dirty", "file"], "give --bitmap NAME"),
@@ -112,6 +133,7 @@ def test_wrong_use_is_one_line_and_status_2(line, text, capsys):
     (error,) = lines(capsys)
     assert text in error
     assert error.endswith(f"(see ovirt-img {line[0]} --help)")
+    assert options_in(error) <= options_of(line[0])
 
 
 @pytest.mark.parametrize(
@@ -201,10 +223,60 @@ def test_unreachable_server_is_one_line_with_a_hint(image, capsys):
     assert error.endswith("(is the address right, and the server running?)")
 
 
-def test_refused_image_names_the_option_that_allows_it():
-    from ovirt_imageio.client.local import UnsafeImage
+LOOKING = {"info", "extents", "checksum"}
+MOVING = {"upload", "download", "upload-disk", "download-disk"}
+READING = LOOKING | {"measure", "upload", "upload-disk"}
 
-    assert failures.one_line(UnsafeImage("a; pass allow_external=True if so")) == "a; give --allow-external if so"
+HINTS = [
+    (UnsafeImage("a data file; pass allow_external=True if you trust it"), "give --allow-external if", READING),
+    (Untrusted("a certificate"), "give the certificate of its authority by --cafile", LOOKING | MOVING),
+    (Unreachable("nobody listens"), "is the address right", LOOKING | MOVING),
+    (AuthorizationError("no such ticket"), "start another one", LOOKING | MOVING),
+    (KeyError("a mistake of ours"), "--log-level debug shows where", set(cli.COMMANDS)),
+]
+
+
+@pytest.mark.parametrize(("error", "hint", "commands"), HINTS, ids=lambda value: getattr(type(value), "__name__", None))
+def test_hint_names_options_that_every_command_has_which_fails_so(error, hint, commands):
+    text = failures.one_line(error)
+    assert hint in text
+    for command in commands:
+        assert options_in(text) <= options_of(command), command
+
+
+@pytest.mark.parametrize("command", sorted(READING))
+def test_refused_image_names_an_option_of_the_command(command, tmp_path, capsys, monkeypatch):
+    # A qcow2 header of version 3 with a data file: incompatible feature 2, extension "DATA".
+    header = bytearray(struct.pack(">4sI92xI", b"QFI\xfb", 3, 104))
+    header[72:80] = (4).to_bytes(8, "big")
+    (tmp_path / "image").write_bytes(header + b"DATA" + struct.pack(">I8s8x", 8, b"/etc/foo"))
+    monkeypatch.setattr(disks, "load_sdk", lambda: None)
+    line = {"upload": ["image", URL], "upload-disk": ["-s", "nfs1", "image"]}.get(command, ["image"])
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([command, *line]) == 1
+    (error,) = lines(capsys)[-1:]
+    assert "/etc/foo" in error
+    assert "give --allow-external if you trust it" in error
+    assert "--allow-external" in options_of(command)
+
+
+def test_every_option_that_a_text_names_is_one():
+    """Whoever renames an option finds the texts that name it."""
+    known = {option for command in cli.COMMANDS for option in options_of(command)} | {"--version"}
+    for module in (cli, commands, disks, engine, failures, options):
+        tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert options_in(node.value) <= known, node.lineno
+
+
+def test_log_names_the_option_where_the_library_names_its_argument(monkeypatch, image, capsys):
+    def failing(*args, **keys):
+        logging.getLogger("ovirt_imageio.client.api").warning("run it again with resume=True to continue")
+
+    monkeypatch.setattr(client, "upload", failing)
+    assert cli.main(["upload", image, URL]) == 0
+    assert lines(capsys) == ["ovirt-img: WARNING: run it again with --resume to continue"]
 
 
 def test_text_of_several_lines_becomes_one():

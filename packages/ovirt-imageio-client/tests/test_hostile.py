@@ -287,5 +287,5 @@ def test_full_disk_is_told_and_nothing_is_left(data, tmp_path, fmt):
     if "mount" in done.stdout or "unshare" in done.stdout:
         pytest.skip(f"no mount namespaces: {done.stdout}")
     told, error = done.stdout.splitlines()  # and no name of a file
-    assert "nothing can be resumed" in told
+    assert "copy is not made; nothing can be resumed" in told
     assert re.search("No space left on device: .*copy.part'|ENOSPC", error)

@@ -345,7 +345,7 @@ def test_without_resume_nothing_is_left(daemon, folder, pki, caplog):
     with pytest.raises(Stop):
         client.download(url, folder / "copy", pki.ca_file, progress=StopAfter(MiB, stop))
     assert os.listdir(folder) == ["source"]
-    assert f"of {SIZE} bytes; nothing can be resumed" in caplog.text
+    assert f"of {SIZE} bytes: {folder}/copy is not made; nothing can be resumed" in caplog.text
 
 
 # Ways.
@@ -407,5 +407,6 @@ def test_control_c_ends_a_transfer_whose_server_is_silent(daemon, folder, pki):
             # The server may be silent for a minute before it is given up.
             out, err = process.communicate(timeout=30)
     assert out == "interrupted\n"
-    assert f"of {SIZE} bytes; run it again with resume to continue" in err
+    what = f"{source}.upload.journal has what is done"
+    assert f"of {SIZE} bytes: {what}; run it again with resume=True to continue" in err
     assert "Traceback" not in err

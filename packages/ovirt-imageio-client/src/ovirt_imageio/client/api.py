@@ -121,7 +121,8 @@ def upload(
             transfer.check_done()
             _send(transfer, source, remote, backing_chain=backing_chain, disk_is_zero=disk_is_zero)
         except BaseException:
-            _tell_left("upload", filename, transfer.counter, record)
+            left = "the disk is incomplete" if record is None else f"{record.path} has what is done"
+            _tell_left("upload", filename, transfer.counter, left, record)
             raise
         if record is not None:
             record.remove()
@@ -222,9 +223,12 @@ def download(
         except BaseException as e:
             if isinstance(e, OSError) and e.errno == errno.ENOSPC and not e.filename:
                 e.filename = staging.path
+            left = f"{filename} is {staging.state}"
             if record is None:
                 staging.discard()
-            _tell_left("download", filename, counter, record)
+            else:
+                left = f"{staging.path} and {record.path} are kept"
+            _tell_left("download", filename, counter, left, record)
             raise
         if record is not None:
             record.remove()
@@ -274,10 +278,12 @@ def _fetch(
     )
 
 
-def _tell_left(what: str, filename: Path, counter: Counter, record: Journal | None) -> None:
-    """Say what a failure leaves behind."""
-    how = "run it again with resume to continue" if record is not None else "nothing can be resumed"
-    log.warning("The %s of %s ended after %d of %d bytes; %s", what, filename, counter.done, counter.size, how)
+def _tell_left(what: str, filename: Path, counter: Counter, left: str, record: Journal | None) -> None:
+    """Say what a failure leaves behind, and if it can be continued."""
+    how = "run it again with resume=True to continue" if record is not None else "nothing can be resumed"
+    log.warning(
+        "The %s of %s ended after %d of %d bytes: %s; %s", what, filename, counter.done, counter.size, left, how
+    )
 
 
 def _check_numbers(buffer_size: int, max_workers: int) -> None:

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Callable, Iterator, NamedTuple, NoReturn, Sequence
 
 from ovirt_imageio.client import commands, disks, options
-from ovirt_imageio.client.failures import one_line
+from ovirt_imageio.client.failures import in_options, one_line
 from ovirt_imageio.client.options import UsageError
 from ovirt_imageio.client.version import __version__
 
@@ -258,6 +258,13 @@ class _OverProgress(_StreamHandler):
         super().emit(record)
 
 
+class _InOptions(logging.Formatter):
+    """What the library logs, in the words of the command."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return in_options(super().format(record))
+
+
 @contextlib.contextmanager
 def _logging(args: argparse.Namespace) -> Iterator[None]:
     """Send the log where the arguments say."""
@@ -267,10 +274,10 @@ def _logging(args: argparse.Namespace) -> Iterator[None]:
             handler = logging.FileHandler(args.log_file)
         except OSError as e:
             raise UsageError(f"cannot write the log file {args.log_file}: {e.strerror}") from e
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s (%(threadName)s) [%(name)s] %(message)s"))
+        handler.setFormatter(_InOptions("%(asctime)s %(levelname)-7s (%(threadName)s) [%(name)s] %(message)s"))
     else:
         handler = _OverProgress()
-        handler.setFormatter(logging.Formatter(f"{PROG}: %(levelname)s: %(message)s"))
+        handler.setFormatter(_InOptions(f"{PROG}: %(levelname)s: %(message)s"))
     root = logging.getLogger()
     level = root.level
     root.addHandler(handler)

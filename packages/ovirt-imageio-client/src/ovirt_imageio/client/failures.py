@@ -9,7 +9,7 @@ import tarfile
 from ovirt_imageio.client.local import UnsafeImage
 from ovirt_imageio.common.errors import AuthorizationError, ImageioError
 
-_OPTIONS = {"pass allow_external=True": "give --allow-external"}
+_OPTIONS = {"pass allow_external=True": "give --allow-external", "with resume=True": "with --resume"}
 """What the library's texts name, and its options here."""
 
 
@@ -19,11 +19,16 @@ def one_line(error: BaseException) -> str:
     Args:
         error: What ended it.
     """
-    text = " ".join(_text(error).split())
-    for argument, option in _OPTIONS.items():
-        text = text.replace(argument, option)
+    text = in_options(" ".join(_text(error).split()))
     hint = _hint(error)
     return f"{text} ({hint})" if hint else text
+
+
+def in_options(text: str) -> str:
+    """Name the options of the command where the library names its arguments."""
+    for argument, option in _OPTIONS.items():
+        text = text.replace(argument, option)
+    return text
 
 
 def _text(error: BaseException) -> str:
