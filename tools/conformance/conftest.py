@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,18 +81,22 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
                 version=option("--version-expected"),
             )
         else:
-            with own_daemon(folder) as server:
+            with own_daemon(folder, option("--set", [])) as server:
                 yield server
 
 
 @contextlib.contextmanager
-def own_daemon(folder: Path) -> Iterator[Server]:
-    """Start the daemon of this checkout."""
+def own_daemon(folder: Path, settings: Sequence[str] = ()) -> Iterator[Server]:
+    """Start the daemon of this checkout, with settings like ``daemon.splice=no``."""
     daemon = pytest.importorskip("imageio_testing.daemon")
     pki = pytest.importorskip("imageio_testing.pki").make_pki(folder)
     from ovirt_imageio.daemon.version import __version__
 
-    config = {"backend_http": {"ca_file": pki.ca_file}}
+    config: dict[str, dict[str, object]] = {"backend_http": {"ca_file": pki.ca_file}}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        section, _, key = name.partition(".")
+        config.setdefault(section, {})[key] = value
     (folder / "own").mkdir()
     with daemon.Daemon(folder / "own", pki=pki, config=config) as running:
         yield Server(

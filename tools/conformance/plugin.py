@@ -23,6 +23,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--control", default="", help="Unix socket or http://localhost:PORT of the control service")
     group.addoption("--folder", default="", help="where to make images, which the server may open and change")
     group.addoption("--version-expected", default="", help="what the server should report as its version")
+    group.addoption(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="configuration of the daemon of this checkout, if no other server is named",
+    )
     group.addoption("--report", default="", help="JSON file to write the outcome of every rule to")
 
 
