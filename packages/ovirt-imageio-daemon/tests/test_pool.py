@@ -15,7 +15,7 @@ from ovirt_imageio.common import backends
 from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
 from ovirt_imageio.common.errors import AuthorizationError, OperationCancelled, RequestError
 from ovirt_imageio.common.nbd import ServerFull, ServerGone, ServerTimeout, wire
-from ovirt_imageio.daemon import pool as pool_module
+from ovirt_imageio.daemon import lending
 from ovirt_imageio.daemon.errors import Overloaded
 from ovirt_imageio.daemon.operations import FLUSH, READ, WRITE, Operation
 from ovirt_imageio.daemon.pool import Pool
@@ -210,7 +210,7 @@ def test_cancelled_operation_leaves_the_line(run, storage, make):
 
 
 def test_line_ends_after_a_while(run, storage, make, monkeypatch):
-    monkeypatch.setattr(pool_module, "QUEUE_TIMEOUT", 0.01)
+    monkeypatch.setattr(lending, "QUEUE_TIMEOUT", 0.01)
     pool = make(limit=1)
 
     async def script():

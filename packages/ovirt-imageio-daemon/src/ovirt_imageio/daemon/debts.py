@@ -1,0 +1,138 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""What a pool owes: acknowledged data that no flush covers yet. The bookkeeping; `Pool` does the flushing.
+
+A flush covers everything acknowledged for the ticket. A connection *owes* a flush when a
+client was told of a write over it that no flush covers yet. Every connection that owes one
+is flushed; one that is lent is waited for if it owed a flush when it was lent, so members
+that owe one are flushed before long use.
+
+Where the storage says that one flush covers all connections (`multi_conn`), that holds
+for the server that answers the flush. Another connection may have written to one that is
+dead by now, and not know it yet. Connections are numbered as they are opened, and a flush
+over one covers those opened later:
+
+    opened    A ──────────── B ─────── B writes ──── flush over A
+                                                     A lived all the time, so B wrote to
+                                                     the server that answers the flush
+
+    opened    B ── B writes ────────── A ─────────── flush over A
+                                                     the server may have been restarted in
+                                                     between: B is flushed as well
+
+The fast path is the oldest unless it broke, so that mostly one flush is enough.
+
+When a connection that owes a flush breaks, or the server answers a flush with an error
+while something is owed, acknowledged data may be lost, and no later flush may claim
+otherwise: it fails, for as long as the ticket lives. What nobody was told of is not owed:
+an operation that fails with its connection, or whose own flush fails, can be tried again.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+from ovirt_imageio.common.backends.base import Backend
+
+from .members import Fast, Member, Storage, StorageFailed
+from .shared import Shared
+
+log = logging.getLogger(__name__)
+
+
+class Covered(NamedTuple):
+    """What a flush over one connection that begins now will cover, and what not.
+
+    Attributes:
+        members: Idle members that it covers, and how often they had been lent.
+        shared: The fast path if it covers that.
+        acknowledged: How many of its writes.
+        rest: Members that owe a flush which has to be sent over them.
+        rest_shared: The fast path if it needs a flush of its own.
+    """
+
+    members: list[tuple[Member, int]]
+    shared: Shared | None
+    acknowledged: int
+    rest: list[Member]
+    rest_shared: Shared | None
+
+
+class Debts:
+    """Who owes a flush, what a flush covers, and if something was lost. Loop thread only.
+
+    Attributes:
+        storage: What is known of it, None until it was opened.
+        fast: What serves small requests in the loop, None if nothing does.
+    """
+
+    def __init__(self) -> None:
+        self.storage: Storage | None = None
+        self.fast: Fast | None = None
+        self._idle: list[Member] = []
+        self._busy: set[Member] = set()
+        self._lost: BaseException | None = None
+
+    def inherit(self, other: Debts) -> None:
+        """Take over that acknowledged data may be lost from a pool of the same storage."""
+        self._lost = other._lost
+
+    def check_lost(self) -> None:
+        """Raise if acknowledged data may be lost.
+
+        Raises:
+            StorageFailed: It may.
+        """
+        if self._lost is not None:
+            raise StorageFailed(f"acknowledged data may be lost: {self._lost}") from self._lost
+
+    def _flush_failed(self, error: BaseException) -> None:
+        """Storage answered a flush with an error: it may have dropped what anybody wrote."""
+        shared = self.fast
+        if self._owing() or (isinstance(shared, Shared) and shared.owing):
+            self._note_loss(error)
+
+    def _owing(self) -> list[Member]:
+        """Members that owe a flush."""
+        owing = [member for member in self._idle if member.backend.unflushed]
+        return owing + [member for member in self._busy if member.owed]
+
+    def _note_loss(self, error: BaseException) -> None:
+        if self._lost is None:
+            log.error("storage failed before a flush, acknowledged data may be lost: %s", error)
+            self._lost = error
+
+    def _covered_over(self, opened: int, has_server: bool, backend: Backend | None) -> Covered:
+        """Return what a flush covers that begins now.
+
+        Args:
+            opened: Of the connection that it goes over.
+            has_server: That may be another than it was when older connections were opened.
+            backend: What is flushed; None for the fast path.
+        """
+        assert self.storage is not None
+        one_for_all = self.storage.capabilities.multi_conn
+        rest = [
+            member
+            for member in self._owing()
+            if member.backend is not backend and not (one_for_all and (member.opened > opened or not has_server))
+        ]
+        shared = self.fast if isinstance(self.fast, Shared) else None
+        covers_shared = shared is not None and (shared.opened == opened or (one_for_all and shared.opened > opened))
+        return Covered(
+            [(m, m.uses) for m in self._idle if m.backend.unflushed and m not in rest],
+            shared if covers_shared else None,
+            shared.acknowledged if shared is not None else 0,
+            rest,
+            shared if shared is not None and shared.unflushed and not covers_shared else None,
+        )
+
+    def _note_flushed(self, covered: Covered) -> None:
+        """Note that a flush has succeeded."""
+        for member, uses in covered.members:
+            if member.uses == uses:
+                member.backend.unflushed = False
+        if covered.shared is not None:
+            covered.shared.covered(covered.acknowledged)

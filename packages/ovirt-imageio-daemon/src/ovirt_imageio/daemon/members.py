@@ -1,0 +1,83 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""What a pool is made of: its members, and places in its lines."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple, Union
+
+from ovirt_imageio.common.backends.base import Backend, Capabilities
+from ovirt_imageio.common.errors import ImageioError
+
+from .http.tasks import Token
+from .shared import CachedFile, Shared, SharedBackend
+
+Fast = Union[Shared, CachedFile]
+Open = Callable[[], Backend]
+
+
+class StorageFailed(ImageioError):
+    """Storage broke off while it owed an answer, or lost what it had acknowledged."""
+
+
+class Storage(NamedTuple):
+    """What is known of the storage since it was opened.
+
+    Attributes:
+        size: Bytes.
+        capabilities: What it can do.
+    """
+
+    size: int
+    capabilities: Capabilities
+
+
+class Member:
+    """A backend of the pool.
+
+    Attributes:
+        backend: The backend.
+        opened: Place in the order in which connections were opened.
+        uses: How often it was lent: tells whether it was used since.
+        owed: It owed a flush when it was lent.
+        idle_since: When it was given back last, by the loop's clock.
+        flushers: Flushes that wait for it.
+    """
+
+    __slots__ = ("backend", "flushers", "idle_since", "opened", "owed", "uses")
+
+    def __init__(self, backend: Backend, opened: int = 0) -> None:
+        self.backend = backend
+        self.opened = opened
+        self.uses = 0
+        self.owed = False
+        self.idle_since = 0.0
+        self.flushers: deque[Waiter] = deque()
+
+
+class Waiter:
+    """A place in a line. What it was given is kept here, lest it gets lost with its task."""
+
+    __slots__ = ("given", "member", "token")
+
+    def __init__(self, token: Token) -> None:
+        self.token = token
+        self.given = False
+        self.member: Member | None = None  # None: the right to open one
+
+
+def has_server(backend: Backend) -> bool:
+    """Tell whether a backend is a connection to a server, which may be restarted."""
+    return hasattr(backend, "stale") or isinstance(backend, SharedBackend)
+
+
+def first_alive(line: deque[Waiter]) -> Waiter | None:
+    """Take the first in line who still waits."""
+    while line:
+        waiter = line.popleft()
+        if not waiter.token.done:
+            return waiter
+    return None
