@@ -8,6 +8,7 @@ would have to import the package, and so its dependencies, to find it in a modul
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
-__version__ = Path(__file__).with_name("VERSION").read_text(encoding="ascii").strip()
+with open(os.path.join(os.path.dirname(__file__), "VERSION"), encoding="ascii") as _file:
+    __version__ = _file.read().strip()
