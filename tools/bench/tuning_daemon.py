@@ -18,10 +18,11 @@ from bench import load
 from bench.machine import run_apart, usage
 from bench.servers import Daemon, Implementation
 from bench.setup import GIB, MIB, make_keys
+from ovirt_imageio.common import defaults
 
 KIB = 1024
 LENGTHS = (4 * KIB, 64 * KIB, 128 * KIB, 256 * KIB, MIB)
-WORKERS = (1, 2, 4, 64)
+WORKERS = (1, 2, 4, defaults.WORKERS)
 CONNECTIONS = 8
 SECONDS = 0.5
 
@@ -36,12 +37,13 @@ def measure(storages: dict[str, tuple[str, int]], memory: Path, *, rounds: int) 
         for limit, where in ((length, "loop"), (0, "worker")):
             with start(options={"inline_limit": limit}) as daemon:
                 cells = _cells(daemon, storages, rounds, partial(_small, length=length))
-            chosen = (length <= 128 * KIB) == (where == "loop")
+            chosen = (length <= defaults.INLINE_LIMIT) == (where == "loop")
             lines.append(_line("INLINE_LIMIT", job, f"**{where}**" if chosen else where, cells))
     for count in WORKERS:
         with start(options={"max_workers": count}) as daemon:
             cells = _cells(daemon, storages, rounds, _bulk)
-        lines.append(_line("max_workers", "bulk GET, 4 streams", f"**{count}**" if count == 64 else f"{count}", cells))
+        shown = f"**{count}**" if count == defaults.WORKERS else f"{count}"
+        lines.append(_line("WORKERS", "bulk GET, 4 streams", shown, cells))
     return lines
 
 

@@ -18,17 +18,15 @@ leaves the processor's caches and exceeds the largest pipe of an unprivileged us
 
 INLINE_LIMIT = 128 * KiB
 """Largest request that the daemon's loop serves itself. At 64 KiB the loop serves 5,679
-requests a second on eight connections and a worker 3,488; at 256 KiB 3,757 and 3,496."""
-
-MEDIUM_LIMIT = 1 * MiB
-"""Largest request after which a worker stays with its connection for a moment."""
-
-LINGER = 1e-3
-"""Seconds a worker stays with a connection after a medium request: 1,945 became 2,570
-requests of 256 KiB a second, for a hand-over costs 100 µs there and back."""
+requests a second on eight connections and a worker 3,488; at 256 KiB 3,757 and 3,496. On a loaded
+machine 1,712 and 583 at 128 KiB, 147 and 977 at 256 KiB."""
 
 LOOK = 100e-6
 """Seconds the loop looks for events before it sleeps: 237 became 150 µs for 4 KiB."""
+
+WORKERS = 64
+"""Most worker threads of a daemon. Four streams need four: one moves 136 MiB/s, two 480, four 514;
+on storage that takes 10 ms 54, 143 and 214. What is left is for clients that let a worker wait."""
 
 WORKER_NICE = 10
 """Niceness of workers: beside four bulk transfers, 1,491 small requests a second became

@@ -101,7 +101,7 @@ class Daemon:
         "Tell systemd when the daemon is ready, and feed its watchdog, if systemd asked for it.",
     )
     max_workers: int = _option(
-        64,
+        defaults.WORKERS,
         "Threads for whatever may block: bulk bodies, file and proxy I/O, hashing.",
         minimum=1,
         maximum=4096,

@@ -47,6 +47,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
+from ovirt_imageio.common import defaults
+
 from ..errors import DeadlineExpired, Overloaded
 from .deadlines import Deadlines
 from .tasks import Task, TaskCancelled, Token
@@ -84,9 +86,9 @@ class Loop:
 
     def __init__(
         self,
-        max_workers: int = 64,
-        worker_nice: int = 10,
-        look: float = 100e-6,
+        max_workers: int = defaults.WORKERS,
+        worker_nice: int = defaults.WORKER_NICE,
+        look: float = defaults.LOOK,
         *,
         max_queue: int = 1024,
         queue_timeout: float = 30.0,
