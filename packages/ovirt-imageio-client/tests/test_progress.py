@@ -124,6 +124,16 @@ def test_line_fits_a_narrow_terminal(clock):
         bar.close()
 
 
+def test_line_is_whole_on_a_terminal_that_does_not_know_its_size(clock):
+    main, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 0, 0, 0, 0))
+    with open(terminal, "w") as out, open(main, "rb", buffering=0) as screen:
+        bar = ProgressBar(phase="uploading image", size=GiB, output=out, now=clock)
+        line = b"[   0% ] 0 bytes of 1.00 GiB, 0.00 s, 0 bytes/s | uploading image".ljust(79)
+        assert screen.read(1000) == line + b"\r"
+        bar.close()
+
+
 def test_bar_is_drawn_again_when_only_time_passes(clock):
     out = io.StringIO()
     bar = ProgressBar(size=GiB, output=out, format="json", now=clock)

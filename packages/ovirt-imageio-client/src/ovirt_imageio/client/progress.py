@@ -286,9 +286,11 @@ def _is_file(output: TextIO) -> bool:
 def _columns(output: TextIO, default: int) -> int:
     """Columns of a terminal that can be drawn in without going to the next line."""
     try:
-        return os.get_terminal_size(output.fileno()).columns - 1
+        columns = os.get_terminal_size(output.fileno()).columns
     except (OSError, AttributeError, ValueError):
         return default
+    # Serial lines and some containers do not know their size, and say 0.
+    return columns - 1 if columns else default
 
 
 def _elapsed(seconds: float) -> str:
