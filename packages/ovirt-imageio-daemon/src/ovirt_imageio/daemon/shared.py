@@ -132,7 +132,7 @@ class Shared:
         limit = ZERO_LIMIT if self.capabilities.can_zero else defaults.INLINE_LIMIT
         return length <= limit and self.fits(offset, length)
 
-    async def read(self, offset: int, length: int) -> bytearray | None:
+    async def read(self, offset: int, length: int) -> bytes | bytearray | None:
         """Return that many bytes from offset on; None if they are too many for a request.
 
         Raises:
@@ -142,11 +142,20 @@ class Shared:
             return None
         if self._pipeline.in_flight_bytes > IN_FLIGHT_LIMIT:
             await self._room()
-        token = self._loop.token()
+        token = Token()
         self._pipeline.read(offset, length, functools.partial(self._loop.resume, token))
         if not self._scheduled:
             self._schedule()
-        data: bytearray = await self._answer(token)
+        data: bytes | bytearray
+        try:  # as `_answer`, without another coroutine
+            data = await self._loop.suspend(token, self._timeout)
+        except DeadlineExpired as e:
+            error = self.timed_out()
+            self._broke(error)
+            raise error from e
+        finally:
+            if self._waiting and self._pipeline.in_flight_bytes <= IN_FLIGHT_LIMIT:
+                self._wake_one()
         return data
 
     async def write(self, offset: int, data: bytes, *, promised: bool = True) -> None:
