@@ -29,7 +29,7 @@ from bench.report import (
 )
 from bench.rows import ROWS, Row, Sample
 from bench.servers import BenchError
-from bench.setup import MIB, Setup, machine_facts, make_keys, make_ours, make_peer, python_version
+from bench.setup import MIB, Setup, find_python, machine_facts, make_keys, make_ours, make_peer, python_version
 
 TOP = Path(__file__).resolve().parents[2]
 PICTURES = {
@@ -125,9 +125,10 @@ def run(options: argparse.Namespace) -> None:
     rows = chosen(options.rows)
     work = TOP / ".bench"
     work.mkdir(exist_ok=True)
-    short = ".".join(python_version(options.python).split(".")[:2])
-    ours = make_ours(work / f"ours-{short}", options.python)
-    peer = make_peer(work / f"peer-{short}", options.python)
+    python = find_python(options.python)
+    short = ".".join(python_version(python).split(".")[:2])
+    ours = make_ours(work / f"ours-{short}", python)
+    peer = make_peer(work / f"peer-{short}", python)
     if options.unprivileged:
         ours, peer = ours.unprivileged(), peer.unprivileged()
     # Set, it would have the modules compiled anew by every process.

@@ -223,6 +223,25 @@ def machine_facts() -> dict[str, str]:
     }
 
 
+def find_python(name: str) -> str:
+    """Return the path of an interpreter that runs; pyenv keeps those that nobody chose off PATH.
+
+    Raises:
+        BenchError: there is none of this name.
+    """
+    candidates = [shutil.which(name) or name]
+    if shutil.which("pyenv"):
+        root = subprocess.run(["pyenv", "root"], capture_output=True, text=True).stdout.strip()
+        candidates += sorted(map(str, Path(root, "versions").glob(f"*/bin/{Path(name).name}")))
+    for path in candidates:
+        try:
+            if subprocess.run([path, "-c", ""], capture_output=True).returncode == 0:
+                return path
+        except OSError:
+            continue
+    raise BenchError(f"{name} cannot be run")
+
+
 def python_version(python: str) -> str:
     """The version of an interpreter."""
     code = "import json, sys; print(json.dumps(list(sys.version_info[:3])))"
