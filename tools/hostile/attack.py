@@ -22,7 +22,10 @@ from imageio_testing.hostile import CASES, Crowd, Target
 
 PERIOD = 1.0
 """Seconds in which everybody acts once."""
-PARTS = 100
+PARTS = 500
+"""Steps in a period: a thousand clients act two at a time, every other millisecond."""
+RETURNING = 10
+"""Of those who leave at once one in so many comes again in each period."""
 NICE = 19
 
 
@@ -36,7 +39,7 @@ def main() -> None:
         if crowd.sockets:
             _act(crowd)
         else:
-            _come_again(name, target, max(count // 10 // PARTS, 1))
+            _come_again(name, target, max(count // RETURNING, 1))
 
 
 def _act(crowd: Crowd) -> None:
@@ -52,10 +55,10 @@ def _act(crowd: Crowd) -> None:
 def _come_again(name: str, target: Target, count: int) -> None:
     due = time.monotonic()
     while True:
-        due += PERIOD / PARTS
+        due += PERIOD / count
         if _is_over(due):
             return
-        with CASES[name](target, count):
+        with CASES[name](target, 1):
             pass
 
 

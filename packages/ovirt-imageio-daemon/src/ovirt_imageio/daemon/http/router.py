@@ -14,8 +14,8 @@ An error becomes a response here and nowhere else, as long as no byte of another
 response was sent; after that the connection can only be closed. The response to an error
 is written from nothing: no field of the response it replaces is left in it.
 
-Clients that send requests before they read answers, and those that have not shown a ticket on
-this connection, let others go first: see `Loop.turn`.
+Clients that send requests before they read answers, those that have not shown a ticket on
+this connection, and those whose request failed, let others go first: see `Loop.turn`.
 
 A request like the last one of its connection goes a shorter way: see repeats.py.
 
@@ -158,6 +158,8 @@ class Router:
                     connection.repeat = repeat_of(data, request, head, reread=response.reread, fields=response.headers)
                 return open_still
             except Exception as e:
+                if not self.trusted:  # answer and log take as long as three good requests
+                    await connection.loop.turn()
                 if connection.head_sent:
                     connection.broken = True
                     report.broke_off(request, e)
