@@ -78,6 +78,13 @@ def test_switched_off():
     assert large(image) == []
 
 
+def test_not_made_over_tcp():
+    image = Image(bytearray(4 * MiB))
+    with serve(image, tcp=True) as peer, NbdBackend(peer.address) as backend:
+        send(backend, 0, 4 * MiB)
+    assert large(image) == []
+
+
 @pytest.mark.parametrize("structured", [True, False])
 def test_failure_of_it_does_not_matter(structured):
     image = Image(bytearray(4 * MiB), structured=structured, errors={wire.CMD_READ: 5})

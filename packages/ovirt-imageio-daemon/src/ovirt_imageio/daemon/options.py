@@ -206,7 +206,7 @@ class BackendNbd:
     )
     large_read: bool = _option(
         True,
-        "Read 8 MiB at once before 32 MiB or more are moved, after which qemu-nbd keeps its memory.",
+        "Read 8 MiB at once before 32 MiB or more are moved through a Unix socket: qemu-nbd keeps its memory then.",
         reason="Measured: qemu-nbd then needs half of its processor time.",
     )
 

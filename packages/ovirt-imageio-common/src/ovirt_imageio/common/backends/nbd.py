@@ -57,7 +57,7 @@ class NbdBackend(Backend):
         connect_timeout: seconds to connect and to negotiate.
         greeting_timeout: seconds after which a silent server counts as full.
         splice: use splice(2) where possible.
-        large_read: let the server keep its memory in bulk streams, see `largeread`.
+        large_read: let a server on a Unix socket keep its memory in bulk streams, see `largeread`.
 
     Attributes:
         address: where the export is.
@@ -114,7 +114,9 @@ class NbdBackend(Backend):
         self.size = self.export.size
         self.capabilities = _capabilities(self.export, connections=connections, read_only=mode == "r")
         self._edges = edge_lock(self.address)
-        self._large_read = largeread.shared_by(self.address) if large_read else None
+        # Over TCP the read would cost more than the server's memory does.
+        local = self.address.transport == "unix"
+        self._large_read = largeread.shared_by(self.address) if large_read and local else None
 
     @property
     def broken(self) -> BaseException | None:
