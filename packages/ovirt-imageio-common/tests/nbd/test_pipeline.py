@@ -663,3 +663,20 @@ def test_bytes_in_flight_are_those_of_whole_blocks():
         assert o.pipeline.in_flight_bytes == 4 * 512
         o.run()
         assert o.pipeline.in_flight_bytes == 0
+
+
+def test_replies_that_come_together_are_all_taken():
+    def whole(asked):
+        head = (wire.STRUCTURED_REPLY_MAGIC, wire.REPLY_FLAG_DONE, wire.REPLY_OFFSET_DATA, asked.handle)
+        return wire.DATA_CHUNK.pack(*head, 8 + asked.length, asked.offset) + b"x" * asked.length
+
+    def script(talk):
+        talk.negotiate(4096)
+        talk.send(*(whole(talk.request()) for _ in range(3)))
+        talk.wait_for_hangup()
+
+    with Peer(script) as peer, Owner(peer) as o:
+        for n in range(3):
+            o.pipeline.read(n * 100, 100, o.told(n))
+        o.run(3)
+        assert o.answers == [(n, b"x" * 100, None) for n in range(3)]
