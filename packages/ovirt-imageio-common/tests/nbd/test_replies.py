@@ -540,3 +540,12 @@ def test_structured_replies_have_to_be_negotiated():
     read(r)
     with pytest.raises(ProtocolError, match="not negotiated"):
         feed(r, none(1))
+
+
+def test_whole_read_looks_at_nothing_past_the_end():
+    r = replies()
+    read(r)
+    head = data(1, 1000, 100, done=True)
+    # What is left of an earlier reply follows what has come.
+    assert r.whole_read(bytes(50) + head, 50, 50 + len(head) - 1) is None
+    assert len(r) == 1
