@@ -158,6 +158,17 @@ def test_ticket_of_stalled_clients_can_be_removed(case: Case, method: str) -> No
                 assert len(client.read_to_end()) < SIZE
 
 
+def test_only_the_oldest_of_many_are_listed(case: Case) -> None:
+    """A thousand of them would keep the loop for 10 ms each time somebody looks."""
+    path = case.ticket(case.image("image", case.data))
+    with contextlib.ExitStack() as stack:
+        for _ in range(40):
+            stack.enter_context(case.connect("unix")).send(request_head("GET", path))
+        case.wait_until_begun(path, count=32)
+        case.assert_serves()
+        assert len(case.daemon.ticket(path.rpartition("/")[2])["operations"]) == 32
+
+
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     folder = tmp_path_factory.mktemp("impatient")

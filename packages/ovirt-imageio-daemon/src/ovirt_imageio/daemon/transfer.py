@@ -15,6 +15,7 @@ ends running ones at their next chunk; when the last has ended, storage is relea
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +34,9 @@ STATES = ("idle", "active", "expired", "cancelling", "cancelled")
 
 # Clients that are told apart in the log; past it nobody reads on.
 _MOST_USERS = 100
+
+# Running operations that are shown one by one: a thousand took the loop 10 ms each time somebody looked.
+_MOST_SHOWN = 32
 
 log = logging.getLogger(__name__)
 
@@ -340,7 +344,7 @@ class Transfer:
             state=self.state,
             reason=self.reason,
             rate=self._meter.rate(self._clock(), self.moved),
-            operations=[self._operation(op) for op in self._running.values()],
+            operations=[self._operation(op) for op in itertools.islice(self._running.values(), _MOST_SHOWN)],
         )
         if self.last_error:
             document["last_error"] = {"age": int(self._clock() - self._failed), "text": self.last_error}
