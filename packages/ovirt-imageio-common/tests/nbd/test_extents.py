@@ -155,7 +155,7 @@ def test_walk_grows_its_requests_while_replies_are_short():
 
     size = 64 * 1024**3
     assert sum(e.length for e in extents.walk(0, size, size=size, block=4096, ask=ask)) == size
-    assert asked[:3] == [extents.FIRST_STEP, 2 * extents.FIRST_STEP, 4 * extents.FIRST_STEP]
+    assert asked[:3] == [extents.FIRST_STEP, 4 * extents.FIRST_STEP, 16 * extents.FIRST_STEP]
     assert max(asked) == 2**32 - 4096
     assert len(asked) < 25
 
@@ -173,7 +173,19 @@ def test_walk_shrinks_its_requests_while_replies_are_long():
     while len(asked) < 6:
         next(walk)
     first = extents.FIRST_STEP
-    assert asked == [first, 2 * first, 4 * first, 2 * first, first, first]
+    assert asked == [first, 4 * first, 16 * first, 8 * first, 4 * first, 2 * first]
+
+
+def test_walk_asks_for_little_at_first():
+    """Of extents of 512 bytes, the shortest there are, the first reply has no more than a few thousand."""
+    sizes = []
+
+    def ask(offset, length):
+        sizes.append(length // 512)
+        return (ZeroExtent(start, 512, start % 1024 == 0, False) for start in range(offset, offset + length, 512))
+
+    next(extents.walk(0, 2**40, size=2**40, block=512, ask=ask))
+    assert sizes == [2048]
 
 
 def test_walk_is_lazy():
