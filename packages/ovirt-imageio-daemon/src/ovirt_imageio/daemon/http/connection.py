@@ -30,6 +30,7 @@ from ovirt_imageio.common.errors import PeerGone
 from ..errors import ClientTimeout, DeadlineExpired, HttpError, Overloaded
 from .parser import DEFAULT_LIMITS, Limits, check_incomplete
 from .peers import LEAST, LOOK_AROUND, PlainPeer, WorkerPeer
+from .refusals import Refusals
 
 if TYPE_CHECKING:
     from .loop import Loop
@@ -42,6 +43,8 @@ Pieces = Union[Iterable[bytes], AsyncIterable[bytes]]
 
 _RECEIVE = 64 * 1024
 _RECEIVE_STRANGER = 8 * 1024  # from who has shown no ticket: what is kept costs memory
+# Until a ticket is shown: a few answers, not thousands, are made for who reads none on a Unix socket.
+_SEND_BUFFER_STRANGER = 4 * 1024
 _SEND_BUFFER = 1024 * 1024  # rules a Unix socket's throughput: its sender's buffer counts
 _JOIN_LIMIT = 32 * 1024  # below it, joining head and body is cheaper than sendmsg(2)
 _LINGER_TIME = 10.0
@@ -96,7 +99,7 @@ class Connection:
         read_side_down: Nothing is received any more: it was woken.
         broken: It cannot serve another request.
         inactivity_timeout: Starts as ``timeouts.inactivity``; a handler may change it.
-        ticket_id: Of the last request's ticket, set by handlers; None if there was none.
+        refusals: The requests that it was refused.
         registry: Where it is counted.
         repeat: Its last request, if the next one may be alike.
         on_close: Called, in the loop, with the connection when it closes.
@@ -120,7 +123,8 @@ class Connection:
         self.timeouts = timeouts
         self.limits = limits
         self.inactivity_timeout = timeouts.inactivity
-        self.ticket_id: str | None = None
+        self._ticket_id: str | None = None
+        self.refusals = Refusals()
         self.registry: Connections | None = None
         self.repeat: Repeat | None = None
         self.on_close: list[Callable[[Connection], None]] = []
@@ -133,15 +137,27 @@ class Connection:
         self.is_unix = sock.family == socket.AF_UNIX
         self.can_splice = splice and self.is_unix
         self._kernel_timeout = False
+        self._is_wide = not self.is_unix
         self.read_side_down = False
         sock.setblocking(False)
         if self.is_unix:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_STRANGER)
         else:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.service} {self.peer} fd={self.fd}>"
+
+    @property
+    def ticket_id(self) -> str | None:
+        """Of the last request's ticket, set by handlers; None if there was none."""
+        return self._ticket_id
+
+    @ticket_id.setter
+    def ticket_id(self, value: str | None) -> None:
+        self._ticket_id = value
+        if value is not None:
+            self._widen()
 
     # What the loop awaits.
 
@@ -470,11 +486,18 @@ class Connection:
             with self.waits():
                 await self.loop.sleep(_LINGER_STEP)
 
+    def _widen(self) -> None:
+        """Let a Unix socket hold what bulk transfers need."""
+        if not self._is_wide:
+            self._is_wide = True
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+
     def _make_peer(self, head: bytes, body: RequestBody | None) -> WorkerPeer:
         return PlainPeer(self, head, body)
 
     def _to_worker(self) -> None:
         """Make the socket block, with timeouts in the kernel: short ones, for the peer counts them."""
+        self._widen()
         if not self._kernel_timeout:
             self._kernel_timeout = True
             for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):

@@ -15,7 +15,8 @@ response was sent; after that the connection can only be closed. The response to
 is written from nothing: no field of the response it replaces is left in it.
 
 Clients that send requests before they read answers, those that have not shown a ticket on
-this connection, and those whose request failed, let others go first: see `Loop.turn`.
+this connection, and those whose request failed, let others go first: see `Loop.turn`. Who has
+been refused a hundred times without a ticket is told to make another connection: refusals.py.
 
 A request like the last one of its connection goes a shorter way: see repeats.py.
 
@@ -126,6 +127,7 @@ class Router:
         except Exception:
             log.exception("%s: connection %s failed", self.name, connection.peer)
         finally:
+            self._tell_left_out(connection)
             connection.close()
 
     async def _serve_one(self, connection: Connection, data: bytes) -> bool:
@@ -302,12 +304,13 @@ class Router:
             log.debug("%s: %s did not take the answer: %s", self.name, connection.peer, e)
 
     def _error_response(self, request: Request, error: Exception) -> Response:
-        answer = self._http_error(request, error)
+        answer, connection = self._http_error(request, error), request.connection
+        close = answer.close or (connection.ticket_id is None and connection.refusals.too_many)
         if self.cors and answer.status == 403 and is_preflight(request.method, request.headers):
             # A refused preflight would hide the reason from the page: its request gets it.
-            return Response(200)
+            return Response(200, close=close)
         text = f"{answer.text}\n".encode()
-        return Response(answer.status, [*_ERROR_FIELDS, *answer.headers], text, close=answer.close)
+        return Response(answer.status, [*_ERROR_FIELDS, *answer.headers], text, close=close)
 
     def _http_error(self, request: Request, error: Exception) -> HttpError:
         """Return what the client is told; the details of a 500 go to the log."""
@@ -315,8 +318,16 @@ class Router:
         if answer is None:
             report.failed(request, error)
             return HttpError(500, "the server could not do that")
-        report.refused(request, answer)
+        connection = request.connection
+        if self.trusted or answer.status >= 500 or connection.refusals.shall_be_told(connection.loop.now):
+            self._tell_left_out(connection)
+            report.refused(request, answer)
         return answer
+
+    def _tell_left_out(self, connection: Connection) -> None:
+        count = connection.refusals.take_left_out()
+        if count:
+            report.left_out(self.name, connection.peer, count)
 
 
 def _answer_to(error: Exception) -> HttpError | None:
