@@ -46,7 +46,7 @@ def arguments(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
 def soak(targets: Sequence[Target], results: dict[str, Any], args: argparse.Namespace) -> None:
     """Carry out rounds until there were enough, time is over, or a byte was lost."""
     deadline = time.monotonic() + args.seconds
-    models = {target.name: Model(target.size // SECTOR) for target in targets}
+    models = {t.name: Model(t.size // SECTOR, zeroes_first=t.storage.zeroes_first) for t in targets}
     while results["next"] < args.rounds and time.monotonic() < deadline and not results["problems"]:
         number = results["next"]
         target = targets[number % len(targets)]

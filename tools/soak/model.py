@@ -13,6 +13,11 @@ in order::
 A write that failed or was never answered may be there, or not, sector by sector. Inside one
 sector new bytes may be followed by old ones only where no answer came: a splice into a file
 that is killed stops at any byte.
+
+A storage may also zero a range before it writes data there, and be killed in between: qemu does so
+for a write to a qcow2 image that begins or ends in a cluster which reads as zeroes, and also
+zeroes the clusters in the middle, whatever they hold (`handle_alloc_space` in its block/qcow2.c).
+Then a sector of a write that was not answered may read as zeroes.
 """
 
 from __future__ import annotations
@@ -68,7 +73,7 @@ class Verdict:
         bytes: Compared.
         lost: Bytes of sectors that hold what they may not.
         problems: Some of those sectors.
-        torn: Sectors with new bytes followed by old ones, where that is allowed.
+        torn: Sectors with new bytes followed by old ones, or with zeroes, where that is allowed.
         open: Sectors that might have held several contents.
     """
 
@@ -84,10 +89,12 @@ class Model:
 
     Args:
         sectors: Size of the image, which reads as zeroes.
+        zeroes_first: Its storage may zero a range before it writes there.
     """
 
-    def __init__(self, sectors: int) -> None:
+    def __init__(self, sectors: int, *, zeroes_first: bool = False) -> None:
         self.sectors = sectors
+        self._zeroes_first = zeroes_first
         self._history: list[list[Change]] = [[Change(i, 1, ZERO, 0, acknowledged=True)] for i in range(sectors)]
         self._serial = 0
         self._lock = threading.Lock()
@@ -140,7 +147,7 @@ class Model:
                 data = view[sector * SECTOR :][:SECTOR]
                 verdict.open += len(history) > 1
                 change = _found(sector, data, history)
-                if change is None and _is_torn(sector, bytes(data), history):
+                if change is None and self._is_torn(sector, bytes(data), history):
                     verdict.torn += 1
                 elif change is None:
                     verdict.lost += SECTOR
@@ -150,6 +157,23 @@ class Model:
                 if change is not None:  # a torn sector stays what it is until it is written again
                     self._history[sector] = [change]
         return verdict
+
+    def _is_torn(self, sector: int, data: bytes, history: list[Change]) -> bool:
+        """Tell whether a sector is what a change that was not answered may leave halfway.
+
+        That is its beginning and the rest of one before, or zeroes.
+        """
+        for place, change in enumerate(history):
+            if change.acknowledged:
+                continue
+            if self._zeroes_first and data == bytes(SECTOR):
+                return True
+            new = content(sector, 1, change.version)
+            for before in history[:place]:
+                old = content(sector, 1, before.version)
+                if any(data == new[:n] + old[n:] for n in range(SECTOR)):
+                    return True
+        return False
 
 
 def content(first: int, count: int, version: int) -> bytes:
@@ -168,19 +192,6 @@ def _found(sector: int, data: memoryview, history: list[Change]) -> Optional[Cha
         if change.version == version and data == content(sector, 1, version):
             return change
     return None
-
-
-def _is_torn(sector: int, data: bytes, history: list[Change]) -> bool:
-    """Tell whether a sector is the beginning of a change that was not answered, and the rest of one before."""
-    for place, change in enumerate(history):
-        if change.acknowledged:
-            continue
-        new = content(sector, 1, change.version)
-        for before in history[:place]:
-            old = content(sector, 1, before.version)
-            if any(data == new[:n] + old[n:] for n in range(SECTOR)):
-                return True
-    return False
 
 
 def _told(data: memoryview) -> str:

@@ -95,7 +95,8 @@ def page(results: dict[str, Any], command: str) -> str:
         lines.append(f"| {name} | " + " | ".join(f"{row.get(column, 0):,}" for column in _COLUMNS) + " |")
     lines += ["", f"{total['open']:,} sectors had changes that no flush covered when they were compared, and"]
     lines.append(f"might have held more than one content; {total['torn']:,} held the beginning of a write that was")
-    lines.append("not answered, and the rest of what was there before.")
+    lines.append("not answered and the rest of what was there before, or, in a qcow2 image, zeroes in place of")
+    lines.append("such a write: qemu zeroes a range first where a write ends in a cluster that reads as zeroes.")
     if results["skipped"]:
         skipped = ", ".join(f"{name} ({why})" for name, why in results["skipped"].items())
         lines += ["", f"Not run: {skipped}."]

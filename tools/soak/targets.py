@@ -22,7 +22,13 @@ TICKET = "soak"
 
 
 class Storage(Protocol):
-    """Storage that can be killed and started again."""
+    """Storage that can be killed and started again.
+
+    Attributes:
+        zeroes_first: It may zero a range before it writes there, see `model`.
+    """
+
+    zeroes_first: bool
 
     @property
     def url(self) -> str:
@@ -37,6 +43,8 @@ class Storage(Protocol):
 
 class File:
     """A raw file: there is no server to kill."""
+
+    zeroes_first = False
 
     def __init__(self, folder: Path, size: int) -> None:
         make_image(folder / "disk.raw", "raw", size)
@@ -54,6 +62,7 @@ class QemuNbd:
 
     def __init__(self, folder: Path, size: int, fmt: str, *, cache: str = "writeback") -> None:
         make_image(folder / f"disk.{fmt}", fmt, size)
+        self.zeroes_first = fmt == "qcow2"
         self._server = Server(
             str(folder / f"disk.{fmt}"), fmt, socket_path=str(folder / "nbd.sock"), cache=cache, shared=20
         )
@@ -70,6 +79,8 @@ class QemuNbd:
 
 class Nbdkit:
     """nbdkit's file plugin, whose flush covers one connection only, or so it says."""
+
+    zeroes_first = False
 
     def __init__(self, folder: Path, size: int) -> None:
         make_image(folder / "disk.raw", "raw", size)
@@ -96,6 +107,8 @@ class Nbdkit:
 
 class Forgetful:
     """The server of the tests that loses what no flush covers, as a host without power."""
+
+    zeroes_first = False
 
     def __init__(self, size: int, *, multi_conn: bool, rng: random.Random) -> None:
         self._server = Volatile(size, multi_conn=multi_conn)

@@ -102,6 +102,20 @@ def test_only_an_unanswered_write_may_end_inside_a_sector(acknowledged):
     assert (verdict.torn, verdict.lost) == ((0, SECTOR) if acknowledged else (1, 0))
 
 
+@pytest.mark.parametrize("acknowledged", [False, True])
+@pytest.mark.parametrize("zeroes_first", [False, True])
+def test_only_an_unanswered_write_of_some_storage_may_leave_zeroes(zeroes_first, acknowledged):
+    model = Model(1, zeroes_first=zeroes_first)
+    written(model, 0, 1)
+    flushed(model)
+    change = model.begin(0, 1)
+    if acknowledged:
+        model.acknowledge(change, 1)
+    verdict = model.compare(bytes(SECTOR))
+    allowed = zeroes_first and not acknowledged
+    assert (verdict.torn, verdict.lost) == ((1, 0) if allowed else (0, SECTOR))
+
+
 @pytest.mark.system
 @needs_qemu
 @pytest.mark.timeout(100)
