@@ -290,6 +290,45 @@ def test_backend_in_use_is_waited_for_where_no_other_can_be_opened(run, storage,
     assert storage.opened == 1
 
 
+def test_backend_given_back_while_another_could_not_be_opened_is_taken(run, storage, make):
+    """Nobody would give it back a second time: the request would wait for nothing."""
+    pool = make()
+
+    async def script():
+        members = await pool.lend(Operation(READ), 1)
+        storage.gate, storage.errors = threading.Event(), [ConnectionRefusedError("no")]
+        given = []
+
+        async def use():
+            async with pool.borrow(Operation(READ)) as backends:
+                given.extend(backends)
+
+        task = run.loop.spawn(use())
+        await until(run, storage.entered.is_set)
+        pool.give_back(members)
+        storage.gate.set()
+        await ended(run, task)
+        assert given == [members[0].backend]
+
+    run(script())
+
+
+def test_storage_is_prepared_without_a_long_wait_for_others(run, storage, make, monkeypatch):
+    """Removing a ticket waits for its operations, and such a wait cannot be cancelled."""
+    monkeypatch.setattr(lending, "PATIENCE", 0.0)
+    monkeypatch.setattr(lending, "FIRST_GREETING", 0.0)
+    pool = make(fast=False, limit=1)
+
+    async def script():
+        members = await pool.lend(Operation(READ), 1)
+        pool.storage = None
+        with pytest.raises(Overloaded):
+            await pool.prepare()
+        pool.give_back(members)
+
+    run(script())
+
+
 def test_nobody_waits_for_others_where_storage_forbids(run, storage, make):
     pool = make()
 

@@ -35,6 +35,8 @@ from .shared import CachedFile, Shared, SharedBackend
 FIRST_GREETING = 10.0
 # How long a full server is not asked again: asking costs the asker a second.
 FULL_PERIOD = 60.0
+# How long one that refuses connections is not: it may be just being started.
+GONE_PERIOD = 1.0
 # How long a request waits for a member before it goes over the fast path's connection.
 PATIENCE = 2.0
 # How long it waits where there is no such connection.
@@ -305,7 +307,8 @@ class Lending(Debts):
         """Take an idle member, open one, or wait in line; None if there is none to be had."""
         self._check_closed()
         if not self._queue:
-            member = self._pop_idle() or await self._open_new()
+            # While one was being opened, in vain, another may have been given back.
+            member = self._pop_idle() or await self._open_new() or self._pop_idle()
             if member is not None:
                 return member
         if self._is_hopeless():
@@ -358,7 +361,7 @@ class Lending(Debts):
             self._open -= 1
             self._wake_closing()
             self._limit = max(self._established(), 1)
-            self._full_until = self._loop.now + FULL_PERIOD
+            self._full_until = self._loop.now + (FULL_PERIOD if full else GONE_PERIOD)
             log.info("storage takes no more than %d connections: %s", self._limit, e)
             if full:
                 self._on_full()
@@ -392,13 +395,14 @@ class Lending(Debts):
         loop = self._loop
         waiter = Waiter(loop.token())
         self._queue.append(waiter)
-        timeout = PATIENCE if isinstance(self.fast, Shared) else QUEUE_TIMEOUT
+        # What nobody can cancel must not wait for long: removing the ticket waits for it.
+        timeout = PATIENCE if op is None or isinstance(self.fast, Shared) else QUEUE_TIMEOUT
         try:
             if op is not None:
                 op.waits_for(lambda: loop.resume(waiter.token, error=OperationCancelled("cancelled")))
             await loop.suspend(waiter.token, timeout)
         except DeadlineExpired:
-            if isinstance(self.fast, Shared):
+            if op is None or isinstance(self.fast, Shared):
                 return None
             raise Overloaded("too many requests wait for the storage") from None
         except BaseException:
@@ -411,7 +415,7 @@ class Lending(Debts):
             with contextlib.suppress(ValueError):
                 self._queue.remove(waiter)
         if waiter.given and waiter.member is None:
-            return await self._open_reserved()
+            return await self._open_reserved() or self._pop_idle()
         return waiter.member
 
     async def _claim(self, member: Member, op: Operation) -> bool:
