@@ -248,6 +248,52 @@ def test_refused_upload_is_answered(server: Any, client_context: ssl.SSLContext)
         assert answer(client)[0] == 404
 
 
+@pytest.mark.parametrize("piece", [3, 1009, 16_385, 100_003])
+def test_records_may_be_cut_anywhere(server: Any, client_context: ssl.SSLContext, piece: int) -> None:
+    """Heads, which the loop reads, and bodies, read by loop or worker, in pieces of odd length."""
+    body = DATA[: piece * 400]
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = client_context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with server.connect() as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+        def send() -> None:
+            data = outgoing.read()
+            for start in range(0, len(data), piece):
+                sock.sendall(data[start : start + piece])
+
+        def read(size: int) -> bytes:
+            while True:
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    return tls.read(size)
+                incoming.write(sock.recv(65536))
+
+        while True:
+            try:
+                tls.do_handshake()
+            except ssl.SSLWantReadError:
+                send()
+                incoming.write(sock.recv(65536))
+            else:
+                break
+        for path, sent, expected in (
+            ("/bulk", body, hashlib.sha1(body).digest()),
+            ("/small", body[:200_000], body[:200_000]),
+        ) * 2:
+            data = request("PUT", path, sent)
+            for start in range(0, len(data), 20_001):  # a record of 16 KiB, and a shorter one
+                tls.write(data[start : start + 20_001])
+            send()
+            assert answer(_Reader(read)) == (200, expected)
+
+
+class _Reader:
+    """What `answer` reads from."""
+
+    def __init__(self, recv: Any) -> None:
+        self.recv = recv
+
+
 def test_idle_connection_keeps_no_large_buffers(
     server: Any, client: ssl.SSLSocket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
