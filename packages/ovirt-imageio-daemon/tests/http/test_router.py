@@ -516,7 +516,7 @@ def test_long_unread_body_is_answered_while_it_is_sent(client: Client) -> None:
 
 
 def test_rest_of_an_unread_body_is_bounded(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ovirt_imageio.daemon.http.connection._LINGER_BYTES", 1 << 20)
+    monkeypatch.setattr("ovirt_imageio.daemon.http.linger.BYTES", 1 << 20)
     client.send(request("PUT", "/unread", f"Content-Length: {1 << 40}"))
     sent = 0
     with contextlib.suppress(OSError):

@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Union
 from ovirt_imageio.common.errors import PeerGone
 
 from ..errors import ClientTimeout, DeadlineExpired, HttpError, Overloaded
+from . import linger
+from .linger import Lingering
 from .parser import DEFAULT_LIMITS, Limits, check_incomplete
 from .peers import LEAST, LOOK_AROUND, PlainPeer, WorkerPeer
 from .refusals import Refusals
@@ -47,16 +49,9 @@ _RECEIVE_STRANGER = 8 * 1024  # from who has shown no ticket: what is kept costs
 _SEND_BUFFER_STRANGER = 4 * 1024
 _SEND_BUFFER = 1024 * 1024  # rules a Unix socket's throughput: its sender's buffer counts
 _JOIN_LIMIT = 32 * 1024  # below it, joining head and body is cheaper than sendmsg(2)
-_LINGER_TIME = 10.0
-_LINGER_SILENCE = 2.0
-_LINGER_BYTES = 128 * 1024 * 1024  # the longest piece that our client and browsers send
-_LINGER_STEP = 0.05
-_TCP_ESTABLISHED = 1  # tcp_states.h
 
 # A worker that waits for a client looks this often whether it shall go on.
 _KERNEL_TIMEOUT = struct.pack("ll", 0, int(LOOK_AROUND * 1e6))
-
-_dropped = bytearray(_RECEIVE)  # what is read only to be thrown away, of all connections
 
 _END_OF_HEAD = b"\r\n\r\n"
 _CR = 0x0D
@@ -101,6 +96,7 @@ class Connection:
         inactivity_timeout: Starts as ``timeouts.inactivity``; a handler may change it.
         refusals: The requests that it was refused.
         registry: Where it is counted.
+        lingering: Those with whom it takes turns when it is answered and not closed.
         repeat: Its last request, if the next one may be alike.
         on_close: Called, in the loop, with the connection when it closes.
     """
@@ -126,6 +122,7 @@ class Connection:
         self._ticket_id: str | None = None
         self.refusals = Refusals()
         self.registry: Connections | None = None
+        self.lingering = Lingering(loop)
         self.repeat: Repeat | None = None
         self.on_close: list[Callable[[Connection], None]] = []
         self.buffer = b""
@@ -339,20 +336,10 @@ class Connection:
         peer.resume(self.loop.now - began)
 
     async def linger(self) -> None:
-        """Let a client that is still sending read the answer, then be closed.
-
-        Closing a socket with unread data resets the connection, and the answer may be
-        lost. So our side is closed first, and what still comes is thrown away, to a
-        bound in bytes and time.
-        """
+        """Let a client that is still sending read the answer, then be closed: see linger.py."""
+        self.buffer = b""
         with contextlib.suppress(OSError, PeerGone, DeadlineExpired):
-            until = self.loop.now + _LINGER_TIME
-            self.buffer = b""
-            if self.read_side_down and not self.is_unix:
-                await self._linger_unread(until)
-                return
-            await self.end()
-            await self._discard(until)
+            await linger.discard(self)
 
     async def end(self) -> None:
         """Tell the client that nothing more comes."""
@@ -378,6 +365,7 @@ class Connection:
         self.read_side_down = True
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RD if read_only else socket.SHUT_RDWR)
+        self.lingering.hurry(self)
 
     def interrupt(self) -> None:
         """End every wait for the client, who can still be told why if no response has begun. Loop thread.
@@ -453,38 +441,6 @@ class Connection:
                 goal, until = left - LEAST, self.loop.now + self.timeouts.body
             with self.waits():
                 await self.loop.writable(self.fd, min(self.inactivity_timeout, until - self.loop.now))
-
-    async def _discard(self, until: float) -> None:
-        """Receive and drop raw bytes until the stream ends."""
-        left = _LINGER_BYTES
-        while left > 0:
-            timeout = min(_LINGER_SILENCE, until - self.loop.now)
-            with self.waits():
-                await self.loop.readable(self.fd, timeout)
-                await self.loop.turn()
-            try:
-                count = self.socket.recv_into(_dropped)
-            except BlockingIOError:
-                continue
-            if not count:
-                return
-            left -= count
-
-    async def _linger_unread(self, until: float) -> None:
-        """TCP does not tell a reader that is shut down when the client has done its part."""
-        until = min(until, self.loop.now + _LINGER_SILENCE)
-        left = _LINGER_BYTES
-        while self.loop.now < until and left > 0:
-            count = self.socket.recv_into(_dropped)
-            if count:
-                left -= count
-                await self.loop.turn()
-                continue
-            state = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
-            if state != _TCP_ESTABLISHED:
-                return
-            with self.waits():
-                await self.loop.sleep(_LINGER_STEP)
 
     def _widen(self) -> None:
         """Let a Unix socket hold what bulk transfers need."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import DeadlineExpired
+from .linger import Lingering
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -32,10 +33,14 @@ class Connections:
     Args:
         loop: The loop.
         limit: Most open connections.
+
+    Attributes:
+        lingering: Those that are answered and not closed.
     """
 
     def __init__(self, loop: Loop, limit: int) -> None:
         self.limit = limit
+        self.lingering = Lingering(loop)
         self._loop = loop
         self._all: set[Connection] = set()
         # Ordered: the first became idle first.
@@ -60,6 +65,7 @@ class Connections:
         """Count a new connection until it closes."""
         self._all.add(connection)
         connection.registry = self
+        connection.lingering = self.lingering
         connection.on_close.append(self._remove)
         self.idle(connection)
 
