@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from ovirt_imageio.daemon import options, reloading
@@ -33,7 +31,7 @@ def test_change_is_written_with_both_values() -> None:
 
 def test_merged_takes_what_applies_at_once_and_keeps_the_rest() -> None:
     merged = reloading.merged(OLD, NEW)
-    assert merged.daemon == dataclasses.replace(OLD.daemon, max_workers=7)
+    assert merged.daemon == OLD.daemon.replace(max_workers=7)
     assert merged.control == NEW.control
     assert merged.remote == OLD.remote
     # What needs a restart is told again the next time.

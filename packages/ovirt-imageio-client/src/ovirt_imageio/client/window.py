@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Iterator, Sequence
 
 from ovirt_imageio.common.backends.base import Backend, Operation, Peer
@@ -30,7 +29,7 @@ class Window(Backend):
         self._backend = backend
         self._start = offset
         self.size = size
-        self.capabilities = replace(backend.capabilities, read_only=True)
+        self.capabilities = backend.capabilities._replace(read_only=True)
 
     def read_into(self, offset: int, buf: Buffer) -> None:
         """See Backend."""

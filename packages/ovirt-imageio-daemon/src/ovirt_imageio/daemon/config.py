@@ -17,12 +17,11 @@ A DIR given must hold at least one file, for an empty one is a mistyped one.
 from __future__ import annotations
 
 import configparser
-import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from ovirt_imageio.common.errors import ImageioError
 from ovirt_imageio.common.units import parse_size
@@ -82,8 +81,7 @@ def _show(value: object) -> str:
     return str(value).replace("\0", "\\u0000").replace("\n", " ") or "(empty)"
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(NamedTuple):
     """The effective configuration, one attribute a section.
 
     Attributes:
@@ -93,24 +91,24 @@ class Config:
         sources: the file that set a (section, key), for error messages.
     """
 
-    daemon: options.Daemon = field(default_factory=options.Daemon)
-    tls: options.Tls = field(default_factory=options.Tls)
-    backend_file: options.BackendFile = field(default_factory=options.BackendFile)
-    backend_nbd: options.BackendNbd = field(default_factory=options.BackendNbd)
-    backend_http: options.BackendHttp = field(default_factory=options.BackendHttp)
-    remote: options.Remote = field(default_factory=options.Remote)
-    local: options.Local = field(default_factory=options.Local)
-    control: options.Control = field(default_factory=options.Control)
-    profile: options.Profile = field(default_factory=options.Profile)
-    metrics: options.Metrics = field(default_factory=options.Metrics)
-    logging: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: LOGGING_DEFAULTS)
+    daemon: options.Daemon = options.Daemon()
+    tls: options.Tls = options.Tls()
+    backend_file: options.BackendFile = options.BackendFile()
+    backend_nbd: options.BackendNbd = options.BackendNbd()
+    backend_http: options.BackendHttp = options.BackendHttp()
+    remote: options.Remote = options.Remote()
+    local: options.Local = options.Local()
+    control: options.Control = options.Control()
+    profile: options.Profile = options.Profile()
+    metrics: options.Metrics = options.Metrics()
+    logging: Mapping[str, Mapping[str, str]] = LOGGING_DEFAULTS
     files: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    sources: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    sources: Mapping[tuple[str, str], str] = MappingProxyType({})
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Return section → key → value, the shape that `--show-config` prints."""
-        result = {name: dataclasses.asdict(getattr(self, name)) for name in options.SECTIONS}
+        result = {name: getattr(self, name).to_dict() for name in options.SECTIONS}
         result.update({name: dict(values) for name, values in self.logging.items()})
         return result
 
@@ -225,7 +223,7 @@ class _Merged:
                 self.warnings.append(f"{filename}: unknown key {key!r} in [{section}] ignored")
 
     def section(self, name: str) -> Any:
-        """Build one section's dataclass from its texts."""
+        """Build one section from its texts."""
         values = {}
         for info in options.describe(name):
             if info.key not in self.values[name]:

@@ -10,7 +10,7 @@ import json
 import logging
 import logging.config
 import sys
-from datetime import datetime, timezone
+import time
 
 from .config import Config, ConfigError
 
@@ -95,9 +95,11 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter.format`."""
-        when = datetime.fromtimestamp(record.created, timezone.utc)
+        # Not by datetime, which nothing else loads in a daemon.
+        seconds, milliseconds = divmod(int(record.created * 1000), 1000)
+        when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
         entry = {
-            "time": when.isoformat(timespec="milliseconds"),
+            "time": f"{when}.{milliseconds:03}+00:00",
             "level": record.levelname,
             "logger": record.name,
             "thread": record.threadName,

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 from . import options
@@ -46,5 +45,5 @@ def merged(old: Config, new: Config) -> Config:
     for change in changes(old, new):
         if change.live:
             sections.setdefault(change.section, {})[change.key] = change.new
-    parts = {name: dataclasses.replace(getattr(old, name), **keys) for name, keys in sections.items()}
-    return dataclasses.replace(old, logging=new.logging, sources=new.sources, **parts)
+    parts = {name: getattr(old, name).replace(**keys) for name, keys in sections.items()}
+    return old._replace(logging=new.logging, sources=new.sources, **parts)

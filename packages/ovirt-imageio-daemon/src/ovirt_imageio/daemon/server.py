@@ -15,7 +15,6 @@ What happens when::
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import socket
@@ -264,7 +263,7 @@ class Server:
         for change in found:
             if not change.live:
                 log.warning("Needs a restart of the service to apply: %s", change)
-        self._configure(dataclasses.replace(reloading.merged(self.cfg, new), warnings=new.warnings))
+        self._configure(reloading.merged(self.cfg, new)._replace(warnings=new.warnings))
         applied = [*levels, *(str(change) for change in found if change.live)]
         log.info("Configuration read again: %s", ", ".join(applied) or "nothing changed")
 

@@ -12,14 +12,12 @@ import time
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from ovirt_imageio.common.units import format_size
 
 _SAMPLES = 10
 
 
-@dataclass
 class OperationStats:
     """Operations of one kind.
 
@@ -33,12 +31,11 @@ class OperationStats:
             left was spent on storage.
     """
 
-    count: int = 0
-    errors: int = 0
-    size: int = 0
-    seconds: float = 0.0
-    network: float = 0.0
-    waiting: float = 0.0
+    __slots__ = ("count", "errors", "network", "seconds", "size", "waiting")
+
+    def __init__(self) -> None:
+        self.count = self.errors = self.size = 0
+        self.seconds = self.network = self.waiting = 0.0
 
     @property
     def storage(self) -> float:
@@ -53,6 +50,17 @@ class OperationStats:
         self.seconds += seconds
         self.network += network
         self.waiting += waiting
+
+    def to_json(self) -> dict[str, float]:
+        """Return the numbers as `GET /status` shows them."""
+        return {
+            "count": self.count,
+            "errors": self.errors,
+            "size": self.size,
+            "seconds": self.seconds,
+            "network": self.network,
+            "waiting": self.waiting,
+        }
 
     def summary(self) -> str:
         """Write it for the log: `3 ops, 1.0 GiB, 0.52 s, 1.9 GiB/s`, and where time went if known."""
@@ -171,26 +179,24 @@ class Meter:
         return int((value - before) / (now - since))
 
 
-@dataclass
 class Totals:
     """What the daemon has done since it started.
+
+    Args:
+        clock: monotonic seconds.
 
     Attributes:
         operations: of all transfers.
         durations: how long they took.
         requests: responses by service and status.
-        clock: monotonic seconds.
     """
 
-    durations: Durations = field(default_factory=Durations)
-    operations: Stats = field(init=False)
-    requests: Counter[tuple[str, int]] = field(default_factory=Counter)
-    clock: Callable[[], float] = time.monotonic
-    started: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.started = self.clock()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.durations = Durations()
         self.operations = Stats(durations=self.durations)
+        self.requests: Counter[tuple[str, int]] = Counter()
+        self._clock = clock
+        self._started = clock()
 
     def response(self, service: str, status: int) -> None:
         """Count a response."""
@@ -199,7 +205,7 @@ class Totals:
     @property
     def uptime(self) -> float:
         """Seconds since the daemon started."""
-        return self.clock() - self.started
+        return self._clock() - self._started
 
     def summary(self) -> str:
         """Write it for the log, when the daemon stops."""

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ovirt_imageio.common import nbd
@@ -20,8 +19,7 @@ OPS = ("read", "write")
 _SCHEMES = "nbd:, nbd://, nbd+unix://, file://, https:// or http://"
 
 
-@dataclass(frozen=True)
-class Ticket:
+class Ticket(NamedTuple):
     """A grant. It never changes; what happens with it is a transfer's.
 
     Attributes:

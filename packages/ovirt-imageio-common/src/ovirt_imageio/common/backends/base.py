@@ -14,9 +14,8 @@ a `Peer`. The base moves them through a buffer; a backend overrides `send_to` an
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Iterator, Protocol, Sequence, TypeVar
+from typing import Iterator, NamedTuple, Protocol, Sequence, TypeVar
 
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.pausing import is_paused
@@ -102,8 +101,7 @@ class Writer(Protocol):
         """Write from the beginning of view; None means all of it."""
 
 
-@dataclass(frozen=True)
-class Capabilities:
+class Capabilities(NamedTuple):
     """What a backend can do; asked once, when it was opened.
 
     Attributes:

@@ -30,8 +30,8 @@ Source: NBD proto.md, "Fixed newstyle negotiation".
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass, field
-from typing import Generator, Mapping, TypeVar, Union
+from types import MappingProxyType
+from typing import Generator, Mapping, NamedTuple, TypeVar, Union
 
 from ovirt_imageio.common.errors import ProtocolError, RequestError, UnsupportedOperation
 from ovirt_imageio.common.nbd import wire
@@ -57,8 +57,7 @@ _REFUSALS = {
 }
 
 
-@dataclass(frozen=True)
-class Export:
+class Export(NamedTuple):
     """What was negotiated about an export.
 
     Attributes:
@@ -81,7 +80,7 @@ class Export:
     preferred_block: int = 4096
     maximum_block: int = wire.DEFAULT_MAXIMUM_BLOCK
     structured: bool = False
-    contexts: Mapping[str, int] = field(default_factory=dict)
+    contexts: Mapping[str, int] = MappingProxyType({})
     bitmaps: tuple[str, ...] = ()
 
     @property

@@ -16,7 +16,7 @@ and the NBD URI specification
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit
 
 from ovirt_imageio.common.nbd import wire
@@ -28,8 +28,7 @@ _EXPECTED = (
 _EXPORT = ":exportname="
 
 
-@dataclass(frozen=True)
-class Address:
+class Address(NamedTuple):
     """Where an export is.
 
     Attributes:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from typing import Any
 
 from ..http.loop import Loop
@@ -76,7 +75,7 @@ class Status:
                 "limit": workers.limit,
             },
             "requests": self._requests(),
-            "operations": {kind: asdict(stats) for kind, stats in self._totals.operations.operations.items()},
+            "operations": {kind: stats.to_json() for kind, stats in self._totals.operations.operations.items()},
             "transfers": [_transfer(transfer) for transfer in self._transfers],
         }
 
@@ -91,5 +90,5 @@ class Status:
 def _transfer(transfer: Transfer) -> dict[str, Any]:
     return {
         **transfer.info(),
-        "finished": {kind: asdict(stats) for kind, stats in transfer.stats.operations.items()},
+        "finished": {kind: stats.to_json() for kind, stats in transfer.stats.operations.items()},
     }
