@@ -9,6 +9,8 @@ import socket
 import ssl
 import struct
 import threading
+from functools import partial
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -23,6 +25,8 @@ from ovirt_imageio.common.backends.http import (
     Unreachable,
     Untrusted,
 )
+from ovirt_imageio.common.backends.http.adapters import TcpAdapter
+from ovirt_imageio.common.backends.http.channel import Channel
 from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
 from ovirt_imageio.common.errors import (
     AuthorizationError,
@@ -148,6 +152,25 @@ def test_one_connection_serves_all_requests(backend, server):
         with pytest.raises(NotSupported):
             backend.extents("dirty")
     assert server.connections == 1
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_requests_side_by_side_have_a_connection_each(server, image, closed):
+    parts = urlsplit(server.url)
+    make_adapter = partial(TcpAdapter, parts.hostname, parts.port, context=None, timeout=20.0, connect_timeout=20.0)
+    channel = Channel(make_adapter, parts.path, timeout=20.0)
+    first, second = bytearray(SIZE), bytearray(SIZE)
+    with channel.request("GET") as one:
+        with channel.request("GET") as two:
+            if closed:
+                channel.close()
+            two.body.fill(memoryview(second))
+        one.body.fill(memoryview(first))
+    assert first == second == image.data
+    with channel.request("OPTIONS"):
+        pass
+    channel.close()
+    assert server.connections == (3 if closed else 2)
 
 
 def test_clone_has_a_connection_of_its_own_and_asks_nothing(backend, server, image):
@@ -473,7 +496,9 @@ def test_checksum_of_a_range_needs_the_feature(backend):
         (response(204, b"", Content_Length=None), "204"),
         (response(302, b"", Location="http://elsewhere/"), "302"),
         (response(206, b"0123456789", Content_Range="bytes 0-9/100", Content_Encoding="gzip"), "gzip"),
-        (b"not HTTP at all\r\n\r\n", "BadStatusLine|Connection aborted"),
+        (b"not HTTP at all\r\n\r\n", "got 'not HTTP at all'"),
+        (b"HTTP/2 206 Partial Content\r\n\r\n", "got 'HTTP/2"),
+        (response(206, b"0123456789", Content_Length="10, 10"), "None bytes"),
     ],
 )
 def test_read_rejects_an_answer_to_another_question(backend, image, monkeypatch, answer, message):

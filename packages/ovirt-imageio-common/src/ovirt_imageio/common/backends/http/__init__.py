@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Images of other daemons. The only room that knows requests.
 
-backend ─► origin ─► channel ─► adapters ─► connections ─► streams
+backend ─► origin ─► channel ─► adapters ─► connections ─► heads, streams
    │                                              ▲
-   └─► peers, listing                      requests, urllib3
+   └─► peers, listing                      requests
 """
 
 from .backend import HttpBackend

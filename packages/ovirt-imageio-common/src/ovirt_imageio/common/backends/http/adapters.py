@@ -17,7 +17,6 @@ from urllib.parse import quote
 import requests
 import requests.adapters
 import requests_unixsocket.adapters
-from requests.structures import CaseInsensitiveDict
 
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.errors import ConnectionTimeout
@@ -63,10 +62,10 @@ class Adapter(requests.adapters.HTTPAdapter, abc.ABC):
         return str(request.path_url)
 
     def build_response(self, req: Any, resp: Any) -> requests.Response:
-        """Make the response, without looking for cookies: 30 µs of 180."""
+        """Make the response, without looking for cookies, nor at the head again."""
         response = requests.Response()
         response.status_code = resp.status
-        response.headers = CaseInsensitiveDict(resp.headers)
+        response.headers = resp.headers
         response.reason = resp.reason
         response.url = req.url
         response.raw = resp
@@ -83,8 +82,8 @@ class Adapter(requests.adapters.HTTPAdapter, abc.ABC):
     def _make_pool(self) -> Pool:
         """Return a new pool, without connections."""
 
-    def _new_pool(self, host: str, port: int | None, connect: Opener, maxsize: int) -> Pool:
-        return Pool(host, port, maxsize=maxsize, block=False, open_stream=connect, line=self.line)
+    def _new_pool(self, host: str, port: int | None, connect: Opener) -> Pool:
+        return Pool(host, port, open_stream=connect, line=self.line)
 
 
 class TcpAdapter(Adapter):
@@ -97,7 +96,6 @@ class TcpAdapter(Adapter):
         timeout: Seconds of silence before a connection counts as dead.
         connect_timeout: Seconds to connect to each address of the host, and for each answer
             in the handshake.
-        maxsize: Idle connections kept.
     """
 
     def __init__(
@@ -108,7 +106,6 @@ class TcpAdapter(Adapter):
         context: ssl.SSLContext | None,
         timeout: float | None,
         connect_timeout: float | None,
-        maxsize: int = 1,
     ) -> None:
         scheme = "https" if context else "http"
         netloc = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -118,11 +115,10 @@ class TcpAdapter(Adapter):
         self._context = context
         self._timeout = timeout
         self._connect_timeout = connect_timeout
-        self._maxsize = maxsize
         self.pool = self._make_pool()
 
     def _make_pool(self) -> Pool:
-        return self._new_pool(self._host, self._port, self._connect, self._maxsize)
+        return self._new_pool(self._host, self._port, self._connect)
 
     def _connect(self) -> Stream:
         try:
@@ -153,7 +149,6 @@ class UnixAdapter(Adapter, requests_unixsocket.adapters.UnixAdapter):  # type: i
         address: Path, or abstract name that starts with NUL.
         timeout: Seconds of silence before a connection counts as dead.
         connect_timeout: Seconds to wait for the server to accept.
-        maxsize: Idle connections kept.
     """
 
     def __init__(
@@ -162,18 +157,16 @@ class UnixAdapter(Adapter, requests_unixsocket.adapters.UnixAdapter):  # type: i
         *,
         timeout: float | None,
         connect_timeout: float | None,
-        maxsize: int = 1,
     ) -> None:
         shown = "@" + address[1:] if address.startswith("\0") else address
         super().__init__(base_url=f"http+unix://{quote(address, safe='')}", name=shown)
         self._address = address
         self._timeout = timeout
         self._connect_timeout = connect_timeout
-        self._maxsize = maxsize
         self.pool = self._make_pool()
 
     def _make_pool(self) -> Pool:
-        return self._new_pool("localhost", None, self._connect, self._maxsize)
+        return self._new_pool("localhost", None, self._connect)
 
     def _connect(self) -> Stream:
         try:

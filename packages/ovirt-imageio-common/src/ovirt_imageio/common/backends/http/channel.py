@@ -3,7 +3,7 @@
 """Requests for one image over one adapter, and their responses.
 
 A prepared request is kept for each kind that repeats, and only its headers change:
-preparing costs as much as sending (545 µs a 4 KiB GET, 334 this way).
+preparing costs as much as sending.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Any, Callable, Mapping
 
 import requests
-import urllib3.exceptions
 
 from ovirt_imageio.common import imagesapi
 from ovirt_imageio.common.errors import ImageioError, ProtocolError, ServerGone
@@ -56,7 +55,6 @@ class Reply:
         self.name = name
         self.what = what
         self.cut_short = connection.cut_short
-        self._raw = response.raw
         self._connection = connection
 
     @property
@@ -105,13 +103,13 @@ class Reply:
         if self.cut_short is not None or not self.body.isclosed():
             self.close()
         else:
-            self._raw.release_conn()
+            self.body.release()
 
     def close(self) -> None:
         """Close the connection. Idempotent."""
-        self._raw.close()
+        self.body.close()
         self._connection.close()
-        self._raw.release_conn()
+        self.body.release()
 
     def _text(self) -> str:
         """Read the text of an error; a broken connection must not hide the status."""
@@ -263,11 +261,7 @@ class Channel:
             return self.adapter.send(prepared, stream=True, timeout=timeout)
         except BodyFailed as e:
             raise e.error from e.error.__cause__
-        except (
-            requests.RequestException,
-            urllib3.exceptions.HTTPError,
-            http.client.HTTPException,
-        ) as e:
+        except (requests.RequestException, http.client.HTTPException) as e:
             raise ProtocolError(f"{prepared.method} at {self.name}: {e}") from e
 
 

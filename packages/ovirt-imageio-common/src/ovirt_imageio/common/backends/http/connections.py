@@ -1,11 +1,15 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Connections of urllib3 that own their sockets and bodies.
+"""Connections under requests that own their sockets and bodies.
 
-requests and urllib3 build and pool the requests; payload bypasses them. A connection
-opens its own `Stream`, sends a `StreamedBody` by calling it, and makes responses that
-are read straight from the socket. The `Line` tells the backend which connection served
-its last request.
+requests builds the requests, and hands them to the `Pool` of its adapter; payload bypasses
+it. A connection opens its own `Stream`, sends a `StreamedBody` by calling it, and makes
+responses that are read straight from the socket. The `Line` tells the backend which
+connection served its last request.
+
+The pool stands in the place of urllib3's, which has redirects, repetition, proxies and
+decoding to think of: with it, and heads read by http.client, a small request took 290 µs of
+processor, and takes 170; http.client alone takes 140.
 
 A server that refuses an upload answers and stops reading. What is sent then fails, but
 the answer tells why: sending stops quietly, `cut_short` is set, and the response is
@@ -15,13 +19,12 @@ read as after any request.
 from __future__ import annotations
 
 import http.client
-from typing import Any, Callable, Iterator
-
-import urllib3.connection
-import urllib3.connectionpool
+from functools import partial
+from typing import Any, Callable, Iterator, Mapping
 
 from ovirt_imageio.common.errors import ConnectionTimeout, ImageioError, PeerGone, ServerGone
 
+from .heads import read_head
 from .streams import Reader, Stream
 
 Opener = Callable[[], Stream]
@@ -39,7 +42,7 @@ class Line:
 
 
 class BodyFailed(Exception):
-    """What feeds a body failed; carries its error past urllib3, which keeps OSErrors."""
+    """What feeds a body failed; carries its error past requests, which keeps OSErrors."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
@@ -67,11 +70,35 @@ class StreamedBody:
 
 
 class BodyResponse(http.client.HTTPResponse):
-    """A response whose body can be received into memory of the caller, or spliced."""
+    """A response whose body can be received into memory of the caller, or spliced.
 
-    def __init__(self, sock: Stream, *args: Any, **kwargs: Any) -> None:
+    Attributes:
+        stream: Where it comes from.
+        release: Gives the connection back, once the body was received or both are closed.
+    """
+
+    def __init__(self, sock: Stream, debuglevel: int = 0, method: str | None = None, url: str | None = None) -> None:
         self.stream = sock
-        super().__init__(sock, *args, **kwargs)  # type: ignore[arg-type]
+        self.release: Callable[[], None] = _nothing
+        self._asked = method
+        super().__init__(sock, debuglevel, method, url)  # type: ignore[arg-type]
+
+    def begin(self) -> None:
+        """Read the head; called by http.client.
+
+        Raises:
+            http.client.HTTPException: It is none of HTTP/1.
+            ServerGone: The stream ended.
+            ConnectionTimeout: The server is silent.
+        """
+        head = read_head(self.reader.readline)
+        self.version, self.status, self.reason = head.version, head.status, head.reason
+        self.code = head.status
+        self.headers = self.msg = head.fields
+        self.chunked = head.is_chunked
+        self.chunk_left = None
+        self.length = head.length(self._asked)
+        self.will_close = head.closes or (self.length is None and not self.chunked)
 
     @property
     def reader(self) -> Reader:
@@ -119,7 +146,7 @@ class BodyResponse(http.client.HTTPResponse):
         assert self.length is not None
         self.length -= count
         if not self.length:
-            self.close()  # urllib3 sees that the connection is free
+            self.close()  # http.client sees that the connection is free
 
     def _took_some(self, count: int, left: int) -> int:
         if not count:
@@ -131,14 +158,14 @@ class BodyResponse(http.client.HTTPResponse):
         """Do nothing: closing an io object flushes it."""
 
 
-class Connection(urllib3.connection.HTTPConnection):
+class Connection(http.client.HTTPConnection):
     """A connection over a `Stream`.
 
     Args:
-        *args: As urllib3 wants them.
+        host: For the field `Host`.
+        port: For the same; None for the scheme's.
         open_stream: Connects.
         line: Told when a request is sent.
-        **kwargs: As urllib3 wants them.
 
     Attributes:
         uses: Requests sent since it was connected.
@@ -146,8 +173,8 @@ class Connection(urllib3.connection.HTTPConnection):
         response: To the last request.
     """
 
-    def __init__(self, *args: Any, open_stream: Opener, line: Line, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, host: str, port: int | None, *, open_stream: Opener, line: Line) -> None:
+        super().__init__(host, port)
         self._open_stream = open_stream
         self._line = line
         self.uses = 0
@@ -160,6 +187,40 @@ class Connection(urllib3.connection.HTTPConnection):
         stream: Any = self.sock
         assert isinstance(stream, Stream)
         return stream
+
+    def exchange(
+        self, method: str, path: str, *, fields: Mapping[str, str], body: Any, timeout: float | None
+    ) -> BodyResponse:
+        """Send a request, and receive the head of its response.
+
+        Args:
+            method: HTTP method.
+            path: With the query.
+            fields: Of the head; http.client adds `Host`.
+            body: What `send` takes; None for none. Its length is among the fields.
+            timeout: Seconds that the server may be silent.
+
+        Raises:
+            http.client.HTTPException: The response is no HTTP.
+            Exception: As `send`, and what opens the stream.
+        """
+        if self.sock is not None:
+            self.stream.settimeout(timeout)
+        self.putrequest(method, path, skip_accept_encoding=True)
+        for name, value in fields.items():
+            self.putheader(name, value)
+        self.endheaders()
+        if body is not None:
+            self.send(body)
+        self.stream.settimeout(timeout)
+        self.getresponse()
+        assert self.response is not None
+        return self.response
+
+    def drop_if_ended(self) -> None:
+        """Close an idle connection that the server has closed, or sends on unasked."""
+        if self.sock is not None and self.stream.answered():
+            self.close()
 
     def connect(self) -> None:
         """Open the stream."""
@@ -213,7 +274,61 @@ class Connection(urllib3.connection.HTTPConnection):
             raise BodyFailed(e) from e
 
 
-class Pool(urllib3.connectionpool.HTTPConnectionPool):
-    """The connections to one server. By TCP, TLS or Unix socket: the stream knows."""
+class Pool:
+    """The connections to one server, as requests knows a pool. One thread.
 
-    ConnectionCls = Connection
+    By TCP, TLS or Unix socket: the stream knows. A connection comes back when its response
+    was read to the end; one is kept.
+
+    Args:
+        host: For the field `Host`.
+        port: For the same.
+        open_stream: Connects.
+        line: Told which connection serves.
+    """
+
+    def __init__(self, host: str, port: int | None, *, open_stream: Opener, line: Line) -> None:
+        self._make = partial(Connection, host, port, open_stream=open_stream, line=line)
+        self._idle: Connection | None = None
+        self._closed = False
+
+    def urlopen(self, method: str, url: str, body: Any, headers: Any, *, timeout: Any, **_: Any) -> BodyResponse:
+        """Send a request, and receive the head of its response; called by requests.
+
+        Args:
+            method: HTTP method.
+            url: Path and query.
+            body: See `Connection.exchange`.
+            headers: All but `Host`.
+            timeout: With the attribute `read_timeout`, seconds.
+            **_: What requests always says the same about.
+
+        Raises:
+            As Connection.exchange.
+        """
+        connection, self._idle = self._idle or self._make(), None
+        try:
+            connection.drop_if_ended()
+            response = connection.exchange(method, url, fields=headers, body=body, timeout=timeout.read_timeout)
+        except BaseException:
+            connection.close()
+            raise
+        response.release = partial(self._release, connection)
+        return response
+
+    def close(self) -> None:
+        """Close the idle connection; the one in use is closed when its response is released."""
+        self._closed = True
+        if self._idle is not None:
+            self._idle.close()
+            self._idle = None
+
+    def _release(self, connection: Connection) -> None:
+        if self._closed or self._idle not in (None, connection):
+            connection.close()
+        else:
+            self._idle = connection
+
+
+def _nothing() -> None:
+    """Do nothing."""

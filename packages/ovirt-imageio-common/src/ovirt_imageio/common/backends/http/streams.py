@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Byte streams to a server: what stands in the place of a socket under urllib3.
+"""Byte streams to a server: what stands in the place of a socket under http.client.
 
 A stream is a blocking socket with time limits of the kernel, so that splice(2) can be
 used on it and needs no poll(2) before each call. `TlsStream` encrypts with two memory
