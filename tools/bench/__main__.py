@@ -29,7 +29,17 @@ from bench.report import (
 )
 from bench.rows import ROWS, Row, Sample
 from bench.servers import BenchError
-from bench.setup import MIB, Setup, find_python, machine_facts, make_keys, make_ours, make_peer, python_version
+from bench.setup import (
+    MIB,
+    Setup,
+    find_newest_python,
+    find_python,
+    machine_facts,
+    make_keys,
+    make_ours,
+    make_peer,
+    python_version,
+)
 
 TOP = Path(__file__).resolve().parents[2]
 PICTURES = {
@@ -49,7 +59,7 @@ def arguments(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     p.add_argument("--minutes", type=float, default=17, help="after which rows have one round each")
     p.add_argument("--size", type=int, default=1024, metavar="MIB", help="size of the dense image")
     p.add_argument("--seconds", type=float, default=2.0, help="length of a small-request run")
-    p.add_argument("--python", default=sys.executable, help="interpreter to make both environments with")
+    p.add_argument("--python", help="interpreter to make both environments with (default: the newest)")
     p.add_argument("--unprivileged", action="store_true", help="without capabilities, as users run it")
     p.add_argument("--out", type=Path, help="folder for the table and the pictures (default: print only)")
     return p.parse_args(argv)
@@ -125,7 +135,7 @@ def run(options: argparse.Namespace) -> None:
     rows = chosen(options.rows)
     work = TOP / ".bench"
     work.mkdir(exist_ok=True)
-    python = find_python(options.python)
+    python = find_python(options.python) if options.python else find_newest_python()
     short = ".".join(python_version(python).split(".")[:2])
     ours = make_ours(work / f"ours-{short}", python)
     peer = make_peer(work / f"peer-{short}", python)

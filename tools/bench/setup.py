@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import trustme
 from bench.servers import BenchError, Implementation, Keys
 
 PEER_REQUIREMENT = "ovirt-imageio==2.5.1"
+OLDEST_PYTHON, NEWEST_PYTHON = 9, 13  # 3.x, that the packages support
 MIB = 1 << 20
 GIB = 1 << 30
 
@@ -240,6 +242,18 @@ def find_python(name: str) -> str:
         except OSError:
             continue
     raise BenchError(f"{name} cannot be run")
+
+
+def find_newest_python() -> str:
+    """Return the path of the newest interpreter of those that the packages support.
+
+    Raises:
+        BenchError: there is none.
+    """
+    for minor in range(NEWEST_PYTHON, OLDEST_PYTHON - 1, -1):
+        with contextlib.suppress(BenchError):
+            return find_python(f"python3.{minor}")
+    raise BenchError(f"there is no interpreter from python3.{OLDEST_PYTHON} to python3.{NEWEST_PYTHON}")
 
 
 def python_version(python: str) -> str:
