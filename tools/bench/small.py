@@ -139,13 +139,14 @@ def _idle(setup: Setup, implementation: Implementation) -> Sample:
         with Daemon(implementation, setup.memory, setup.keys) as daemon:
             ticket = daemon.ticket(nbd.url, setup.size)
             path = f"/images/{ticket}"
+            # As many NBD connections as transfers that overlap need: a client that has its data asks
+            # again before the last request has given its connections back, now and then.
+            load.bulk_get_each(daemon, [ticket] * 8, 8 * MIB)
+            threads, opened = usage(daemon.pid).threads, _unix_connections(nbd.socket)
             with contextlib.ExitStack() as stack:
-                threads = opened = 0
                 for i in range(count):
                     sock = stack.enter_context(contextlib.closing(load.connect(daemon, "unix")))
                     load.get_once(sock, path, i * 8 * MIB % (setup.size - 8 * MIB), 8 * MIB)
-                    if i == count // 10:
-                        threads, opened = usage(daemon.pid).threads, _unix_connections(nbd.socket)
                 after = usage(daemon.pid)
                 connections = _unix_connections(nbd.socket)
     return {
