@@ -148,9 +148,7 @@ def test_install_that_brings_nothing_fails(machine: Machine):
 
 def test_software_that_cannot_be_had_does_not_keep_the_rest_away(machine: Machine):
     made = " ".join(str(machine.bin / name) for name in ("qemu-img", "qemu-nbd", "qemu-io"))
-    machine.command(
-        "dnf", f'case "$*" in *nbdkit*) exit 1;; esac; for f in {made}; do echo >$f; chmod +x $f; done'
-    )
+    machine.command("dnf", f'case "$*" in *nbdkit*) exit 1;; esac; for f in {made}; do echo >$f; chmod +x $f; done')
     done = machine.run("qemu", "nbdkit")
     assert done.returncode == 1
     assert machine.calls("dnf") == [
@@ -163,9 +161,7 @@ def test_software_that_cannot_be_had_does_not_keep_the_rest_away(machine: Machin
 
 def test_apt_goes_on_with_old_lists(machine: Machine):
     made = " ".join(str(machine.bin / name) for name in ("qemu-img", "qemu-nbd", "qemu-io"))
-    machine.command(
-        "apt-get", f'[ "$1" = update ] && exit 1; for f in {made}; do echo >$f; chmod +x $f; done'
-    )
+    machine.command("apt-get", f'[ "$1" = update ] && exit 1; for f in {made}; do echo >$f; chmod +x $f; done')
     assert machine.run("qemu").returncode == 0
 
 

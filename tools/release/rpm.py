@@ -21,9 +21,7 @@ from pathlib import Path
 from release.tree import PACKAGES, TOP, Package, ReleaseError, epoch, find, run
 
 
-def build(
-    package: Package, sdist: Path, out: Path, *, python: str = sys.executable, dist: str = ""
-) -> list[Path]:
+def build(package: Package, sdist: Path, out: Path, *, python: str = sys.executable, dist: str = "") -> list[Path]:
     """Build the RPMs of one package.
 
     Args:

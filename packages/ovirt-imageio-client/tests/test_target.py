@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import pytest
 
 from imageio_testing.qemu import needs_qemu
+from ovirt_imageio.client import target as targets
 from ovirt_imageio.client.target import Staging, Target, backing_format_of
 from ovirt_imageio.common.qemu import img
 from ovirt_imageio.common.units import MiB
@@ -25,6 +27,41 @@ def test_staging_keeps_what_stood_there_until_the_end(tmp_path):
     assert (tmp_path / "disk").read_bytes() == b"old"
     staging.discard()
     assert os.listdir(tmp_path) == ["disk"]
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_large_file_that_stood_there_is_freed_by_a_thread(tmp_path, monkeypatch, large):
+    closed_by = []
+
+    def close(fd, close=os.close):
+        closed_by.append((threading.current_thread().name, os.fstat(fd).st_ino))
+        close(fd)
+
+    path = tmp_path / "disk"
+    path.write_bytes(b"old")
+    old = path.stat().st_ino
+    staging = Staging(str(path))
+    monkeypatch.setattr(targets, "_LARGE", 1 if large else 1 << 60)
+    monkeypatch.setattr(os, "close", close)
+    staging.commit()
+    for thread in threading.enumerate():
+        if thread.name == "letting go":
+            thread.join()
+    name = "letting go" if large else threading.current_thread().name
+    assert (name, old) in closed_by
+    assert path.read_bytes() == b""
+
+
+def test_large_file_is_freed_where_no_thread_can_start(tmp_path, monkeypatch):
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    (tmp_path / "disk").write_bytes(b"old")
+    staging = Staging(str(tmp_path / "disk"))
+    monkeypatch.setattr(targets, "_LARGE", 1)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    staging.commit()
+    assert (tmp_path / "disk").read_bytes() == b""
 
 
 def test_staging_keeps_the_mode_of_what_stood_there(tmp_path):
