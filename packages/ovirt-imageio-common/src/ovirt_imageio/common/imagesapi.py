@@ -121,7 +121,7 @@ def unsatisfied_range(size: int) -> str:
     return f"bytes */{size}"
 
 
-_CONTENT_RANGE = re.compile(r"bytes\s+(?:([0-9]+)-([0-9]+)|\*)/([0-9]+|\*)", re.ASCII | re.IGNORECASE)
+_CONTENT_RANGE = r"(?ai)bytes\s+(?:([0-9]+)-([0-9]+)|\*)/([0-9]+|\*)"
 
 
 def parse_content_range(text: str) -> ContentRange:
@@ -130,7 +130,7 @@ def parse_content_range(text: str) -> ContentRange:
     Raises:
         ValueError: It is malformed, its end lies before its start, or at or past size.
     """
-    match = _CONTENT_RANGE.fullmatch(text.strip())
+    match = re.fullmatch(_CONTENT_RANGE, text.strip())
     if not match or (match[1] is None and match[3] == "*"):
         raise ValueError(f"invalid Content-Range {text!r}: expected 'bytes FIRST-LAST/SIZE'")
     size = None if match[3] == "*" else int(match[3])

@@ -12,7 +12,7 @@ GiB = 1 << 30
 TiB = 1 << 40
 
 _SUFFIXES = {"": 1, "k": KiB, "m": MiB, "g": GiB, "t": TiB}
-_SIZE = re.compile(r"([0-9]+)\s*([kmgt]?)(?:i?b)?", re.ASCII | re.IGNORECASE)
+_SIZE = r"(?ai)([0-9]+)\s*([kmgt]?)(?:i?b)?"
 
 
 def parse_size(text: str) -> int:
@@ -25,7 +25,7 @@ def parse_size(text: str) -> int:
     Raises:
         ValueError: text is none of these.
     """
-    match = _SIZE.fullmatch(text.strip())
+    match = re.fullmatch(_SIZE, text.strip())
     if not match:
         raise ValueError(f"invalid size {text!r}: expected digits and one of k, m, g, t, like 64k")
     return int(match[1]) * _SUFFIXES[match[2].lower()]

@@ -53,7 +53,9 @@ def bind_tcp(host: str, port: int) -> socket.socket:
                 raise
         return _listen_tcp(socket.AF_INET, ("0.0.0.0", port))
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        # As bytes: Python loads tables of international names (3 ms) to encode any other name.
+        name = host.encode() if host.isascii() else host
+        family, _, _, _, address = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except UnicodeError as e:  # a name that cannot be one
         raise OSError(errno.EADDRNOTAVAIL, f"not a host name: {e}") from e
     return _listen_tcp(family, address)

@@ -25,8 +25,9 @@ _HOST = r"(?:\[[0-9A-Za-z:.%_~-]+\]|(?:[0-9A-Za-z._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2
 _request_line = re.compile(rf"({_TOKEN}) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])\Z").match
 _fields = re.compile(rf"(?:\r\n{_TOKEN}:{_VALUE})*\Z").match
 _host = re.compile(rf"{_HOST}\Z").match
-_absolute = re.compile(rf"https?://({_HOST})(/[\x21-\x7e]*|\?[\x21-\x7e]*|)\Z", re.IGNORECASE).match
 _length = re.compile(r"[0-9]{1,19}\Z").match
+# Not compiled before it is needed, which may be never: that takes longer than all the others.
+_ABSOLUTE = rf"(?i:https?)://({_HOST})(/[\x21-\x7e]*|\?[\x21-\x7e]*|)\Z"
 
 _METHODS = frozenset(
     ["GET", "HEAD", "PUT", "PATCH", "OPTIONS", "POST", "DELETE", "TRACE"]
@@ -180,7 +181,7 @@ def _parse_target(method: str, target: str, headers: dict[str, str]) -> tuple[st
     if target[0] != "/":
         if target == "*" and method == "OPTIONS":
             return "*", {}
-        match = _absolute(target)
+        match = re.match(_ABSOLUTE, target)
         if match is None or not match[1] or match[1][0] == ":":
             raise _bad("malformed request target")
         headers["host"] = match[1]

@@ -17,8 +17,8 @@ from ..errors import HttpError
 # Longer numbers lie past the end of any disk; int() refuses some thousands of digits.
 _DIGITS = r"([0-9]{1,19})"
 _byte_range = re.compile(rf"{_DIGITS}-{_DIGITS}?\Z").match
-_suffix_range = re.compile(rf"-{_DIGITS}\Z").match
-_content_range = re.compile(rf"[Bb][Yy][Tt][Ee][Ss] {_DIGITS}-(?:{_DIGITS}|\*)/(?:[0-9]{{1,19}}|\*)\Z").match
+_SUFFIX_RANGE = rf"-{_DIGITS}\Z"
+_CONTENT_RANGE = rf"[Bb][Yy][Tt][Ee][Ss] {_DIGITS}-(?:{_DIGITS}|\*)/(?:[0-9]{{1,19}}|\*)\Z"
 
 
 class ByteRange(NamedTuple):
@@ -59,7 +59,7 @@ def parse_range(text: str, size: int) -> ByteRange | None:
         if first <= last < size:
             return ByteRange(first, last - first + 1)
     else:
-        match = _suffix_range(ranges)
+        match = re.match(_SUFFIX_RANGE, ranges)
         if match:
             length = min(int(match[1]), size)
             if length:
@@ -89,7 +89,7 @@ def parse_content_range(text: str, content_length: int | None = None) -> UploadR
     Raises:
         HttpError: 400 if the value is malformed or LAST contradicts content_length.
     """
-    match = _content_range(text)
+    match = re.match(_CONTENT_RANGE, text)
     if not match:
         raise HttpError(400, f"Content-Range is {text[:100]!r}, expected 'bytes FIRST-LAST/TOTAL'")
     first = int(match[1])
