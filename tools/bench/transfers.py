@@ -199,7 +199,8 @@ def _stream(
 ) -> Sample:
     """Bulk requests of the load generator, to see the daemon alone."""
     sample: Sample = {}
-    image = setup.dense() if job == "get" else setup.target("stream.raw")
+    dense = setup.dense()  # made here, not in the process apart
+    image = dense if job == "get" else setup.target("stream.raw")
     with contextlib.ExitStack() as stack:
         servers: dict[str, Server] = {}
         if not file:
@@ -214,7 +215,7 @@ def _stream(
                 run = run_apart(lambda: _put_image(setup, daemon, ticket, streams, transport))
     sample["MiB/s"] = setup.size / MIB / run.wall
     if job == "put":
-        same_bytes(setup.dense(), image)
+        same_bytes(dense, image)
     return sample
 
 
@@ -259,7 +260,8 @@ def _add_stream_rows() -> None:
 def proxied(setup: Setup, implementation: Implementation, *, job: str, folder: Optional[Path] = None) -> Sample:
     """A daemon in proxy role: local socket in front, TLS behind."""
     sample: Sample = {}
-    image = setup.dense() if job == "get" else setup.target("stream.raw")
+    dense = setup.dense()  # made here, not in the process apart
+    image = dense if job == "get" else setup.target("stream.raw")
     with contextlib.ExitStack() as stack:
         nbd = stack.enter_context(QemuNbd(setup.memory, image))
         origin = stack.enter_context(Daemon(implementation, setup.memory, setup.keys, local=False))
@@ -273,7 +275,7 @@ def proxied(setup: Setup, implementation: Implementation, *, job: str, folder: O
                 run = run_apart(lambda: _put_image(setup, proxy, ticket, 1, "unix"))
     sample["MiB/s"] = setup.size / MIB / run.wall
     if job == "put":
-        same_bytes(setup.dense(), image)
+        same_bytes(dense, image)
     return sample
 
 
