@@ -337,7 +337,8 @@ def test_sweep_closes_the_storage_of_expired_tickets_that_nobody_uses(store):
         store.run(closed())
         assert (used.pool.open_count, valid.pool.open_count) == (1, 1)
     expired.extend(10)
-    store.run(expired.pool.read(store.tickets.get("a").operation(READ, 0, 4, Client()), 0, 4))
+    with store.tickets.get("a").operation(READ, 0, 4, Client()) as op:
+        store.run(expired.pool.read(op, 0, 4))
     assert expired.pool.open_count == 1
 
 
@@ -345,8 +346,9 @@ def lend(store, transfer, count):
     """Use so many backends at a time, once."""
 
     async def use():
-        async with transfer.pool.borrow(transfer.operation(READ, 0, SIZE, Client()), wish=count) as backends:
-            assert len(backends) == count
+        with transfer.operation(READ, 0, SIZE, Client()) as op:
+            async with transfer.pool.borrow(op, wish=count) as backends:
+                assert len(backends) == count
 
     store.run(use())
 
