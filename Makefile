@@ -4,7 +4,7 @@
 # Each target does its own set-up, on a fresh machine too. NO_INSTALL=1 keeps it from
 # installing system packages, PYTHON=… chooses the interpreter. BENCH=… are options of
 # `make bench`, see `make bench BENCH=--help`; SOAK=…, MUTATION=… and
-# HOSTILE=… those of `make soak`, `make mutation` and `make hostile`.
+# HOSTILE=… those of `make soak`, `make mutation` and `make hostile`; FAST_PATHS=… of `make fast-paths`.
 
 # System software that tests use, as ci/packages.sh calls it. What is missing and cannot be
 # installed is named, and the tests that need it are skipped.
@@ -27,6 +27,7 @@ help:
 	@echo 'make check-all  make check, every environment of tox.ini, packages installed and used'
 	@echo 'make fuzz       50,000 generated requests, and heads that h11 judges too'
 	@echo 'make conformance-peer   check 2.5.1 too, and compare in docs/reference/conformance.md'
+	@echo 'make fast-paths  conformance, faults and durability without each of the fast paths'
 	@echo 'make coverage   what the tests of ovirt-imageio-common leave out'
 	@echo 'make soak       kill -9 daemons and storage a thousand times, and look for lost bytes'
 	@echo 'make mutation   break the NBD protocol in small ways, and look which the tests notice'
@@ -63,6 +64,10 @@ fuzz:
 	@IMAGEIO_FUZZ_EXAMPLES=$(FUZZ_HEADS) .venv/bin/python -m pytest -q -n auto --timeout 3600 \
 		packages/ovirt-imageio-daemon/tests/http/test_differential.py
 	@cd tools && ../.venv/bin/python -m conformance.openapi --examples $(FUZZ_REQUESTS)
+
+fast-paths:
+	@ci/bootstrap.sh $(TEST_TOOLS)
+	@PYTHONPATH=tools .venv/bin/python -m fastpaths $(FAST_PATHS)
 
 conformance-peer:
 	@ci/bootstrap.sh $(TEST_TOOLS)

@@ -90,13 +90,10 @@ def own_daemon(folder: Path, settings: Sequence[str] = ()) -> Iterator[Server]:
     """Start the daemon of this checkout, with settings like ``daemon.splice=no``."""
     daemon = pytest.importorskip("imageio_testing.daemon")
     pki = pytest.importorskip("imageio_testing.pki").make_pki(folder)
+    from imageio_testing.settings import sections
     from ovirt_imageio.daemon.version import __version__
 
-    config: dict[str, dict[str, object]] = {"backend_http": {"ca_file": pki.ca_file}}
-    for setting in settings:
-        name, _, value = setting.partition("=")
-        section, _, key = name.partition(".")
-        config.setdefault(section, {})[key] = value
+    config = sections([f"backend_http.ca_file={pki.ca_file}", *settings])
     (folder / "own").mkdir()
     with daemon.Daemon(folder / "own", pki=pki, config=config) as running:
         yield Server(

@@ -31,6 +31,7 @@ from typing import Any
 
 from ovirt_imageio import admin
 
+from . import settings
 from .pki import Pki, make_pki
 
 START_TIMEOUT = 30.0
@@ -267,8 +268,9 @@ class Daemon:
             pki = self._pki or make_pki(self.folder)
             self.ca_file = pki.ca_file
             sections["tls"].update(key_file=pki.key_file, cert_file=pki.cert_file)
-        for section, keys in self._extra.items():
-            sections.setdefault(section, {}).update(keys)
+        for more in (settings.from_environment(), self._extra):
+            for section, keys in more.items():
+                sections.setdefault(section, {}).update(keys)
         lines = []
         for section, values in sections.items():
             lines.append(f"[{section}]")

@@ -17,7 +17,7 @@ from typing import Any
 from ovirt_imageio.common.backends.base import Backend
 from ovirt_imageio.daemon import options
 from ovirt_imageio.daemon.auth import Tickets
-from ovirt_imageio.daemon.config import Config
+from ovirt_imageio.daemon.config import Config, parse_value
 from ovirt_imageio.daemon.handlers.checksum import Checksum
 from ovirt_imageio.daemon.handlers.extents import Extents
 from ovirt_imageio.daemon.handlers.images import Images
@@ -30,6 +30,7 @@ from ovirt_imageio.daemon.http.registry import Connections
 from ovirt_imageio.daemon.http.router import Route, Router
 from ovirt_imageio.daemon.tickets import Ticket
 
+from . import settings
 from .httppeer import HttpPeer, Response
 
 PATIENCE = 10.0
@@ -78,6 +79,16 @@ class Runner:
         self.loop.close()
 
 
+def configured(cfg: Config) -> Config:
+    """Return a configuration with what the environment sets, see settings.py, except where it gives a value itself."""
+    changes: dict[str, Any] = {}
+    for name, keys in settings.from_environment().items():
+        section, known = getattr(cfg, name), {info.key: info for info in options.describe(name)}
+        values = {key: parse_value(str(text), known[key]) for key, text in keys.items()}
+        changes[name] = section.replace(**{**values, **section.given})
+    return cfg._replace(**changes)
+
+
 class Service:
     """Images and tickets on two Unix sockets, with storage that the test supplies.
 
@@ -100,7 +111,8 @@ class Service:
         cfg: Config | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        cfg = cfg or Config(control=options.Control(remove_timeout=5))
+        cfg = configured(cfg or Config(control=options.Control(remove_timeout=5)))
+        self._splice = cfg.daemon.splice
         self.loop = Loop(max_workers=16, worker_nice=0)
         self.tickets = Tickets(self.loop, cfg, open_backend=open_backend, clock=clock)
         self.images = os.path.join(folder, "images")
@@ -124,7 +136,7 @@ class Service:
         sock.listen(128)
 
         def make(client: socket.socket, peer: str) -> Connection:
-            return Connection(self.loop, client, service="test", peer=peer)
+            return Connection(self.loop, client, service="test", peer=peer, splice=self._splice)
 
         return Listener(self.loop, sock, make, Router(routes, name="test", cors=True), self.connections)
 

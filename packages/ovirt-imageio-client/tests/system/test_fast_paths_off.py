@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The HTTP contract with each of the fast paths switched off: none is what makes an answer right.
+"""The HTTP contract without any of the fast paths: none is what makes an answer right.
 
-The short form tries reading, writing and zeroing without any of them. The long one tries every rule
-of the conformance suite, without each of them.
+This tries reading, writing and zeroing only. `make fast-paths` tries every rule, every fault and every promise
+of durability, without each of them.
 """
 
 from __future__ import annotations
@@ -16,14 +16,8 @@ from pathlib import Path
 import pytest
 
 import conformance
+from imageio_testing.settings import SWITCHES
 
-OFF = {
-    "splice": ["daemon.splice=no"],
-    "loop nbd": ["daemon.loop_nbd=no"],
-    "inline": ["daemon.inline_limit=0"],
-    "quick reads": ["daemon.quick_reads=no"],
-}
-ALL_OFF = [setting for settings in OFF.values() for setting in settings]
 TOOLS = Path(conformance.__path__[0]).parent
 SHORT = "local and nbd and (test_get or test_put or test_patch)"
 
@@ -44,17 +38,4 @@ def check(settings, *args):
 
 
 def test_data_moves_without_any_fast_path():
-    check(ALL_OFF, "-k", SHORT)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize("off", OFF)
-def test_every_rule_is_kept_without(off):
-    check(OFF[off])
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_every_rule_is_kept_without_any_fast_path():
-    check(ALL_OFF)
+    check(SWITCHES.values(), "-k", SHORT)

@@ -1,0 +1,41 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""Settings of every daemon that tests start, from the environment; and what switches each fast path off.
+
+    IMAGEIO_TEST_SETTINGS="daemon.splice=no backend_nbd.large_read=no" pytest ...
+
+What a test itself sets wins.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+VARIABLE = "IMAGEIO_TEST_SETTINGS"
+
+SWITCHES = {
+    "splice": "daemon.splice=no",
+    "loop nbd": "daemon.loop_nbd=no",
+    "inline": "daemon.inline_limit=0",
+    "quick reads": "daemon.quick_reads=no",
+    "keep memory": "daemon.keep_memory=no",
+    "large read": "backend_nbd.large_read=no",
+}
+"""Each fast path, and the setting without it."""
+
+
+def sections(settings: Sequence[str]) -> dict[str, dict[str, object]]:
+    """Return settings like ``daemon.splice=no`` by section and key."""
+    found: dict[str, dict[str, object]] = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        section, _, key = name.partition(".")
+        found.setdefault(section, {})[key] = value
+    return found
+
+
+def from_environment() -> dict[str, dict[str, object]]:
+    """Return what the environment sets, by section and key."""
+    return sections(os.environ.get(VARIABLE, "").split())
