@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from imageio_testing.daemon import Daemon
@@ -29,6 +30,7 @@ DESCRIPTION = HERE.parent.parent / "docs" / "reference" / "openapi.yaml"
 
 IMAGE_SIZE = 1 << 20
 
+PARTS = ("images", "tickets")
 PHASES = "examples,coverage,fuzzing,stateful"
 
 # Operations that are not tried, and why.
@@ -54,6 +56,9 @@ def program() -> Path:
 def run(*, examples: int, seed: int, phases: str = PHASES, only: str | None = None) -> int:
     """Try so many examples for each operation; returns an exit status.
 
+    Each part of the description has a daemon of its own, since one removes tickets that the other uses; so they
+    are tried at the same time.
+
     Args:
         examples: most requests for an operation in each phase.
         seed: of the random numbers.
@@ -61,43 +66,54 @@ def run(*, examples: int, seed: int, phases: str = PHASES, only: str | None = No
         only: "images" or "tickets": only that part of the description.
     """
     for name, why in {**EXCLUDED, **OMITTED}.items():
-        print(f"not tried: {name}: {why}")
+        print(f"not tried: {name}: {why}", flush=True)
+    options = [f"--phases={phases}", f"--max-examples={examples}", f"--seed={seed}"]
+    with ThreadPoolExecutor() as pool:
+        parts = [pool.submit(_try, tag, options) for tag in PARTS if only in (None, tag)]
+        status = 0
+        for part in parts:
+            wrote, code = part.result()
+            print(wrote, flush=True)
+            status = code or status
+    return status
+
+
+def _try(tag: str, options: Sequence[str]) -> tuple[str, int]:
+    """Try a part of the description; return what schemathesis wrote, and its status."""
     with tempfile.TemporaryDirectory(prefix="openapi-") as name:
         folder = Path(name)
         image = folder / "image"
         image.write_bytes(b"x" * (IMAGE_SIZE // 2) + bytes(IMAGE_SIZE // 2))
         config = {"control": {"transport": "tcp", "port": 0}}
         with Daemon(folder, tls=False, config=config, level="WARNING") as daemon:
-            return _services(daemon, image, examples, seed, phases, only)
-
-
-def _services(daemon: Daemon, image: Path, examples: int, seed: int, phases: str, only: str | None) -> int:
-    status = 0
-    port = _control_port(daemon)
-    _add_tickets(port, f"file://{image}")
-    for tag, base in (("images", daemon.url), ("tickets", f"http://localhost:{port}")):
-        if only not in (None, tag):
-            continue
-        command = [
-            str(program()),
-            f"--config-file={HERE / 'schemathesis.toml'}",
-            "run",
-            str(DESCRIPTION),
-            f"--url={base}",
-            f"--include-tag={tag}",
-            f"--phases={phases}",
-            f"--max-examples={examples}",
-            f"--seed={seed}",
-            "--suppress-health-check=all",
-            "--request-timeout=30",
-            "--continue-on-failure",
-            "--workers=1",
-            "--no-color",
-            *(f"--exclude-operation-id={name}" for name in EXCLUDED),
-        ]
-        environ = {**os.environ, "SCHEMATHESIS_HOOKS": "conformance.hooks", "PYTHONPATH": str(HERE.parent)}
-        status = subprocess.run(command, cwd=image.parent, env=environ, check=False).returncode or status
-    return status
+            control = _control_port(daemon)
+            _add_tickets(control, f"file://{image}")
+            command = [
+                str(program()),
+                f"--config-file={HERE / 'schemathesis.toml'}",
+                "run",
+                str(DESCRIPTION),
+                f"--url={daemon.url if tag == 'images' else f'http://localhost:{control}'}",
+                f"--include-tag={tag}",
+                *options,
+                "--suppress-health-check=all",
+                "--request-timeout=30",
+                "--continue-on-failure",
+                "--workers=1",
+                "--no-color",
+                *(f"--exclude-operation-id={name}" for name in EXCLUDED),
+            ]
+            environ = {**os.environ, "SCHEMATHESIS_HOOKS": "conformance.hooks", "PYTHONPATH": str(HERE.parent)}
+            done = subprocess.run(
+                command,
+                cwd=folder,
+                env=environ,
+                check=False,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            return done.stdout, done.returncode
 
 
 def _add_tickets(port: int, url: str) -> None:
@@ -123,7 +139,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--examples", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--phases", default=PHASES)
-    parser.add_argument("--only", choices=["images", "tickets"], help="one part of the description")
+    parser.add_argument("--only", choices=PARTS, help="one part of the description")
     options = parser.parse_args(args)
     return run(examples=options.examples, seed=options.seed, phases=options.phases, only=options.only)
 
