@@ -19,6 +19,10 @@ ENGINE_SDK = PYTHONPATH=tools .venv/bin/python -m imageio_testing.enginesdk || t
 FUZZ_HEADS = 15000
 FUZZ_REQUESTS = 1000
 
+# What `make bench` runs once more, with the oldest Python and the limits of an unprivileged user.
+BENCH_OLDEST = --python oldest --unprivileged --minutes 5 --table docs/performance/oldest.md \
+	'library-*load' 'library-*server' 'library-*qcow2' 'library-*disk' '4k-*' '64k-*'
+
 # Targets are commands, no files.
 .PHONY: help $(MAKECMDGOALS)
 
@@ -93,6 +97,7 @@ engine:
 bench:
 	@ci/bootstrap.sh qemu nbdkit nbdcopy gcc headers
 	@PYTHONPATH=tools .venv/bin/python -m bench $(if $(ROWS),,--out docs/performance) $(BENCH) $(ROWS)
+	@$(if $(ROWS)$(BENCH),,PYTHONPATH=tools .venv/bin/python -m bench $(BENCH_OLDEST))
 	@$(if $(ROWS)$(BENCH),,PYTHONPATH=tools .venv/bin/python -m bench.tuning --out docs/performance/tuning.md)
 
 docs:

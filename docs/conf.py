@@ -25,7 +25,7 @@ extensions = [
     "imageio_options",
 ]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
-exclude_patterns = ["_build", "performance/table.md", "performance/tuning.md"]
+exclude_patterns = ["_build", "performance/oldest.md", "performance/table.md", "performance/tuning.md"]
 templates_path = ["_templates"]
 nitpicky = True
 nitpick_ignore_regex = [

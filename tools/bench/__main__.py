@@ -32,7 +32,6 @@ from bench.servers import BenchError
 from bench.setup import (
     MIB,
     Setup,
-    find_newest_python,
     find_python,
     machine_facts,
     make_keys,
@@ -59,9 +58,14 @@ def arguments(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     p.add_argument("--minutes", type=float, default=17, help="after which rows have one round each")
     p.add_argument("--size", type=int, default=1024, metavar="MIB", help="size of the dense image")
     p.add_argument("--seconds", type=float, default=2.0, help="length of a small-request run")
-    p.add_argument("--python", help="interpreter to make both environments with (default: the newest)")
+    p.add_argument(
+        "--python",
+        default="newest",
+        help="interpreter to make both environments with: a name, newest or oldest (default: newest)",
+    )
     p.add_argument("--unprivileged", action="store_true", help="without capabilities, as users run it")
     p.add_argument("--out", type=Path, help="folder for the table and the pictures (default: print only)")
+    p.add_argument("--table", type=Path, metavar="FILE", help="write the table alone")
     return p.parse_args(argv)
 
 
@@ -111,16 +115,7 @@ def show(row: Row, samples: Samples) -> None:
 def write_report(folder: Path, setup: Setup, results: Sequence[tuple[Row, Samples]], rounds: int) -> None:
     """Write the table and the pictures."""
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {
-        **machine_facts(),
-        "Python of 3": python_version(setup.ours.python),
-        "Python of 2.5": python_version(setup.peer.python),
-        "image": f"{setup.size // MIB} MiB",
-        "rounds": str(rounds),
-    }
-    text = ", ".join(f"{name}: {value}" for name, value in facts.items())
-    parts = (f"{text}.", "### To reach", goals_table(results), "### Every figure", table(results))
-    (folder / "table.md").write_text("\n\n".join(parts))
+    write_table(folder / "table.md", setup, results, rounds)
     for name, (title, metric) in PICTURES.items():
         (folder / name).write_text(picture(title, results, metric))
     by_name = {row.name: samples for row, samples in results}
@@ -130,12 +125,27 @@ def write_report(folder: Path, setup: Setup, results: Sequence[tuple[Row, Sample
             (folder / f"{c.name}.svg").write_text(curve(c.title, c.x, c.unit, samples))
 
 
+def write_table(path: Path, setup: Setup, results: Sequence[tuple[Row, Samples]], rounds: int) -> None:
+    """Write what was reached, and every figure."""
+    facts = {
+        **machine_facts(),
+        "Python of 3": python_version(setup.ours.python),
+        "Python of 2.5": python_version(setup.peer.python),
+        "capabilities": "none" if setup.ours.prefix else "those of who ran it",
+        "image": f"{setup.size // MIB} MiB",
+        "rounds": str(rounds),
+    }
+    text = ", ".join(f"{name}: {value}" for name, value in facts.items())
+    parts = (f"{text}.", "### To reach", goals_table(results), "### Every figure", table(results))
+    path.write_text("\n\n".join(parts) + "\n")
+
+
 def run(options: argparse.Namespace) -> None:
     """Measure and report."""
     rows = chosen(options.rows)
     work = TOP / ".bench"
     work.mkdir(exist_ok=True)
-    python = find_python(options.python) if options.python else find_newest_python()
+    python = find_python(options.python)
     short = ".".join(python_version(python).split(".")[:2])
     ours = make_ours(work / f"ours-{short}", python)
     peer = make_peer(work / f"peer-{short}", python)
@@ -164,6 +174,8 @@ def run(options: argparse.Namespace) -> None:
                 show(*results[-1])
             if options.out:
                 write_report(options.out, setup, results, options.rounds)
+            if options.table:
+                write_table(options.table, setup, results, options.rounds)
         finally:
             shutil.rmtree(disk)
 

@@ -228,9 +228,14 @@ def machine_facts() -> dict[str, str]:
 def find_python(name: str) -> str:
     """Return the path of an interpreter that runs; pyenv keeps those that nobody chose off PATH.
 
+    Args:
+        name: a name or path, or ``"newest"`` or ``"oldest"`` of those that the packages support.
+
     Raises:
         BenchError: there is none of this name.
     """
+    if name in ("newest", "oldest"):
+        return _find_extreme(name)
     candidates = [shutil.which(name) or name]
     if shutil.which("pyenv"):
         root = subprocess.run(["pyenv", "root"], capture_output=True, text=True).stdout.strip()
@@ -244,13 +249,14 @@ def find_python(name: str) -> str:
     raise BenchError(f"{name} cannot be run")
 
 
-def find_newest_python() -> str:
-    """Return the path of the newest interpreter of those that the packages support.
+def _find_extreme(which: str) -> str:
+    """Return the path of the ``"newest"`` or ``"oldest"`` interpreter here that the packages support.
 
     Raises:
         BenchError: there is none.
     """
-    for minor in range(NEWEST_PYTHON, OLDEST_PYTHON - 1, -1):
+    minors = range(OLDEST_PYTHON, NEWEST_PYTHON + 1)
+    for minor in minors if which == "oldest" else reversed(minors):
         with contextlib.suppress(BenchError):
             return find_python(f"python3.{minor}")
     raise BenchError(f"there is no interpreter from python3.{OLDEST_PYTHON} to python3.{NEWEST_PYTHON}")
