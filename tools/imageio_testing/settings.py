@@ -39,3 +39,8 @@ def sections(settings: Sequence[str]) -> dict[str, dict[str, object]]:
 def from_environment() -> dict[str, dict[str, object]]:
     """Return what the environment sets, by section and key."""
     return sections(os.environ.get(VARIABLE, "").split())
+
+
+def are_off(*names: str) -> bool:
+    """Tell whether the environment switches one of these fast paths off."""
+    return not {SWITCHES[name] for name in names}.isdisjoint(os.environ.get(VARIABLE, "").split())

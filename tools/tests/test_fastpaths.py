@@ -12,7 +12,7 @@ from fastpaths import __main__ as fastpaths
 
 from imageio_testing.daemon import Daemon
 from imageio_testing.serving import configured
-from imageio_testing.settings import SWITCHES, VARIABLE
+from imageio_testing.settings import SWITCHES, VARIABLE, are_off
 from ovirt_imageio.daemon import config, options
 from ovirt_imageio.daemon.config import Config
 
@@ -60,6 +60,9 @@ def test_settings_come_to_a_service_in_the_test(monkeypatch):
     cfg = configured(Config(daemon=options.Daemon(inline_limit=7)))
     assert cfg.daemon.inline_limit == 7
     assert switched_off(cfg) == set(SWITCHES) - {"inline"}
+    monkeypatch.setenv(VARIABLE, SWITCHES["inline"])
+    assert are_off("splice", "inline")
+    assert not are_off("splice", "loop nbd")
     monkeypatch.delenv(VARIABLE)
     assert configured(Config()) == Config()
 

@@ -34,6 +34,7 @@ from imageio_testing.faults import (
 )
 from imageio_testing.httppeer import HttpPeer, request_head
 from imageio_testing.nbdpeer import Image, Peer
+from imageio_testing.settings import are_off
 from ovirt_imageio.common.nbd import wire
 from ovirt_imageio.common.qemu.nbd import Server
 
@@ -181,10 +182,13 @@ def test_server_lost_between_write_and_flush(daemon):
                 return
             talk.answer(image, asked)
 
-    with Peer(script) as peer, HttpPeer.unix(daemon.local_socket) as client:
+    with Peer(script) as peer:
         ticket_id = daemon.add_ticket(peer.address.uri(), size=MiB, ops=["write"])
-        assert client.request("PUT", f"/images/{ticket_id}", body=b"x" * 4096).status == 200
-        assert daemon.ticket(ticket_id)["transferred"] == 4096
+        # Bytes that a worker moved straight to storage nobody has any more: the client has to send them again.
+        for status in [500, 200] if are_off("inline", "loop nbd") else [200]:
+            with HttpPeer.unix(daemon.local_socket) as client:
+                assert client.request("PUT", f"/images/{ticket_id}", body=b"x" * 4096).status == status
+        wait_for(lambda: daemon.ticket(ticket_id)["transferred"] == 4096, "the write counts once")
         daemon.remove_ticket(ticket_id)
     assert commands == [wire.CMD_WRITE, wire.CMD_FLUSH] * 2
     assert image.data[:4096] == b"x" * 4096
