@@ -5,10 +5,14 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import errno
+import fcntl
 import select
+import termios
 import threading
+import time
 
 import pytest
 
@@ -132,6 +136,40 @@ def test_payload_that_the_input_buffer_does_not_hold(size, whole):
         o.pipeline.read(size - 5, 10, o.told("after"))
         o.run(3)
     assert [data for _, data, _ in o.answers] == [image.data[:10], image.data[:size], image.data[size - 5 : size + 5]]
+
+
+@pytest.mark.parametrize("structured", [True, False])
+def test_long_and_short_replies_mixed_find_their_callbacks(structured):
+    image = Image(pattern(MiB), structured=structured, whole=True)
+    lengths = [64 * KiB] * 3 + [100] * 4 + [64 * KiB, 4096] + [96 * KiB] * 3 + [1]
+    with owner(image) as o:
+        for n, length in enumerate(lengths):
+            o.pipeline.read(n * 1001, length, o.told(n))
+        o.pipeline.write(MiB - 10, b"0123456789", o.told("write"))
+        o.run(len(lengths) + 1)
+        assert o.pipeline.in_flight_bytes == 0
+    for n, data, error in o.answers[:-1]:
+        assert (data, error) == (image.data[n * 1001 :][: lengths[n]], None)
+
+
+def test_payload_of_a_long_reply_is_received_where_it_stays():
+    image = Image(pattern(64 * KiB), whole=True)
+    with owner(image) as o:
+        o.pipeline.read(0, 64 * KiB, o.told("read"))
+        o.pipeline.flush_output()
+        wait_until_unread(o.pipeline.fileno(), 64 * KiB + wire.DATA_CHUNK.size)
+        assert o.run() == (image.data, None)
+    # What was copied out of the input buffer is bytes.
+    assert type(o.answers[0][1]) is bytearray
+
+
+def wait_until_unread(fd, count):
+    """Wait until so many bytes have arrived, see FIONREAD in unix(7)."""
+    deadline = time.monotonic() + PATIENCE
+    unread = array.array("i", [0])
+    while unread[0] < count:
+        assert time.monotonic() < deadline, f"{unread[0]} of {count} bytes have come"
+        fcntl.ioctl(fd, termios.FIONREAD, unread)
 
 
 def test_replies_that_arrive_byte_by_byte():

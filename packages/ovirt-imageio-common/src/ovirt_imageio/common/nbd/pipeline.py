@@ -34,6 +34,9 @@ Callback = Callable[[Any, Union[Exception, None]], None]
 
 # Replies of many small requests arrive together.
 _INPUT = 128 * 1024
+# Replies as long as this on the average are received in two calls, head and payload: of 49 µs that
+# passing 64 KiB on takes, 23 went into copying it out of the input buffer. At 16 KiB the calls cost more.
+_LONG = 48 * 1024
 # Buffers in one sendmsg(); the kernel takes 1024 (IOV_MAX).
 _BATCH = 512
 
@@ -333,12 +336,18 @@ class Pipeline:
             self._require(count)
             self._advance(count)
         else:
-            wanted = len(self._in) - self._have
-            count = self._sock.recv_into(self._in[self._have :])
+            wanted = self._input_limit() - self._have
+            count = self._sock.recv_into(self._in[self._have :], wanted)
             self._require(count)
             self._have += count
             self._handle_input()
         return count == wanted
+
+    def _input_limit(self) -> int:
+        """Where the input ends for now: after many short replies, or where the payload of a long one begins."""
+        if self.in_flight_bytes < _LONG * len(self._replies):
+            return len(self._in)
+        return max(wire.DATA_CHUNK.size, self._replies.needs)
 
     def _require(self, count: int) -> None:
         if not count:
