@@ -137,7 +137,8 @@ class Origin:
                 raise ValueError(f"cafile {self.cafile!r} holds no certificate: {e.reason}") from e
             except OSError as e:
                 raise OSError(e.errno, f"cannot read cafile: {os.strerror(e.errno or 0)}", self.cafile) from e
-        context = ssl.create_default_context()
+        # The default context would read all of the system's certificates, which takes 20 ms.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         return context
