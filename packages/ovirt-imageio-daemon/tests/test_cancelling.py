@@ -166,7 +166,8 @@ def test_operation_ends_within_a_chunk(daemon: Daemon, pool: ThreadPoolExecutor,
         future = start(case, client, pool, kind)
         assert case.wait_until(active=True)["canceled"] is False
         removal = pool.submit(case.control, "DELETE")
-        assert case.wait_until(canceled=True)["active"] is True
+        # A download may just be sending what it has, and end by its client before storage answers.
+        assert case.wait_until(canceled=True)["active"] or kind == "get"
         before = storage.asked
         storage.release()
         assert removal.result(PATIENCE).status == 204
