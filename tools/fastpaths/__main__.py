@@ -38,12 +38,11 @@ _PYTEST = ["pytest", "-q", "-m", "not slow"]
 
 SUITES = {
     "conformance": ["conformance"],
-    "backends": [*_PYTEST, "-k", "(unix or tls) and not proxy", f"{_CLIENT}/test_http_conformance.py"],
     "faults": [*_PYTEST, *FAULTS],
     "durability": [*_PYTEST, *DURABILITY],
     "soak": ["soak", "--rounds", "9", "--writing", "0.5"],
 }
-"""Modules and their arguments. Behind a proxy is the same daemon once more."""
+"""Modules and their arguments. The contract of backends has such rows itself, see test_http_conformance.py."""
 
 PARALLEL = ("conformance", "pytest")  # modules that take -n
 
