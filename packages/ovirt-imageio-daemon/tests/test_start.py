@@ -31,6 +31,7 @@ TOO_DEAR = frozenset(
         "subprocess",
         "tempfile",
         "unittest",
+        "urllib.parse",
         "urllib3",
         "uuid",
     ]

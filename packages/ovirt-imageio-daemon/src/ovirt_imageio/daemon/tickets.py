@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from ovirt_imageio.common import nbd
 
@@ -121,6 +120,8 @@ def _url(document: Mapping[str, Any]) -> str:
         if url.startswith("nbd"):
             nbd.parse(url)
             return url
+        from urllib.parse import urlsplit  # 3 ms, and rarely needed
+
         parts = urlsplit(url)
         understood = (parts.scheme == "file" and parts.path.startswith("/")) or (
             parts.scheme in ("http", "https") and bool(parts.hostname)

@@ -9,7 +9,6 @@ import functools
 import re
 from collections.abc import Callable
 from typing import Any, Tuple
-from urllib.parse import quote
 
 from ovirt_imageio.common import imagesapi
 
@@ -219,5 +218,7 @@ def content_disposition(filename: str | None) -> str:
     quoted = plain.replace("\\", "\\\\").replace('"', '\\"')
     value = f'attachment; filename="{quoted}"'
     if plain != filename:
+        from urllib.parse import quote  # 3 ms, and rarely needed
+
         value += f"; filename*=UTF-8''{quote(filename, safe='', errors='replace')}"
     return value
