@@ -34,7 +34,7 @@ def test_reason_may_be_missing(line):
 
 
 def test_interim_head_is_passed_over():
-    assert head("HTTP/1.1 100 Continue\nX: 1\n\nHTTP/1.1 403 No\n\nbody").status == 403
+    assert head("HTTP/1.1 100 Continue\nX: 1\n\nHTTP/1.1 103 Early Hints\n\nHTTP/1.1 403 No\n\nbody").status == 403
 
 
 def test_lines_may_end_without_carriage_return():

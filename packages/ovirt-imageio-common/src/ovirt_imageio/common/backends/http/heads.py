@@ -71,7 +71,7 @@ def read_head(readline: ReadLine) -> Head:
     while True:
         version, status, reason = _status(_line(readline, "status line"))
         fields = _fields(readline)
-        if status != 100:  # Continue
+        if status >= 200 or status == 101:  # RFC 9110 §15.2; what switches protocols is no HTTP after it
             return Head(version, status, reason, fields)
 
 
