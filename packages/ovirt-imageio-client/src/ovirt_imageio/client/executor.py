@@ -54,6 +54,9 @@ _SHORTEST_REQUEST = 64 << 10
 _STOP_TIMEOUT = 0.7
 """Seconds that workers get to end after a Control-C; then they are left behind."""
 
+_LOOK = 0.25
+"""Seconds after which a Control-C is seen at the latest."""
+
 
 class Pair(ABC):
     """Both ends of a transfer, as one worker has them open."""
@@ -355,8 +358,12 @@ class _Worker:
         """Wait for its end; tell if that came in time.
 
         Not by Thread.join alone: up to Python 3.12 that takes a thread for ended when a
-        Control-C comes while it waits.
+        Control-C comes while it waits. And not for long at a time: a Control-C that comes when the
+        interpreter has looked for signals, and does not wait yet, is seen when the wait is over.
         """
+        if timeout is None:
+            while not self._ended.wait(_LOOK):
+                pass
         ended = self._ended.wait(timeout)
         if ended:
             self._thread.join()
