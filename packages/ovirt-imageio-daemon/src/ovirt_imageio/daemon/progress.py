@@ -57,8 +57,13 @@ class Progress:
 
     def total_with(self, ranges: Iterable[tuple[int, int]]) -> int:
         """Return the total as if (offset, length) ranges were added too."""
-        running = Progress()
+        # A thousand clients may be reading the same: that is one range.
+        longest: dict[int, int] = {}
         for offset, length in ranges:
+            if length > longest.get(offset, 0):
+                longest[offset] = length
+        running = Progress()
+        for offset, length in longest.items():
             running.add(offset, length)
         new = sum(end - start - self._covered(start, end) for start, end in zip(running._starts, running._ends))
         return self.total + new
