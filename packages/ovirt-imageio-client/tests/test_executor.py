@@ -283,6 +283,25 @@ def test_control_c_while_workers_are_waited_for_takes_none_for_ended(monkeypatch
     assert ended.wait(10)
 
 
+def test_wait_for_workers_looks_for_signals_now_and_then(monkeypatch):
+    """A Control-C that came just before a wait is seen only when that is over."""
+    waits = []
+
+    class Ended(threading.Event):
+        def wait(self, timeout=None):
+            waits.append(timeout)
+            return len(waits) == 3
+
+    worker = module._Worker(None, "transfer-0")
+    monkeypatch.setattr(worker, "_ended", Ended())
+    monkeypatch.setattr(worker, "_thread", threading.current_thread())
+    monkeypatch.setattr(threading.current_thread(), "join", lambda: None)
+    assert worker.join()
+    assert waits == [module._LOOK] * 3
+    assert not worker.join(0.5)
+    assert waits[3:] == [0.5]
+
+
 def test_flush_is_owed_by_a_connection_that_broke():
     data = random.Random(5).randbytes(2 * MiB)
     state = {"broke": False}

@@ -361,10 +361,8 @@ class _Worker:
         Control-C comes while it waits. And not for long at a time: a Control-C that comes when the
         interpreter has looked for signals, and does not wait yet, is seen when the wait is over.
         """
-        if timeout is None:
-            while not self._ended.wait(_LOOK):
-                pass
-        ended = self._ended.wait(timeout)
+        while not (ended := self._ended.wait(_LOOK if timeout is None else timeout)) and timeout is None:
+            pass
         if ended:
             self._thread.join()
         return ended
