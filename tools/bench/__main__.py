@@ -29,16 +29,7 @@ from bench.report import (
 )
 from bench.rows import ROWS, Row, Sample
 from bench.servers import BenchError
-from bench.setup import (
-    MIB,
-    Setup,
-    find_python,
-    machine_facts,
-    make_keys,
-    make_ours,
-    make_peer,
-    python_version,
-)
+from bench.setup import MIB, Setup, find_python, machine_facts, make_keys, make_ours, make_peer, python_version
 
 TOP = Path(__file__).resolve().parents[2]
 PICTURES = {
