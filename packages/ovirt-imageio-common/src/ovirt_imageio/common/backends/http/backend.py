@@ -30,15 +30,17 @@ from ovirt_imageio.common.backends.base import (
 from ovirt_imageio.common.backends.pausing import is_paused
 from ovirt_imageio.common.buffers import Buffer, borrow
 from ovirt_imageio.common.checksum import ChecksumResult
-from ovirt_imageio.common.errors import PeerGone, ProtocolError, UnsupportedOperation
+from ovirt_imageio.common.errors import ProtocolError, UnsupportedOperation
 from ovirt_imageio.common.extents import Extent, clip
 
+from .answers import check_range_reply, read_checksum, size_of
 from .channel import Reply
 from .connections import StreamedBody
 from .errors import NotSupported, Unreachable
 from .listing import read_listing
 from .origin import Origin
-from .peers import DownloadPeer, UploadPeer, Watched
+from .peers import DownloadPeer, UploadPeer, Watched, relay
+from .readers import ReaderPeer, WriterPeer
 from .streams import Stream
 
 _PATIENCE = 10  # times the timeout, for answers that storage has to work for
@@ -271,7 +273,7 @@ class HttpBackend(Backend):
         given = "&".join(f"{key}={value}" for key, value in query.items() if value is not None)
         suffix = f"/{imagesapi.CHECKSUM}" + (f"?{given}" if given else "")
         with self._request("GET", suffix, timeout=None) as reply:
-            return _read_checksum(reply.require(200).document())
+            return read_checksum(reply.require(200).document())
 
     def stream_read(
         self, dst: Backend, offset: int, length: int, op: Operation, *, dst_offset: int | None = None
@@ -377,7 +379,7 @@ class HttpBackend(Backend):
             return
 
         def send(stream: Stream) -> None:
-            _relay(peer, stream, count, op, self._buffer_size)
+            relay(peer, stream, count, op, self._buffer_size)
 
         for start, count in pieces(offset, length, defaults.EXTENT_LIMIT):
             self._put(start, count, StreamedBody(count, send))
@@ -385,11 +387,11 @@ class HttpBackend(Backend):
 
     def read_from(self, reader: Reader, offset: int, length: int, op: Operation | None = None) -> None:
         """Upload what a reader gives, by PUTs of at most 128 MiB. See Backend."""
-        self.receive_from(_ReaderPeer(reader), offset, length, op or NullOperation())
+        self.receive_from(ReaderPeer(reader), offset, length, op or NullOperation())
 
     def write_to(self, writer: Writer, offset: int, length: int, op: Operation | None = None) -> None:
         """Download a range into a writer by one GET. See Backend."""
-        self.send_to(_WriterPeer(writer), offset, length, op or NullOperation())
+        self.send_to(WriterPeer(writer), offset, length, op or NullOperation())
 
     def _check_write(self, offset: int, length: int) -> None:
         if self.capabilities.read_only:
@@ -413,7 +415,7 @@ class HttpBackend(Backend):
         reply = self._request("GET", headers={"Range": imagesapi.byte_range(offset, length)})
         try:
             reply.require(200, 206)
-            _check_range_reply(reply, offset, length)
+            check_range_reply(reply, offset, length)
         except BaseException:
             reply.close()
             raise
@@ -472,7 +474,7 @@ class HttpBackend(Backend):
 
     def _ask_size(self) -> int:
         with self._request("GET", headers={"Range": _PROBE}) as reply:
-            size = _size_of(reply)
+            size = size_of(reply)
             if reply.status == 200:
                 reply.close()
         if size is not None:
@@ -483,118 +485,3 @@ class HttpBackend(Backend):
         if size is None:
             raise ProtocolError(f"{reply.name} does not tell the size of the image")
         return size
-
-
-class _ReaderPeer:
-    """A reader as a peer that sends."""
-
-    splice_fd = None
-    chunked = False
-
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
-
-    def begin(self) -> None:
-        """Do nothing."""
-
-    def send_all(self, data: Buffer) -> None:
-        """Refuse: a reader takes nothing."""
-        raise PeerGone("a reader cannot be written to")
-
-    def take(self, limit: int) -> bytes:
-        """Return nothing."""
-        return b""
-
-    def recv_into(self, view: memoryview) -> int:
-        """Read into view."""
-        count = self._reader.readinto(view)
-        if not count:
-            raise PeerGone("the source ended too early")
-        return count
-
-
-class _WriterPeer:
-    """A writer as a peer that receives."""
-
-    splice_fd = None
-
-    def __init__(self, writer: Writer) -> None:
-        self._writer = writer
-
-    def begin(self) -> None:
-        """Do nothing."""
-
-    def send_all(self, data: Buffer) -> None:
-        """Write all of data."""
-        view = memoryview(data)
-        while view:
-            count = self._writer.write(view)
-            view = view[len(view) if count is None else count :]
-
-    def take(self, limit: int) -> bytes:
-        """Return nothing."""
-        return b""
-
-    def recv_into(self, view: memoryview) -> int:
-        """Return nothing."""
-        return 0
-
-
-def _relay(peer: Peer, stream: Stream, length: int, op: Operation, size: int) -> None:
-    """Send length bytes of a peer's to the server."""
-    watched = Watched(op, stream)
-    with borrow(min(length, size)) as view:
-        while length:
-            watched.check()
-            piece = view[: min(length, len(view))]
-            first = peer.take(len(piece))
-            piece[: len(first)] = first
-            count = len(first) or peer.recv_into(piece)
-            if not count:
-                raise PeerGone(f"the body ended {length} bytes before its end")
-            stream.sendall(piece[:count])
-            length -= count
-
-
-def _check_range_reply(reply: Reply, offset: int, length: int) -> None:
-    """Raise ProtocolError unless the reply brings exactly this range."""
-    what = f"{length} bytes at {offset}"
-    if reply.headers.get("Content-Encoding", "identity") != "identity":
-        raise ProtocolError(f"{reply.name} encoded {what} as {reply.headers['Content-Encoding']!r}")
-    if reply.body.left != length:
-        raise ProtocolError(f"{reply.name} answered {reply.body.left} bytes instead of {what}")
-    if reply.status == 200:
-        if offset:
-            raise ProtocolError(f"{reply.name} answered the whole image instead of {what}")
-        return
-    text = reply.headers.get("Content-Range", "")
-    try:
-        found = imagesapi.parse_content_range(text)
-    except ValueError as e:
-        raise ProtocolError(f"{reply.name} answered {what} with {e}") from e
-    if (found.first, found.last) != (offset, offset + length - 1):
-        raise ProtocolError(f"{reply.name} answered {text!r} instead of {what}")
-
-
-def _size_of(reply: Reply) -> int | None:
-    """The size of the image that an answer to the first byte tells, None if it does not."""
-    if reply.status == 200:
-        return reply.body.left
-    if reply.status not in (206, 416):
-        raise reply.error()
-    try:
-        return imagesapi.parse_content_range(reply.headers.get("Content-Range", "")).size
-    except ValueError:
-        return None
-
-
-def _read_checksum(data: bytes) -> ChecksumResult:
-    try:
-        document = json.loads(data)
-        blocks = document.get("blocks")
-        algorithm, block_size, checksum = (document[key] for key in ("algorithm", "block_size", "checksum"))
-        if not (isinstance(checksum, str) and isinstance(algorithm, str) and isinstance(block_size, int)):
-            raise ValueError("a value has the wrong type")
-        return ChecksumResult(algorithm, block_size, checksum, None if blocks is None else tuple(blocks))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise ProtocolError(f"the server sent no checksum: {data[:80]!r}") from e

@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-from ovirt_imageio.common.backends.base import Operation
-from ovirt_imageio.common.buffers import Buffer
+from ovirt_imageio.common.backends.base import Operation, Peer
+from ovirt_imageio.common.buffers import Buffer, borrow
 from ovirt_imageio.common.errors import PeerGone
 
 from .connections import BodyResponse
@@ -124,3 +124,31 @@ class Watched:
         self._op.check()
         if self._stream.answered():
             raise PeerGone("the server answered before it had the body")
+
+
+def relay(peer: Peer, stream: Stream, length: int, op: Operation, size: int) -> None:
+    """Send a peer's bytes to the server.
+
+    Args:
+        peer: Where they come from.
+        stream: Where they go.
+        length: How many.
+        op: Asked between pieces if to go on.
+        size: Bytes of the buffer between the two.
+
+    Raises:
+        PeerGone: The peer ended before, or the server answered already.
+        OperationCancelled: op said so.
+    """
+    watched = Watched(op, stream)
+    with borrow(min(length, size)) as view:
+        while length:
+            watched.check()
+            piece = view[: min(length, len(view))]
+            first = peer.take(len(piece))
+            piece[: len(first)] = first
+            count = len(first) or peer.recv_into(piece)
+            if not count:
+                raise PeerGone(f"the body ended {length} bytes before its end")
+            stream.sendall(piece[:count])
+            length -= count
