@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ovirt_imageio.common import checksum
+from ovirt_imageio.common import blockruns, checksum
 from ovirt_imageio.common.errors import OperationCancelled
 from ovirt_imageio.common.extents import ZeroExtent
 from ovirt_imageio.common.units import MiB
@@ -104,7 +104,7 @@ def test_short_zero_runs_are_read_with_the_data_around_them():
 
 
 def test_zero_runs_past_what_memory_allows_are_read(monkeypatch):
-    monkeypatch.setattr(checksum, "_MOST_GAPS", 1)
+    monkeypatch.setattr(blockruns, "_MOST_GAPS", 1)
     data = (b"x" * (BLOCK // 2) + bytes(BLOCK // 2)) * 3
     source = Source(data)
     result = checksum.checksum([source], len(data), extents=extents_of(data), block_size=BLOCK)

@@ -22,7 +22,8 @@ from ovirt_imageio.client.plan import Action, Step
 from ovirt_imageio.client.progress import Counter
 from ovirt_imageio.common import defaults, imagesapi
 from ovirt_imageio.common.backends.base import Backend, pieces
-from ovirt_imageio.common.checksum import BLOCK_ALIGNMENT, BlockHash, block_runs, zero_digest
+from ovirt_imageio.common.blockruns import block_runs
+from ovirt_imageio.common.checksum import BLOCK_ALIGNMENT, BlockHash, zero_digest
 from ovirt_imageio.common.errors import TransferError
 from ovirt_imageio.common.units import MiB
 

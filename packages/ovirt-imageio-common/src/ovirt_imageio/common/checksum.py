@@ -16,14 +16,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import threading
-from array import array
-from bisect import bisect_right
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any, Iterable, Iterator, NamedTuple, Protocol, Sequence
 
 from ovirt_imageio.common import defaults
+from ovirt_imageio.common.blockruns import SHORTEST_GAP, Gaps, block_runs
 from ovirt_imageio.common.buffers import Buffer, borrow, is_zero
 from ovirt_imageio.common.extents import ZeroExtent
 from ovirt_imageio.common.units import KiB, MiB
@@ -38,11 +37,6 @@ _DIGEST_SIZES = {"blake2b": 32, "blake2s": 32}
 """Digests shorter than the algorithm's own, as the contract says."""
 
 _ZEROES = bytes(1 * MiB)
-
-# A zero run within a block that is shorter is read: telling it from data costs as much.
-_SHORTEST_GAP = 256 * KiB
-# Of those that are not read; 16 bytes each. An image may have millions, to bound memory.
-_MOST_GAPS = 64 * 1024
 
 
 class Source(Protocol):
@@ -200,7 +194,7 @@ class BlockDigest:
         """Hash the zeroes that were counted; those at the start were hashed once for all blocks."""
         zeroes, self._zeroes = self._zeroes, 0
         if self._digest is None:
-            whole = zeroes - zeroes % _SHORTEST_GAP
+            whole = zeroes - zeroes % SHORTEST_GAP
             self._digest = _begun_with_zeroes(self._algorithm, whole).copy()
             zeroes -= whole
         _update_with_zeroes(self._digest, zeroes)
@@ -343,9 +337,8 @@ def checksum(
     length = size - offset if length is None else length
     check_range(offset, length, size=size, block_size=block_size)
     watch = op or _Unwatched()
-    gaps = _Gaps()
-    zeroes = _noted(_zero_runs(_watched(extents or (), watch)), gaps)
-    runs = list(_cut(zeroes, offset, offset + length, block_size))
+    gaps = Gaps()
+    runs = list(block_runs(_watched(extents or (), watch), offset, offset + length, block_size, gaps))
     data_blocks = sum(-(-(stop - start) // block_size) for start, stop, zero in runs if not zero)
     _Hashing(sources[: max(data_blocks, 1)], total, watch, gaps).run(runs)
     return total.result()
@@ -357,35 +350,10 @@ class _Unwatched:
     def advance(self, n: int) -> None: ...
 
 
-class _Gaps:
-    """Zero runs that need not be read although their block holds data as well.
-
-    block    |data |========== gap ==========|data|
-    """
-
-    def __init__(self) -> None:
-        self._starts = array("q")
-        self._stops = array("q")
-
-    def note(self, start: int, stop: int) -> None:
-        """Note a zero run, which comes in order, as far as memory allows."""
-        if stop - start >= _SHORTEST_GAP and len(self._starts) < _MOST_GAPS:
-            self._starts.append(start)
-            self._stops.append(stop)
-
-    def next(self, offset: int, end: int) -> tuple[int, int]:
-        """Return how many bytes follow that are data, and how many zeroes after them."""
-        i = bisect_right(self._stops, offset)
-        if i == len(self._starts) or self._starts[i] >= end:
-            return end - offset, 0
-        start = max(self._starts[i], offset)
-        return start - offset, min(self._stops[i], end) - start
-
-
 class _Hashing:
     """Blocks on their way from several sources to one hash."""
 
-    def __init__(self, sources: Sequence[Source], total: BlockHash, op: Watch, gaps: _Gaps) -> None:
+    def __init__(self, sources: Sequence[Source], total: BlockHash, op: Watch, gaps: Gaps) -> None:
         self._gaps = gaps
         self._sources = sources
         self._total = total
@@ -480,58 +448,3 @@ def _watched(extents: Iterable[ZeroExtent], op: Watch) -> Iterator[ZeroExtent]:
         if number % 1024 == 0:
             op.check()
         yield extent
-
-
-def block_runs(
-    extents: Iterable[ZeroExtent], offset: int, end: int, block_size: int
-) -> Iterator[tuple[int, int, bool]]:
-    """Cut a range where whole zero blocks begin and end: start, stop, zero. Lazy.
-
-        zero extents   |      ===========================|
-        blocks         |-------|-------|-------|-------|-|
-        runs           | data  | zero                    |
-
-    Args:
-        extents: Of the range or of more, in order; what is none of them counts as data.
-        offset: Start of the range, a multiple of block_size.
-        end: Of the range.
-        block_size: Bytes of a block.
-    """
-    return _cut(_zero_runs(extents), offset, end, block_size)
-
-
-def _noted(runs: Iterable[tuple[int, int]], gaps: _Gaps) -> Iterator[tuple[int, int]]:
-    """Note zero runs while they pass."""
-    for start, stop in runs:
-        gaps.note(start, stop)
-        yield start, stop
-
-
-def _cut(zeroes: Iterable[tuple[int, int]], offset: int, end: int, block_size: int) -> Iterator[tuple[int, int, bool]]:
-    position = offset
-    for start, stop in zeroes:
-        first = max(-(-start // block_size) * block_size, position)
-        last = end if stop >= end else stop // block_size * block_size
-        if first >= last:
-            continue
-        if position < first:
-            yield position, first, False
-        yield first, last, True
-        position = last
-    if position < end:
-        yield position, end, False
-
-
-def _zero_runs(extents: Iterable[ZeroExtent]) -> Iterator[tuple[int, int]]:
-    """Join zero extents, whatever else they are."""
-    start = stop = -1
-    for extent in extents:
-        if not extent.zero:
-            continue
-        if extent.start != stop:
-            if stop > start:
-                yield start, stop
-            start = extent.start
-        stop = extent.start + extent.length
-    if stop > start:
-        yield start, stop
