@@ -562,6 +562,21 @@ def test_idle_worker_ends(run: Run) -> None:
     assert threading.active_count() == before
 
 
+def test_worker_that_was_used_last_is_used_first(run: Run) -> None:
+    """The others sleep: a job that woke them as well would have them compete with the loop."""
+    gate, used = threading.Event(), []
+
+    async def main() -> None:
+        busy = [run.loop.spawn(run.loop.worker(gate.wait, 10)) for _ in range(2)]
+        await until(run.loop, lambda: run.loop.workers.busy == 2)
+        gate.set()
+        await until(run.loop, lambda: all(task.done for task in busy))
+        used.extend([await run.loop.worker(threading.get_ident) for _ in range(10)])
+
+    run(main())
+    assert len(set(used)) == 1
+
+
 def test_workers_are_nicer_than_the_loop() -> None:
     loop = Loop(max_workers=1, worker_nice=3)
     nice: list[int] = []

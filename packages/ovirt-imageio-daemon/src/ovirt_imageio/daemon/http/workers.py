@@ -3,10 +3,13 @@
 
 """The threads behind `Loop.worker`.
 
-The loop alone counts and decides: it hands out a job only if a thread is free or may be
-started, so the queue between the threads is never longer than the number of threads.
-Jobs beyond the limit wait in the loop, in order. A thread that was idle for a while asks
-the loop whether it may go.
+The loop alone counts and decides: it hands a job to a thread that is free or may be started.
+Jobs beyond the limit wait in the loop, in order.
+
+Each thread waits for jobs of its own, so that a job wakes no other. Where they shared a queue, who had
+taken a job woke the next to look, who had to take the interpreter's lock to see that there was
+nothing. The thread that became free last is the first to be used again: its buffers are in the
+processor's cache, and those that are not needed are idle, ask the loop whether they may go, and go.
 """
 
 from __future__ import annotations
@@ -52,6 +55,21 @@ class Job:
         self.started = False
 
 
+class _Worker:
+    """A thread, and what it is to do.
+
+    Attributes:
+        jobs: At most one; None tells it to end.
+        thread: The thread.
+    """
+
+    __slots__ = ("jobs", "thread")
+
+    def __init__(self, work: Callable[[_Worker], None], name: str) -> None:
+        self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=work, args=(self,), name=name, daemon=True)
+
+
 class Workers:
     """Threads that start on demand, to a limit. Loop thread only.
 
@@ -83,17 +101,15 @@ class Workers:
         self._nice = nice
         self._max_queue = max_queue
         self._idle_timeout = idle_timeout
-        self._threads: set[threading.Thread] = set()
+        self._threads: set[_Worker] = set()
+        self._free: list[_Worker] = []  # the last one was used last
         self._started = 0
-        self._leaving = 0  # threads told to end that have not ended yet
         self._waiting: deque[Job] = deque()
-        # Jobs for the threads; None tells the one that takes it to end.
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
 
     @property
     def threads(self) -> int:
         """Threads that exist and have not been told to end."""
-        return len(self._threads) - self._leaving
+        return self.busy + len(self._free)
 
     @property
     def waiting(self) -> int:
@@ -127,69 +143,66 @@ class Workers:
     def close(self, timeout: float) -> None:
         """End the threads. One that is still in a call after so many seconds is left alone."""
         self._waiting.clear()
-        for _ in range(self.threads):
-            self._jobs.put(None)
-        for thread in list(self._threads):
-            thread.join(timeout)
+        for worker in self._threads:
+            worker.jobs.put(None)
+        for worker in list(self._threads):
+            worker.thread.join(timeout)
 
     def _start(self, job: Job) -> None:
-        if self.busy >= self.threads:
-            self._start_thread()
+        worker = self._free.pop() if self._free else self._start_thread()
         self.busy += 1
         job.started = True
         if job.on_start is not None:
             job.on_start()
-        self._jobs.put(job)
+        worker.jobs.put(job)
 
-    def _start_thread(self) -> None:
+    def _start_thread(self) -> _Worker:
         self._started += 1
-        thread = threading.Thread(target=self._work, name=f"{self._name}/{self._started}", daemon=True)
+        worker = _Worker(self._work, f"{self._name}/{self._started}")
         try:
-            thread.start()
+            worker.thread.start()
         except RuntimeError as e:  # the system's limit of threads
             log.warning("Cannot start worker %d: %s", self.threads + 1, e)
             raise Overloaded from e
-        self._threads.add(thread)
+        self._threads.add(worker)
+        return worker
 
-    def _done(self, job: Job, value: Any, error: BaseException | None) -> None:
+    def _done(self, worker: _Worker, job: Job, value: Any, error: BaseException | None) -> None:
         self.busy -= 1
-        if self._waiting and self.busy < self.threads:
+        self._free.append(worker)
+        if self._waiting:
             self._start(self._waiting.popleft())
         job.on_done(value, error)
 
-    def _idle(self) -> None:
-        """A thread found nothing to do for a while: let one go, unless all are needed."""
-        if self.busy < self.threads:
-            self._leaving += 1
-            self._jobs.put(None)
-
-    def _ended(self, thread: threading.Thread) -> None:
-        self._threads.discard(thread)
-        self._leaving -= 1
+    def _idle(self, worker: _Worker) -> None:
+        """A thread found nothing to do for a while: let it go, unless it was given a job meanwhile."""
+        if worker in self._free:
+            self._free.remove(worker)
+            worker.jobs.put(None)
 
     # In the threads.
 
-    def _work(self) -> None:
+    def _work(self, worker: _Worker) -> None:
         self._be_nice()
         while True:
             try:
-                job = self._jobs.get(timeout=self._idle_timeout)
+                job = worker.jobs.get(timeout=self._idle_timeout)
             except queue.Empty:
-                self._call_soon(self._idle)
+                self._call_soon(self._idle, worker)
                 continue
             if job is None:
                 break
-            self._run(job)
+            self._run(worker, job)
             del job  # or an idle thread would keep the job's buffers
-        self._call_soon(self._ended, threading.current_thread())
+        self._call_soon(self._threads.discard, worker)
 
-    def _run(self, job: Job) -> None:
+    def _run(self, worker: _Worker, job: Job) -> None:
         value = error = None
         try:
             value = job.call(*job.args)
         except BaseException as e:
             error = e
-        self._call_soon(self._done, job, value, error)
+        self._call_soon(self._done, worker, job, value, error)
         # The error's traceback keeps this frame: what it holds would live on in a cycle.
         del job, value, error
 
