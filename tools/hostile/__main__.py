@@ -141,6 +141,7 @@ def page(results: dict[str, Found], options: argparse.Namespace) -> str:
         "rounds": str(options.rounds),
         "seconds of each slice": f"{options.seconds:g}",
         "samples of each kind": f"{fewest(results)} or more",
+        "done of what each crowd was to do": f"{least_done(results):.0%} or more",
     }
     table = [HEADER, ["---"] * len(HEADER), *(cells(name, found) for name, found in results.items())]
     missed = [name for name, found in results.items() if is_missed(found)]
@@ -159,7 +160,8 @@ def page(results: dict[str, Found], options: argparse.Namespace) -> str:
             "the first: what exceeds 1 there the crowd takes from the machine, not from the daemon.",
             "*As they come* is the time in which all connections are made. *Transfer* is an upload of 16 MiB by",
             "Unix socket and a download by TLS, while the crowd is there. Who drips or floods does so each second",
-            "anew, one after the other; of those who leave at once a tenth comes again each second.",
+            "anew, one after the other; of those who leave at once a tenth comes again each second. The processes",
+            "that send the crowd run only while no other wants the processor, and still do what they are to do.",
             "",
             ", ".join(f"{name}: {value}" for name, value in facts.items()) + ".",
             "",
@@ -180,6 +182,11 @@ def fewest(results: dict[str, Found]) -> int:
     """Return from how many samples the percentile of any case was taken at least."""
     kinds = [kind for found in results.values() for kind in (found.unloaded, found.meanwhile)]
     return min(sum(len(part[way]) for part in kind) for kind in kinds for way in WAYS)
+
+
+def least_done(results: dict[str, Found]) -> float:
+    """Return which part of what it was to do any crowd did at least."""
+    return min(done for found in results.values() for done in found.done)
 
 
 def is_missed(found: Found) -> bool:

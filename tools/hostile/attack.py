@@ -4,10 +4,12 @@
 
 It writes a line when the crowd is there. Then each of the crowd does its step once in a second,
 not all at once but one after the other, as strangers would who do not know of each other. Where
-they leave at once, a tenth of them comes again in each second. The end of standard input ends it.
+they leave at once, a tenth of them comes again in each second. A line on standard input, or its
+end, ends it: it writes which part of what was due it had done by then, and the crowd leaves.
 
-It is as nice as can be: what is measured is what the crowd costs the daemon, and not that it
-takes a processor away.
+It runs when no other process of its group wants to (SCHED_IDLE, see sched(7)): what is measured is what
+the crowd costs the daemon, and not that it takes a processor away. Being nice would not do: who
+wakes up may have to wait until a nice process has used the rest of its slice, some milliseconds.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ import os
 import select
 import sys
 import time
+from typing import Callable
 
-from imageio_testing.hostile import CASES, Crowd, Target
+from imageio_testing.hostile import CASES, Target
 
 PERIOD = 1.0
 """Seconds in which everybody acts once."""
@@ -26,40 +29,41 @@ PARTS = 500
 """Steps in a period: a thousand clients act two at a time, every other millisecond."""
 RETURNING = 10
 """Of those who leave at once one in so many comes again in each period."""
-NICE = 19
 
 
 def main() -> None:
     """Entry point."""
-    os.nice(NICE)
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     name, count, target = sys.argv[1], int(sys.argv[2]), Target(**json.loads(sys.argv[3]))
     with CASES[name](target, count) as crowd:
         crowd.step()
         print("ready", flush=True)
-        if crowd.sockets:
-            _act(crowd)
+        if crowd.again is not None:
+            come = crowd.again
+            done = act(lambda _: come(), max(count // RETURNING, 1))
         else:
-            _come_again(name, target, max(count // RETURNING, 1))
+            done = act(lambda part: crowd.step(part, PARTS), PARTS)
+        print(done, flush=True)
 
 
-def _act(crowd: Crowd) -> None:
-    due = time.monotonic()
+def act(step: Callable[[int], None], parts: int) -> float:
+    """Do the steps of a period, evenly spread, again and again until it is over.
+
+    Args:
+        step: Called with the number of the step in its period.
+        parts: Steps in a period.
+
+    Returns:
+        Steps done, of those that were due.
+    """
+    began = due = time.monotonic()
+    done = 0
     while True:
-        for part in range(PARTS):
-            due += PERIOD / PARTS
-            if _is_over(due):
-                return
-            crowd.step(part, PARTS)
-
-
-def _come_again(name: str, target: Target, count: int) -> None:
-    due = time.monotonic()
-    while True:
-        due += PERIOD / count
+        due += PERIOD / parts
         if _is_over(due):
-            return
-        with CASES[name](target, 1):
-            pass
+            return min(done / max((time.monotonic() - began) / PERIOD * parts, 1), 1.0)
+        step(done % parts)
+        done += 1
 
 
 def _is_over(due: float) -> bool:

@@ -41,7 +41,8 @@ Latencies = dict[str, list[float]]
 class Found:
     """What was seen in all rounds of a case; seconds and bytes.
 
-    `busy` is which part of a processor the daemon took, without and with the crowd.
+    `busy` is which part of a processor the daemon took, without and with the crowd, `done` which
+    part of what the crowd was to do it did.
     """
 
     count: int
@@ -54,6 +55,7 @@ class Found:
     control: list[float] = field(default_factory=list)
     busy: list[tuple[float, float]] = field(default_factory=list)
     transfers: list[float] = field(default_factory=list)
+    done: list[float] = field(default_factory=list)
 
 
 class Helper:
@@ -164,6 +166,7 @@ def _round(victim: Victim, probe: Helper, name: str, found: Found, seconds: floa
         found.meanwhile.append(json.loads(probe.ask()))
         found.transfers.append(victim.transfer())
         seen.append(victim.usage())
+        found.done.append(json.loads(attack.ask()))
     found.during.append(Usage(*(max(values) for values in zip(*(tuple(asdict(u).values()) for u in seen)))))
     until = time.monotonic() + _PATIENCE
     while victim.connections()[0] > open_before:

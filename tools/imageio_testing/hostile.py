@@ -14,6 +14,7 @@ long: what the daemon does not take at once is not sent.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import resource
 import socket
 import ssl
@@ -82,10 +83,21 @@ class Crowd:
     Args:
         sockets: The connections.
         step: Done to each connection by `step`, and told how often it was done before.
+        again: What one does who left at once and comes again; it costs little.
+
+    Attributes:
+        sockets: The connections, none if all left at once.
+        again: As given.
     """
 
-    def __init__(self, sockets: list[socket.socket], step: Callable[[socket.socket, int], None] | None = None) -> None:
+    def __init__(
+        self,
+        sockets: list[socket.socket],
+        step: Callable[[socket.socket, int], None] | None = None,
+        again: Callable[[], None] | None = None,
+    ) -> None:
         self.sockets = sockets
+        self.again = again
         self._step = step
         self._steps = 0
 
@@ -223,19 +235,27 @@ def vanished_writing(target: Target, count: int) -> Iterator[Crowd]:
 
     for _ in range(count):
         vanish()
-    yield Crowd([])
+    yield Crowd([], again=vanish)
 
 
 @case
 def reset(target: Target, count: int) -> Iterator[Crowd]:
     """Connect to the TLS port, say a part of a ClientHello and reset the connection."""
     hello = client_hello(target.context())
-    for number in range(count):
-        sock = target.tcp()
-        with sock:
-            sock.sendall(hello[: number % len(hello)])
+    lengths = itertools.cycle(range(len(hello)))
+    with target.tcp() as sock:
+        family, address = sock.family, sock.getpeername()  # names are looked up once
+
+    def come() -> None:
+        with socket.socket(family) as sock:
+            sock.settimeout(TIMEOUT)
+            sock.connect(address)
+            sock.sendall(hello[: next(lengths)])
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-    yield Crowd([])
+
+    for _ in range(count):
+        come()
+    yield Crowd([], again=come)
 
 
 @case
