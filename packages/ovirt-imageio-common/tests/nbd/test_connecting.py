@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from imageio_testing.nbdpeer import Image, Peer, serve
-from ovirt_imageio.common import nbd, sockets
+from ovirt_imageio.common import defaults, nbd, sockets
 from ovirt_imageio.common.errors import ConnectionTimeout, PeerGone, ProtocolError, RequestError
 from ovirt_imageio.common.nbd import connecting, wire
 
@@ -153,5 +153,9 @@ def test_sockets_are_tuned():
         with socket.socket(socket.AF_UNIX) as other:
             untouched = other.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         assert client.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) > untouched
+        # In one call what was asked for, up to a piece.
+        assert client.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == defaults.PIECE
     with serve(Image(bytearray(10)), tcp=True) as peer, nbd.Client(peer.address) as client:
+        # Of TCP it would rule poll(2), too.
+        assert client.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
         assert client.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
