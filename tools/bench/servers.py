@@ -277,7 +277,7 @@ def _free_port() -> int:
 
 
 def nbdcopy(source: QemuNbd, target: QemuNbd) -> float:
-    """Copy one export to the other and return the seconds it took."""
+    """Copy one export to the other and return the seconds until it is on stable storage, as with clients."""
     program = shutil.which("nbdcopy")
     if not program:
         raise BenchError("nbdcopy is not installed (Debian: libnbd-bin, Fedora: libnbd)")
@@ -286,6 +286,7 @@ def nbdcopy(source: QemuNbd, target: QemuNbd) -> float:
         [
             program,
             "--allocated",
+            "--flush",
             f"nbd+unix:///?socket={source.socket}",
             f"nbd+unix:///?socket={target.socket}",
         ],

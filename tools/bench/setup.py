@@ -12,7 +12,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional
+from typing import BinaryIO, Optional
 
 import trustme
 
@@ -96,6 +96,7 @@ class Setup:
                 for o in range(0, self.size, len(block)):
                     # Blocks that differ, so that a misplaced one is seen.
                     f.write(o.to_bytes(8, "big") + block[8 : min(len(block), self.size - o)])
+                settle(f)
             self._made[name] = path
         return path
 
@@ -112,6 +113,7 @@ class Setup:
             self._made[name] = path
             for o in range(0, self.size, MIB):
                 os.pwrite(f.fileno(), os.urandom(16), o + MIB // 2)
+            settle(f, keep=False)
         return path
 
     def qcow2(self, name: str = "dense.qcow2") -> Path:
@@ -149,6 +151,17 @@ class Setup:
         """Remove an image before the run is over."""
         self._made.pop(path.name, None)
         path.unlink()
+
+
+def settle(f: BinaryIO, *, keep: bool = True) -> None:
+    """Bring a file to its disk, and out of the page cache unless told to keep it there.
+
+    Direct I/O waits for what is dirty there, page by page, and writing drops what is there.
+    """
+    f.flush()
+    os.fsync(f.fileno())
+    if not keep:
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def write_chequered_qcow2(path: Path, count: int) -> None:
