@@ -26,8 +26,7 @@ def test_base_allocation_alone_tells_no_holes():
     base = runs((10, DATA), (10, HOLE), (10, ZERO), (10, wire.STATE_HOLE))
     assert list(extents.zero_extents(100, 40, base=base)) == [
         ZeroExtent(100, 10, False, False),
-        ZeroExtent(110, 10, True, False),
-        ZeroExtent(120, 10, True, False),
+        ZeroExtent(110, 20, True, False),
         ZeroExtent(130, 10, False, False),
     ]
 
@@ -36,12 +35,10 @@ def test_a_hole_is_zero_and_allocated_at_no_depth():
     base = runs((10, DATA), (30, HOLE))
     depth = runs((5, 1), (15, 0), (10, 1), (10, 2))
     assert list(extents.zero_extents(0, 40, base=base, depth=depth)) == [
-        ZeroExtent(0, 5, False, False),
-        # Data that is allocated nowhere: never call that a hole.
-        ZeroExtent(5, 5, False, False),
+        # The second half of it is allocated nowhere: never call that a hole.
+        ZeroExtent(0, 10, False, False),
         ZeroExtent(10, 10, True, True),
-        ZeroExtent(20, 10, True, False),
-        ZeroExtent(30, 10, True, False),
+        ZeroExtent(20, 20, True, False),
     ]
 
 
@@ -104,6 +101,21 @@ def test_overlay_agrees_with_single_bytes(base, depth, length):
         position += extent.length
 
 
+# Flags and levels beyond one byte, too: of levels the whole number counts, of flags the bits that are known.
+_rows = st.tuples(st.integers(1, 20), st.sampled_from([0, 1, 2, 3, 256, 258]), st.sampled_from([0, 1, 2, 256, 65536]))
+
+
+@given(rows=st.lists(_rows, min_size=1, max_size=10), length=st.integers(150, 250))
+def test_runs_with_the_same_borders_agree_with_single_bytes(rows, length):
+    base, depth = runs(*((n, b) for n, b, _ in rows)), runs(*((n, d) for n, _, d in rows))
+    found = list(extents.zero_extents(50, length, base=base, depth=depth))
+    expected = [(b & 2 != 0, b & 2 != 0 and d == 0) for n, b, d in rows for _ in range(n)][:length]
+    assert [kind[2:] for kind in found for _ in range(kind.length)] == expected
+    assert found == list(merge(found))
+    assert found[0].start == 50
+    assert all(type(value) is bool for kind in found for value in kind[2:])
+
+
 class Server:
     """An image of single bytes that answers as much as it likes."""
 
@@ -131,7 +143,8 @@ def test_walk_covers_a_range_exactly(image, tell, over, data):
     offset = data.draw(st.integers(0, len(image)))
     end = data.draw(st.integers(offset, len(image)))
     server = Server(image, tell, over)
-    found = list(merge(extents.walk(offset, end, size=len(image), block=1, ask=server)))
+    found = list(extents.walk(offset, end, size=len(image), block=1, ask=server))
+    assert found == list(merge(found))
     assert [e.zero for e in found for _ in range(e.length)] == image[offset:end]
     assert all(a + n <= len(image) for a, n in server.asked)
 
@@ -193,7 +206,7 @@ def test_walk_is_lazy():
 
     def ask(offset, length):
         asked.append(offset)
-        return iter([ZeroExtent(offset, length, True, False)])
+        return iter([ZeroExtent(offset, 1, True, False), ZeroExtent(offset + 1, length - 1, False, False)])
 
     walk = extents.walk(0, 2**40, size=2**40, block=1, ask=ask)
     next(walk)

@@ -28,6 +28,7 @@ import select
 import socket
 from collections import deque
 from functools import partial
+from itertools import chain
 from typing import Any, Callable, Iterable, Iterator, NoReturn
 
 from ovirt_imageio.common import defaults, sockets
@@ -207,11 +208,11 @@ class Client:
         if not 0 <= offset <= end <= self.size:
             raise ValueError(f"extents of {offset} to {end} are outside the export of {self.size} bytes")
         if context == "dirty":
-            return merge(self._walk(offset, end, partial(self._ask_dirty, self.export.require_dirty())))
+            return self._walk(offset, end, partial(self._ask_dirty, self.export.require_dirty()))
         if context != "zero":
             raise ValueError(f"unknown context {context!r}, expected 'zero' or 'dirty'")
         if self.export.can_extents:
-            return merge(self._walk(offset, end, self._ask_zero))
+            return self._walk(offset, end, self._ask_zero)
         return merge([ZeroExtent(offset, end - offset, False, False)])
 
     def close(self) -> None:
@@ -448,8 +449,11 @@ class Client:
         self._pipelined(pieces, self.start_write, self.finish)
 
     def _walk(self, offset: int, end: int, ask: Callable[[int, int], Iterable[E]]) -> Iterator[E]:
+        return chain.from_iterable(self._lists(offset, end, ask))
+
+    def _lists(self, offset: int, end: int, ask: Callable[[int, int], Iterable[E]]) -> Iterator[list[E]]:
         try:
-            yield from status.walk(offset, end, size=self.size, block=self.export.minimum_block, ask=ask)
+            yield from status.lists(offset, end, size=self.size, block=self.export.minimum_block, ask=ask)
         except ProtocolError as e:
             self.give_up(e)
 
