@@ -433,6 +433,25 @@ def test_before_wait_runs_once_after_what_is_ready(run: Run) -> None:
     assert sorted(calls) == ["a", "b", "flush"]
 
 
+def test_turn_comes_after_events(run: Run, pair: Pair) -> None:
+    """Who gives others a turn waits for those, too, whose event was not seen yet."""
+    order = []
+
+    async def reader() -> None:
+        await run.loop.readable(pair[0].fileno())
+        order.append("event")
+
+    async def main() -> None:
+        run.loop.spawn(reader())
+        await run.loop.sleep(0)
+        pair[1].send(b"x")
+        await run.loop.turn()
+        order.append("turn")
+
+    run(main())
+    assert order == ["event", "turn"]
+
+
 # Workers.
 
 

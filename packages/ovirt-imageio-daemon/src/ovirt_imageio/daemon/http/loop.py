@@ -104,6 +104,7 @@ class Loop:
         # (task, value, error), or (None, call, args): other threads append as well.
         self._ready: deque[tuple[Any, Any, Any]] = deque()
         self._later: deque[Task] = deque()  # they gave others a turn
+        self._looked = False  # for events, since the first of them did
         self._before_wait: list[Callable[[], None]] = []
         self._deadlines = Deadlines()
         self._tasks: set[Task] = set()
@@ -185,7 +186,8 @@ class Loop:
     def turn(self) -> Generator[Any, Any, None]:
         """Let others have a turn: what is ready runs, and events are looked for.
 
-        Of the tasks that wait so, one goes on in each turn of the loop.
+        Of the tasks that wait so, one goes on in each turn of the loop, after the events that
+        came until then.
         """
         self._later.append(self._running())
         yield
@@ -330,6 +332,7 @@ class Loop:
             task.cancel()
         self._ready.extend((task, None, None) for task in self._later)
         self._later.clear()
+        self._looked = False
         self._run_ready()
         until = time.monotonic() + timeout
         while self._workers.busy + self._crypto.busy and time.monotonic() < until:
@@ -346,12 +349,13 @@ class Loop:
 
     def _turn(self) -> None:
         self._run_ready()
-        if self._later:
+        if self._looked:
             self._step(self._later.popleft(), None, None)
         if self._before_wait:
             calls, self._before_wait = self._before_wait, []
             for call in calls:
                 self._call(call, ())
+        self._looked = bool(self._later)
         events = self._poll()
         self.now = time.monotonic()
         self._forgotten.clear()
