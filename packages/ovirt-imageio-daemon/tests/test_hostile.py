@@ -14,6 +14,7 @@ import os
 import pwd
 import resource
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -151,6 +152,20 @@ def test_crowd_hurts_nobody_else(strong: Victim, name: str) -> None:
     strong.wait_until_gone()
     strong.assert_serves()
     assert usage(strong.pid).fds <= 40, "descriptors are left"
+
+
+def test_upload_whose_client_left_is_not_begun(strong: Victim) -> None:
+    """What cannot be completed costs neither a worker nor a write."""
+    before = strong.attacked.read_bytes()
+    with strong.target() as target, target.unix() as sock:
+        strong.daemon.send_signal(signal.SIGSTOP)  # so that it sees all of that at once
+        try:
+            sock.sendall(request("PUT", target.path, f"Content-Length: {SIZE}") + b"x" * 50_000)
+            sock.shutdown(socket.SHUT_WR)
+        finally:
+            strong.daemon.send_signal(signal.SIGCONT)
+        assert b" 400 " in drained(sock)[:20]
+    assert strong.attacked.read_bytes() == before
 
 
 # Every wait ends.

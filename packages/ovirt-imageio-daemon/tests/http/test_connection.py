@@ -19,6 +19,7 @@ from ovirt_imageio.daemon.errors import ClientTimeout, DeadlineExpired
 from ovirt_imageio.daemon.http.connection import Connection, Timeouts
 from ovirt_imageio.daemon.http.message import Request, RequestBody, Response, StreamedBody
 from ovirt_imageio.daemon.http.router import Route, Router
+from ovirt_imageio.daemon.http.tls import TlsConnection
 
 Run = Any  # conftest.Runner
 SOON = 0.02
@@ -154,6 +155,35 @@ def test_failure_before_the_head_leaves_the_connection_usable(run: Run, connecti
     assert not connection.head_sent
     assert not connection.broken
     assert not connection.socket.getblocking()
+
+
+def test_body_that_cannot_come_any_more_is_known(run: Run, connection: Connection) -> None:
+    connection.buffer = b"abc"
+    client_of(connection).send(b"defg")
+    body = RequestBody(connection, 8)
+    body.check()  # it may still come
+    client_of(connection).shutdown(socket.SHUT_WR)
+    RequestBody(connection, 7).check()  # it is all here
+    assert not connection.broken
+    with pytest.raises(PeerGone, match="within the body"):
+        body.check()
+    assert connection.broken
+
+
+def test_woken_connection_is_not_taken_for_one_whose_client_left(run: Run, connection: Connection) -> None:
+    connection.wake(read_only=True)
+    RequestBody(connection, 8).check()
+
+
+def test_encrypted_bytes_may_be_the_rest_of_a_body(run: Run) -> None:
+    ours, theirs = socket.socketpair()
+    with contextlib.closing(TlsConnection(run.loop, ours, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))) as connection:
+        connection.buffer, connection.raw = b"ab", b"cde"
+        connection.incoming.write(b"fg")
+        theirs.close()
+        RequestBody(connection, 7).check()
+        with pytest.raises(PeerGone):
+            RequestBody(connection, 8).check()
 
 
 def test_failure_with_a_body_breaks_the_connection(run: Run, connection: Connection) -> None:

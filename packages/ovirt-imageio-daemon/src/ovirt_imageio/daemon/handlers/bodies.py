@@ -94,7 +94,9 @@ async def receive(
     Raises:
         HttpError: 416 if a chunked body is longer than limit, 400 if it is not as long
             as the operation.
+        PeerGone: The client ended the connection within the body.
     """
+    body.check()
     pool = transfer.pool
     async with pool.borrow(op) as backends:
         covered = pool.begin_flush(backends[0]) if flush else None

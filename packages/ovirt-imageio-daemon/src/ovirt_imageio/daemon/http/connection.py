@@ -20,8 +20,12 @@ of a client that pipelines. It is empty while the connection is idle.
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import select
 import socket
 import struct
+import sys
+import termios
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Union
 
@@ -347,6 +351,20 @@ class Connection:
 
     # What the owner, or anybody in the loop where it says so, calls.
 
+    def ends_within(self, count: int) -> bool:
+        """Tell whether the client has ended its stream, and sent less than so many bytes before.
+
+        If not, or if its bytes are encrypted and not looked at yet, it may still do so.
+        """
+        if self.read_side_down:  # by ourselves
+            return False
+        looking = select.poll()
+        looking.register(self.fd, select.POLLRDHUP)
+        if not looking.poll(0):
+            return False
+        queued = fcntl.ioctl(self.fd, termios.FIONREAD, bytes(4))
+        return self._held() + int.from_bytes(queued, sys.byteorder) < count
+
     def waits(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which the connection may be closed to make room for others.
 
@@ -389,6 +407,10 @@ class Connection:
             call(self)
 
     # Inside.
+
+    def _held(self) -> int:
+        """Count the bytes that were received and not used yet."""
+        return len(self.buffer)
 
     async def _complete_head(self) -> int:
         """Receive until the buffer holds a head; return where it ends, -1 if none comes."""

@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Union
 
+from ovirt_imageio.common.errors import PeerGone
+
 from ..errors import DeadlineExpired, HttpError
 from .chunked import ChunkedDecoder
 
@@ -49,6 +51,20 @@ class RequestBody:
     def consumed(self) -> bool:
         """Whether the next byte of the connection belongs to the next request."""
         return self.left == 0 if self.decoder is None else self.decoder.done
+
+    def check(self) -> None:
+        """Raise if it is known that the rest of it will not come.
+
+        To be called where much is to be done for it. Its client has left already, often since it
+        was served too late, and comes again: more work would make that worse.
+
+        Raises:
+            PeerGone: The client has ended the connection within it.
+        """
+        connection = self._connection
+        if self.left is not None and connection.ends_within(self.left):
+            connection.broken = True
+            raise PeerGone(f"{connection.peer} ended the connection within the body")
 
     async def accept(self) -> None:
         """Tell the client to send the body, if it waits for that."""

@@ -157,6 +157,9 @@ class TlsConnection(Connection):
         if data:
             await self._send_raw(encrypt(self, data))
 
+    def _held(self) -> int:
+        return len(self.buffer) + self.tls.pending() + self.incoming.pending + len(self.raw)
+
     def _close_notify(self) -> None:
         if self._established:
             self._established = False
