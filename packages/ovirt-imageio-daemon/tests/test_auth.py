@@ -33,12 +33,16 @@ class Client:
     def __init__(self):
         self.ticket_id = None
         self.inactivity_timeout = 0.0
-        self.on_close = []
         self.registry = None
+        self._leave = None
+
+    def join(self, ticket_id, leave):
+        self.close()
+        self.ticket_id, self._leave = ticket_id, leave
 
     def close(self):
-        for call in self.on_close:
-            call(self)
+        if self._leave is not None:
+            self._leave(self)
 
 
 class Counted(MemoryBackend):

@@ -258,6 +258,16 @@ def test_close_tells_who_asked(run: Run, connection: Connection) -> None:
     assert closed == [connection]
 
 
+def test_a_connection_leaves_its_ticket_for_another_and_when_it_closes(run: Run, connection: Connection) -> None:
+    left: list[tuple[str, Connection]] = []
+    for ticket in ("one", "other"):
+        connection.join(ticket, lambda who, ticket=ticket: left.append((ticket, who)))  # type: ignore[misc]
+    assert connection.ticket_id == "other"
+    assert left == [("one", connection)]
+    connection.close()
+    assert left == [("one", connection), ("other", connection)]
+
+
 # Cancelling what a worker does.
 
 

@@ -187,7 +187,7 @@ class Transfer:
         """
         if self.cancelled:
             raise HttpError(403, "the ticket was cancelled")
-        if connection.ticket_id != self.ticket.uuid or connection not in self._connections:
+        if connection not in self._connections:
             self._adopt(connection)
         op = Operation(kind, offset, length, started=self._clock(), on_end=self._ended)
         self._running[op.number] = op
@@ -196,16 +196,14 @@ class Transfer:
     def touch(self, connection: Connection) -> None:
         """Note that the client is alive."""
         self._touched = self._clock()
-        if connection.ticket_id != self.ticket.uuid or connection not in self._connections:
+        if connection not in self._connections:
             self._adopt(connection)
 
     def _adopt(self, connection: Connection) -> None:
-        connection.ticket_id = self.ticket.uuid
+        connection.join(self.ticket.uuid, self._connections.discard)
         connection.inactivity_timeout = self.ticket.inactivity_timeout
-        if connection not in self._connections:
-            self._connections.add(connection)
-            connection.on_close.append(self._connections.discard)
-            self._greet(connection)
+        self._connections.add(connection)
+        self._greet(connection)
 
     def _greet(self, connection: Connection) -> None:
         """Log who uses the ticket; once for each client, however many connections it opens."""
@@ -279,8 +277,7 @@ class Transfer:
     @property
     def connection_count(self) -> int:
         """Open connections whose last request was for this ticket."""
-        uuid = self.ticket.uuid
-        return sum(connection.ticket_id == uuid for connection in self._connections)
+        return len(self._connections)
 
     @property
     def transferred(self) -> int | None:

@@ -124,6 +124,7 @@ class Connection:
         self.limits = limits
         self.inactivity_timeout = timeouts.inactivity
         self._ticket_id: str | None = None
+        self._leave: Callable[[Connection], None] | None = None
         self.refusals = Refusals()
         self.registry: Connections | None = None
         self.lingering = Lingering(loop)
@@ -351,6 +352,18 @@ class Connection:
 
     # What the owner, or anybody in the loop where it says so, calls.
 
+    def join(self, ticket_id: str, leave: Callable[[Connection], None]) -> None:
+        """Belong to the ticket of the last request, and no longer to that of one before.
+
+        Args:
+            ticket_id: The ticket.
+            leave: Called, in the loop, with the connection when it joins another, or closes.
+        """
+        before, self._leave = self._leave, leave
+        if before is not None:
+            before(self)
+        self.ticket_id = ticket_id
+
     def ends_within(self, count: int) -> bool:
         """Tell whether the client has ended its stream, and sent less than so many bytes before.
 
@@ -403,6 +416,8 @@ class Connection:
         self.loop.forget(self.fd)
         self.socket.close()
         calls, self.on_close = self.on_close, []
+        if self._leave is not None:
+            calls.append(self._leave)
         for call in calls:
             call(self)
 
