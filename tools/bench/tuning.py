@@ -37,6 +37,7 @@ VARIANTS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     ("read", "READ_CONNECTIONS", (1, 2, 4)),
     ("write", "WRITES_IN_FLIGHT", (1, 2, 4, 8, 16)),
     ("write", "NBD_SNDBUF", (256 * KIB, MIB, 4 * MIB)),
+    ("read", "NBD_RCVLOWAT", (1, 256 * KIB, MIB)),
     ("read", "PIPE_SIZE", (64 * KIB, 256 * KIB, MIB)),
 )
 
