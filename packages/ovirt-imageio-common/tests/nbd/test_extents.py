@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from itertools import chain
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,11 @@ from ovirt_imageio.common.extents import DirtyExtent, ZeroExtent, merge
 from ovirt_imageio.common.nbd import extents, wire
 
 DATA, ZERO, HOLE = 0, wire.STATE_ZERO, wire.STATE_ZERO | wire.STATE_HOLE
+
+
+def walked(offset, end, **keys):
+    """Walk a range, extent by extent."""
+    return chain.from_iterable(extents.walk(offset, end, **keys))
 
 
 def runs(*pairs):
@@ -143,7 +149,7 @@ def test_walk_covers_a_range_exactly(image, tell, over, data):
     offset = data.draw(st.integers(0, len(image)))
     end = data.draw(st.integers(offset, len(image)))
     server = Server(image, tell, over)
-    found = list(extents.walk(offset, end, size=len(image), block=1, ask=server))
+    found = list(walked(offset, end, size=len(image), block=1, ask=server))
     assert found == list(merge(found))
     assert [e.zero for e in found for _ in range(e.length)] == image[offset:end]
     assert all(a + n <= len(image) for a, n in server.asked)
@@ -154,7 +160,7 @@ def test_walk_asks_for_whole_blocks(block, offset, size):
     image = [i % 3 == 0 for i in range(64)]
     end = min(offset + size, 64)
     server = Server(image, 16)
-    found = list(extents.walk(offset, end, size=64, block=block, ask=server))
+    found = list(walked(offset, end, size=64, block=block, ask=server))
     assert [e.zero for e in found for _ in range(e.length)] == image[offset:end]
     assert all(a % block == 0 and n % block == 0 for a, n in server.asked)
 
@@ -167,7 +173,7 @@ def test_walk_grows_its_requests_while_replies_are_short():
         return iter([ZeroExtent(offset, length, True, False)])
 
     size = 64 * 1024**3
-    assert sum(e.length for e in extents.walk(0, size, size=size, block=4096, ask=ask)) == size
+    assert sum(e.length for e in walked(0, size, size=size, block=4096, ask=ask)) == size
     assert asked[:3] == [extents.FIRST_STEP, 4 * extents.FIRST_STEP, 16 * extents.FIRST_STEP]
     assert max(asked) == 2**32 - 4096
     assert len(asked) < 25
@@ -182,7 +188,7 @@ def test_walk_shrinks_its_requests_while_replies_are_long():
         step = length // many
         return (ZeroExtent(offset + i * step, step, i % 2 == 0, False) for i in range(many))
 
-    walk = extents.walk(0, 2**40, size=2**40, block=1, ask=ask)
+    walk = walked(0, 2**40, size=2**40, block=1, ask=ask)
     while len(asked) < 6:
         next(walk)
     first = extents.FIRST_STEP
@@ -197,7 +203,7 @@ def test_walk_asks_for_little_at_first():
         sizes.append(length // 512)
         return (ZeroExtent(start, 512, start % 1024 == 0, False) for start in range(offset, offset + length, 512))
 
-    next(extents.walk(0, 2**40, size=2**40, block=512, ask=ask))
+    next(walked(0, 2**40, size=2**40, block=512, ask=ask))
     assert sizes == [2048]
 
 
@@ -208,7 +214,7 @@ def test_walk_is_lazy():
         asked.append(offset)
         return iter([ZeroExtent(offset, 1, True, False), ZeroExtent(offset + 1, length - 1, False, False)])
 
-    walk = extents.walk(0, 2**40, size=2**40, block=1, ask=ask)
+    walk = walked(0, 2**40, size=2**40, block=1, ask=ask)
     next(walk)
     assert asked == [0]
 
@@ -218,13 +224,13 @@ def test_walk_rejects_a_reply_that_tells_nothing_new():
         return iter([])
 
     with pytest.raises(ProtocolError, match="told nothing about the extents at 5"):
-        list(extents.walk(5, 10, size=10, block=1, ask=nothing))
+        list(walked(5, 10, size=10, block=1, ask=nothing))
 
     def only_before(offset, length):
         return iter([ZeroExtent(offset, 1, True, False)])
 
     with pytest.raises(ProtocolError, match="told nothing about the extents at 5"):
-        list(extents.walk(5, 10, size=10, block=4, ask=only_before))
+        list(walked(5, 10, size=10, block=4, ask=only_before))
 
 
 @pytest.mark.parametrize(
@@ -243,6 +249,6 @@ def test_requests_are_blocks_within_the_export(offset, end, asked):
         requests.append((start, length))
         return [ZeroExtent(start, length, False, False)]
 
-    found = list(extents.walk(offset, end, size=4100, block=512, ask=ask))
+    found = list(walked(offset, end, size=4100, block=512, ask=ask))
     assert requests == asked
     assert found == [ZeroExtent(offset, end - offset, False, False)]

@@ -208,11 +208,12 @@ class Client:
         if not 0 <= offset <= end <= self.size:
             raise ValueError(f"extents of {offset} to {end} are outside the export of {self.size} bytes")
         if context == "dirty":
-            return self._walk(offset, end, partial(self._ask_dirty, self.export.require_dirty()))
+            ask = partial(self._ask_dirty, self.export.require_dirty())
+            return chain.from_iterable(self._walk(offset, end, ask))
         if context != "zero":
             raise ValueError(f"unknown context {context!r}, expected 'zero' or 'dirty'")
         if self.export.can_extents:
-            return self._walk(offset, end, self._ask_zero)
+            return chain.from_iterable(self._walk(offset, end, self._ask_zero))
         return merge([ZeroExtent(offset, end - offset, False, False)])
 
     def close(self) -> None:
@@ -448,12 +449,9 @@ class Client:
         pieces = ((start, _ZEROS[: min(step, end - start)]) for start in range(offset, end, step))
         self._pipelined(pieces, self.start_write, self.finish)
 
-    def _walk(self, offset: int, end: int, ask: Callable[[int, int], Iterable[E]]) -> Iterator[E]:
-        return chain.from_iterable(self._lists(offset, end, ask))
-
-    def _lists(self, offset: int, end: int, ask: Callable[[int, int], Iterable[E]]) -> Iterator[list[E]]:
+    def _walk(self, offset: int, end: int, ask: Callable[[int, int], Iterable[E]]) -> Iterator[list[E]]:
         try:
-            yield from status.lists(offset, end, size=self.size, block=self.export.minimum_block, ask=ask)
+            yield from status.walk(offset, end, size=self.size, block=self.export.minimum_block, ask=ask)
         except ProtocolError as e:
             self.give_up(e)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from itertools import accumulate, chain, repeat
+from itertools import accumulate, repeat
 from typing import Callable, Iterable, Iterator, Optional, Tuple
 
 from ovirt_imageio.common.errors import ProtocolError
@@ -32,12 +32,13 @@ _FEW_EXTENTS = 4096
 _Cuts = Iterable[Tuple[int, int, int, Optional[int]]]
 
 
-def walk(offset: int, end: int, *, size: int, block: int, ask: Callable[[int, int], Iterable[E]]) -> Iterator[E]:
-    """Yield the extents of a range by as many block status requests as it takes.
+def walk(offset: int, end: int, *, size: int, block: int, ask: Callable[[int, int], Iterable[E]]) -> Iterator[list[E]]:
+    """Yield the extents of a range, in lists, by as many block status requests as it takes.
 
     A reply may tell less than was asked for, or more. Requests begin and end on block
     borders; what lies outside the range is cut off. Where two replies meet, neighbours of one kind
-    are joined, inside of one `ask` has done so. No code of ours runs for each extent: a million feel it.
+    are joined, inside of one `ask` has done so. A list may be empty. No code of ours runs for each
+    extent: a million feel it.
 
     Args:
         offset: first byte, in bytes.
@@ -49,11 +50,6 @@ def walk(offset: int, end: int, *, size: int, block: int, ask: Callable[[int, in
     Raises:
         ProtocolError: a reply told nothing new.
     """
-    return chain.from_iterable(lists(offset, end, size=size, block=block, ask=ask))
-
-
-def lists(offset: int, end: int, *, size: int, block: int, ask: Callable[[int, int], Iterable[E]]) -> Iterator[list[E]]:
-    """Yield the same as `walk` in lists, some of which are empty."""
     return _joined(_replies(offset, end, size=size, block=block, ask=ask))
 
 
