@@ -7,11 +7,17 @@ import json
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from imageio_testing.daemon import Daemon
+from imageio_testing.serving import Runner
 from ovirt_imageio.admin import cli
+from ovirt_imageio.daemon.handlers import status
+from ovirt_imageio.daemon.http.registry import Connections
+from ovirt_imageio.daemon.stats import Stats, Totals
 
 SIZE = 1 << 20
 
@@ -55,6 +61,33 @@ def test_status_tells_what_a_transfer_waits_for(tmp_path: Path, capsys: pytest.C
         assert finished["write"]["size"] == SIZE
         assert finished["write"]["errors"] == 0
     assert daemon.log.count(f"used over local by unix:pid={os.getpid()},") == 1
+
+
+def test_others_have_a_turn_between_transfers() -> None:
+    """Each may have a thousand operations; what was removed meanwhile is told of all the same."""
+    run, order = Runner(), []
+    transfers: dict[str, Any] = {}
+
+    def info(name: str) -> dict[str, str]:
+        order.append(name)
+        run.loop.call_soon_threadsafe(order.append, f"others after {name}")
+        run.loop.call_soon_threadsafe(transfers.clear)
+        return {"uuid": name}
+
+    for name in ("a", "b"):
+        transfers[name] = SimpleNamespace(info=lambda name=name: info(name), stats=Stats())
+    resource = status.Status(
+        run.loop,
+        transfers.values(),
+        connections=Connections(run.loop, 10),
+        totals=Totals(),
+        services={},
+        stopping=lambda: False,
+    )
+    response = run(resource.get(SimpleNamespace()))  # type: ignore[arg-type]
+    run.close()
+    assert order == ["a", "others after a", "b", "others after b"]
+    assert [transfer["uuid"] for transfer in json.loads(response.body)["transfers"]] == ["a", "b"]
 
 
 def test_status_is_for_the_control_service_only(tmp_path: Path) -> None:
