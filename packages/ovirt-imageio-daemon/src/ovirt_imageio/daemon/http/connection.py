@@ -232,6 +232,8 @@ class Connection:
             PeerGone: The client has gone.
         """
         self.head_sent = True
+        if self._ticket_id is not None:
+            self.loop.answered = True
         size = sum(map(len, parts))
         try:
             if size <= _JOIN_LIMIT:

@@ -147,6 +147,8 @@ class TlsConnection(Connection):
     async def send(self, *parts: bytes | bytearray | memoryview) -> None:
         """Send response bytes, the head first; see `Connection.send`."""
         self.head_sent = True
+        if self._ticket_id is not None:
+            self.loop.answered = True
         await self._send(parts)
 
     async def _send(self, parts: tuple[bytes | bytearray | memoryview, ...]) -> None:
