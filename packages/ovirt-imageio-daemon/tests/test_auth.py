@@ -28,7 +28,7 @@ class Client:
     """What a transfer knows of a connection."""
 
     service = "test"
-    peer = "unix:pid=1,uid=0"
+    client = "unix:pid=1,uid=0"
 
     def __init__(self):
         self.ticket_id = None

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 import signal
 import socket
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from imageio_testing.serving import PATIENCE
 from ovirt_imageio.daemon.errors import DeadlineExpired, Overloaded
 from ovirt_imageio.daemon.http.loop import Loop, TaskCancelled
 
@@ -452,7 +454,52 @@ def test_turn_comes_after_events(run: Run, pair: Pair) -> None:
     assert order == ["event", "turn"]
 
 
+def test_client_that_was_answered_goes_before_a_turn(run: Run, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may need the processor that the loop uses, and what it sends then is served first."""
+    order = []
+    wait = select.select
+
+    def client(*args: Any) -> Any:
+        order.append("client")
+        pair[1].send(b"x")
+        return wait(*args)
+
+    async def reader() -> None:
+        await run.loop.readable(pair[0].fileno())
+        order.append("event")
+
+    async def main() -> None:
+        run.loop.spawn(reader())
+        await run.loop.sleep(0)
+        await run.loop.turn()
+        order.append("turn")
+        run.loop.answered = True
+        await run.loop.turn()
+        order.append("turn")
+        await run.loop.turn()
+        order.append("turn")
+
+    monkeypatch.setattr(select, "select", client)
+    run(main())
+    assert order == ["turn", "client", "event", "turn", "turn"]
+    run.loop.forget(pair[0].fileno())
+
+
 # Workers.
+
+
+def test_loop_does_not_keep_the_interpreter_from_a_worker(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sleeps when it has handed a call over, however long it looks for events otherwise."""
+    asleep = threading.Event()
+    sleep = run.loop._sleep
+
+    def noted(now: float) -> Any:
+        asleep.set()
+        return sleep(now)
+
+    monkeypatch.setattr(run.loop, "_sleep", noted)
+    monkeypatch.setattr(run.loop, "_look", 3600.0)
+    assert run(run.loop.worker(asleep.wait, PATIENCE))
 
 
 def test_worker_returns_and_raises(run: Run) -> None:

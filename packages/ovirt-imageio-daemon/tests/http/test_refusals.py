@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import pytest
 
 from ovirt_imageio.daemon.errors import HttpError
 from ovirt_imageio.daemon.http.message import Request, Response
-from ovirt_imageio.daemon.http.refusals import Refusals
+from ovirt_imageio.daemon.http.refusals import CLIENTS, OTHERS, Refusals
 from ovirt_imageio.daemon.http.router import Route, Router
 
 REFUSED = b"GET /refuse/nothing HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -47,28 +48,50 @@ def until_end(sock: Any) -> bytes:
         data += piece
 
 
-def ask_all(start: Any, service: Service, requests: bytes) -> bytes:
-    """Return what a client is answered that then closes its side."""
-    with start(service.router).connect() as sock:
-        sock.sendall(requests)
-        sock.shutdown(1)
-        return until_end(sock)
+def ask_all(start: Any, service: Service, requests: bytes, connections: int = 1) -> bytes:
+    """Return what a client is answered that closes its side each time."""
+    server, data = start(service.router), b""
+    for _ in range(connections):
+        with server.connect() as sock:
+            sock.sendall(requests)
+            sock.shutdown(1)
+            data += until_end(sock)
+    server.call(service.router.tell_left_out)
+    return data
 
 
 def test_ten_in_a_minute_are_told() -> None:
     refusals = Refusals()
-    assert [refusals.shall_be_told(1000 + i) for i in range(12)] == [True] * 10 + [False] * 2
-    assert refusals.shall_be_told(1060)
-    assert (refusals.count, refusals.take_left_out(), refusals.take_left_out()) == (13, 2, 0)
+    assert [refusals.shall_be_told("a", 1000 + i) for i in range(12)] == [True] * 10 + [False] * 2
+    assert refusals.shall_be_told("b", 1011)
+    assert refusals.take_left_out(1059) == []
+    assert refusals.take_left_out(1060) == [("a", 2)]
+    assert refusals.shall_be_told("a", 1060)
+    assert refusals.take_left_out() == []
 
 
-def test_log_counts_what_it_leaves_out(start: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_clients_with_ever_new_names_share_their_lines() -> None:
+    refusals = Refusals()
+    told = sum(refusals.shall_be_told(f"client {i}", 1000) for i in range(10 * CLIENTS))
+    assert told == CLIENTS + 10
+    assert refusals.take_left_out(1060) == [(OTHERS, 9 * CLIENTS - 10)]
+
+
+@pytest.mark.parametrize("connections", [1, 25], ids=["on one connection", "on as many connections"])
+def test_log_counts_what_it_leaves_out(start: Any, caplog: pytest.LogCaptureFixture, connections: int) -> None:
     with caplog.at_level(logging.INFO):
-        ask_all(start, Service(), REFUSED * 25)
+        ask_all(start, Service(), REFUSED * (25 // connections), connections)
     lines = [text for text in caplog.messages if "refused" in text or "404" in text]
     assert all("404 there is no such thing" in text for text in lines[:10])
     assert len(lines) == 11
-    assert lines[10].endswith(": 15 more of its requests were refused")
+    assert re.fullmatch(r"images: unix:pid=\d+,uid=\d+: 15 more requests were refused", lines[10])
+
+
+def test_what_is_no_request_counts_as_well(start: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        ask_all(start, Service(), b"no request\r\n\r\n", 12)
+    assert sum("malformed request line" in text for text in caplog.messages) == 10
+    assert caplog.messages[-1].endswith(": 2 more requests were refused")
 
 
 def test_control_service_leaves_nothing_out(start: Any, caplog: pytest.LogCaptureFixture) -> None:

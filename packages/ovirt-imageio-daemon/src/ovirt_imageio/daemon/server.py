@@ -233,6 +233,8 @@ class Server:
             await self._loop.sleep(self.cfg.daemon.poll_interval)
             tidier.look(len(self._connections))
             self.tickets.sweep()
+            for service in self._services():
+                service.tell_left_out(self._loop.now)
             if self.remote.contexts and self.cfg.tls.reload:
                 self.remote.contexts.refresh()
 
@@ -316,6 +318,8 @@ class Server:
             log.warning("Requests that did not finish in time, %d, are cancelled", self._running)
         await self._drop_tickets()
         self._connections.abort()
+        for service in self._services():
+            service.tell_left_out()
         log.info("Stopped: %s", self.totals.summary())
         self._loop.stop()
 

@@ -10,6 +10,7 @@ belong to the daemon's user and group.
 
 from __future__ import annotations
 
+import math
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -92,6 +93,11 @@ class Service(ABC):
         """Answer 503 from now on; running requests are not disturbed."""
         if self.router is not None:
             self.router.stopping = True
+
+    def tell_left_out(self, now: float = math.inf) -> None:
+        """See `Router.tell_left_out`."""
+        if self.router is not None:
+            self.router.tell_left_out(now)
 
     def close(self) -> None:
         """Stop listening."""

@@ -207,10 +207,7 @@ class Transfer:
 
     def _greet(self, connection: Connection) -> None:
         """Log who uses the ticket; once for each client, however many connections it opens."""
-        peer = connection.peer
-        # Of a TCP client only the port differs between connections.
-        client = peer if peer.startswith("unix:") else peer.rpartition(":")[0]
-        user = f"{connection.service} by {client}"
+        user = f"{connection.service} by {connection.client}"
         if user not in self._users and len(self._users) < _MOST_USERS:
             self._users.add(user)
             log.info("%s: used over %s", self.name, user)

@@ -36,7 +36,6 @@ from . import linger
 from .linger import Lingering
 from .parser import DEFAULT_LIMITS, Limits, check_incomplete
 from .peers import LEAST, LOOK_AROUND, PlainPeer, WorkerPeer
-from .refusals import Refusals
 
 if TYPE_CHECKING:
     from .loop import Loop
@@ -98,7 +97,7 @@ class Connection:
         read_side_down: Nothing is received any more: it was woken.
         broken: It cannot serve another request.
         inactivity_timeout: Starts as ``timeouts.inactivity``; a handler may change it.
-        refusals: The requests that it was refused.
+        refusals: How many of its requests were refused.
         registry: Where it is counted.
         lingering: Those with whom it takes turns when it is answered and not closed.
         repeat: Its last request, if the next one may be alike.
@@ -125,7 +124,7 @@ class Connection:
         self.inactivity_timeout = timeouts.inactivity
         self._ticket_id: str | None = None
         self._leave: Callable[[Connection], None] | None = None
-        self.refusals = Refusals()
+        self.refusals = 0
         self.registry: Connections | None = None
         self.lingering = Lingering(loop)
         self.repeat: Repeat | None = None
@@ -149,6 +148,11 @@ class Connection:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.service} {self.peer} fd={self.fd}>"
+
+    @property
+    def client(self) -> str:
+        """Who it is, on all its connections: `peer`, by TCP without the port."""
+        return self.peer if self.is_unix else self.peer.rpartition(":")[0]
 
     @property
     def ticket_id(self) -> str | None:

@@ -3,7 +3,7 @@
 
 """What the log says about requests that went wrong: one line each, without ticket ids.
 
-Of a connection that is refused again and again ten refusals in a minute have a line, and one line
+Of a client that is refused again and again ten refusals in a minute have a line, and one line
 counts the rest: see refusals.py.
 
 Storage that fails is daily life, and its error names the reason. Only what nobody expected comes
@@ -37,9 +37,9 @@ def refused(request: Request, answer: HttpError) -> None:
     log.log(level, "%s: %s", _subject(request), _without_id(request, str(answer)))
 
 
-def left_out(service: str, peer: str, count: int) -> None:
-    """Log how many refusals of a connection have no line, because those before were so many."""
-    log.info("%s: %s: %d more of its requests were refused", service, peer, count)
+def left_out(service: str, client: str, count: int) -> None:
+    """Log how many refusals of a client have no line, because those before were so many."""
+    log.info("%s: %s: %d more requests were refused", service, client, count)
 
 
 def failed(request: Request, error: Exception) -> None:

@@ -29,6 +29,7 @@ connection lingers until the client has noticed.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,7 @@ from .cors import cors_fields, is_preflight
 from .head import HeadWriter
 from .message import Request, RequestBody, Response, StreamedBody
 from .parser import Head, parse_head
+from .refusals import MOST, Refusals
 from .repeats import Repeat, repeat_of
 from .routes import Route, Routes
 
@@ -95,6 +97,7 @@ class Router:
         self._routes = Routes(routes)
         self._guard = guard
         self._heads = HeadWriter(server)
+        self._refusals = Refusals()
 
     async def serve(self, connection: Connection) -> None:
         """Serve a connection until it ends, then close it."""
@@ -127,8 +130,16 @@ class Router:
         except Exception:
             log.exception("%s: connection %s failed", self.name, connection.peer)
         finally:
-            self._tell_left_out(connection)
             connection.close()
+
+    def tell_left_out(self, now: float = math.inf) -> None:
+        """Log how many refusals had no line; to be called every second or so, and at the end.
+
+        Args:
+            now: Only those of clients whose time is over by then, see `Refusals`.
+        """
+        for client, count in self._refusals.take_left_out(now):
+            report.left_out(self.name, client, count)
 
     async def _serve_one(self, connection: Connection, data: bytes) -> bool:
         """Serve one request; tell whether the connection can serve another."""
@@ -293,7 +304,8 @@ class Router:
 
     async def _refuse(self, connection: Connection, error: HttpError) -> None:
         """Answer what could not be read as a request, and close."""
-        log.info("%s: %s refused: %s", self.name, connection.peer, error)
+        if self._shall_be_told(connection):
+            log.info("%s: %s refused: %s", self.name, connection.peer, error)
         text = f"{error.text}\n".encode()
         fields = [*_ERROR_FIELDS, *error.headers, ("Content-Length", str(len(text)))]
         fields.append(("Connection", "close"))
@@ -305,7 +317,7 @@ class Router:
 
     def _error_response(self, request: Request, error: Exception) -> Response:
         answer, connection = self._http_error(request, error), request.connection
-        close = answer.close or (connection.ticket_id is None and connection.refusals.too_many)
+        close = answer.close or (connection.ticket_id is None and connection.refusals >= MOST)
         if self.cors and answer.status == 403 and is_preflight(request.method, request.headers):
             # A refused preflight would hide the reason from the page: its request gets it.
             return Response(200, close=close)
@@ -318,16 +330,16 @@ class Router:
         if answer is None:
             report.failed(request, error)
             return HttpError(500, "the server could not do that")
-        connection = request.connection
-        if self.trusted or answer.status >= 500 or connection.refusals.shall_be_told(connection.loop.now):
-            self._tell_left_out(connection)
+        if answer.status >= 500 or self._shall_be_told(request.connection):
             report.refused(request, answer)
         return answer
 
-    def _tell_left_out(self, connection: Connection) -> None:
-        count = connection.refusals.take_left_out()
-        if count:
-            report.left_out(self.name, connection.peer, count)
+    def _shall_be_told(self, connection: Connection) -> bool:
+        """Count a refusal; tell whether the log says it."""
+        if self.trusted:
+            return True
+        connection.refusals += 1
+        return self._refusals.shall_be_told(connection.client, connection.loop.now)
 
 
 def _answer_to(error: Exception) -> HttpError | None:
