@@ -170,6 +170,25 @@ def test_body_that_cannot_come_any_more_is_known(run: Run, connection: Connectio
     assert connection.broken
 
 
+def test_answers_to_strangers_let_nobody_go_first(run: Run, connection: Connection) -> None:
+    async def is_noted() -> bool:
+        await connection.send(b"answer")
+        return bool(run.loop.answered)
+
+    assert not run(is_noted())
+    connection.ticket_id = "ticket"
+    assert run(is_noted())
+
+
+def test_client_hangs_up_when_it_has_left_for_good(run: Run, connection: Connection) -> None:
+    client = client_of(connection)
+    assert not connection.hung_up()
+    client.shutdown(socket.SHUT_WR)
+    assert not connection.hung_up()
+    client.close()
+    assert connection.hung_up()
+
+
 def test_woken_connection_is_not_taken_for_one_whose_client_left(run: Run, connection: Connection) -> None:
     connection.wake(read_only=True)
     RequestBody(connection, 8).check()

@@ -767,6 +767,42 @@ def test_observer_sees_each_request(client: Client, router: Router) -> None:
     assert seen[:2] == [("/echo", 200), ("/nothing", 404)]
 
 
+def leave_within_body(server: Any, method: str, path: str) -> None:
+    """Be gone before the server sees that anybody came."""
+    with server.connect() as sock:
+        sock.sendall(request(method, path, "Content-Length: 100") + b"some")
+
+
+@pytest.mark.parametrize("where", [{}, {"tcp": True}], ids=["unix", "tcp"])
+def test_request_whose_client_left_is_not_served(
+    start: Any, app: App, caplog: pytest.LogCaptureFixture, where: Any
+) -> None:
+    server = start(Router(app.routes()), **where)
+    with caplog.at_level(logging.INFO):
+        server.call(lambda: leave_within_body(server, "PUT", "/echo"))
+        while "PUT '/echo': 400 the connection ended before the body" not in caplog.text:
+            server.call(lambda: None)
+    assert app.requests == []
+
+
+def test_id_of_a_client_that_left_is_not_logged(start: Any, app: App, caplog: pytest.LogCaptureFixture) -> None:
+    server = start(Router(app.routes()))
+    with caplog.at_level(logging.INFO):
+        server.call(lambda: leave_within_body(server, "DELETE", "/named/0123456789abcdef"))
+        while "DELETE '/named/01234567…': 400" not in caplog.text:
+            server.call(lambda: None)
+
+
+def test_client_that_ends_its_stream_within_a_body_is_told(start: Any, app: App) -> None:
+    server = start(Router(app.routes()))
+    with contextlib.closing(Client(server.connect())) as client:
+        client.send(request("PUT", "/echo", "Content-Length: 100") + b"some")
+        client.sock.shutdown(socket.SHUT_WR)
+        answer = client.answer()
+        assert (answer.status, answer.body) == (400, b"the connection ended before the body\n")
+        assert client.is_closed()
+
+
 def test_refusals_are_logged(client: Client, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         client.get("/nothing%0aevil")

@@ -96,7 +96,6 @@ async def receive(
             as the operation.
         PeerGone: The client ended the connection within the body.
     """
-    body.check()
     pool = transfer.pool
     async with pool.borrow(op) as backends:
         covered = pool.begin_flush(backends[0]) if flush else None

@@ -99,7 +99,7 @@ class Connection:
         inactivity_timeout: Starts as ``timeouts.inactivity``; a handler may change it.
         refusals: How many of its requests were refused.
         registry: Where it is counted.
-        lingering: Those with whom it takes turns when it is answered and not closed.
+        lingering: Those with whom it takes turns when it is answered and not closed, if any.
         repeat: Its last request, if the next one may be alike.
         on_close: Called, in the loop, with the connection when it closes.
     """
@@ -126,7 +126,7 @@ class Connection:
         self._leave: Callable[[Connection], None] | None = None
         self.refusals = 0
         self.registry: Connections | None = None
-        self.lingering = Lingering(loop)
+        self.lingering: Lingering | None = None
         self.repeat: Repeat | None = None
         self.on_close: list[Callable[[Connection], None]] = []
         self.buffer = b""
@@ -350,7 +350,7 @@ class Connection:
         """Let a client that is still sending read the answer, then be closed: see linger.py."""
         self.buffer = b""
         with contextlib.suppress(OSError, PeerGone, DeadlineExpired):
-            await linger.discard(self)
+            await linger.discard(self, self.lingering or Lingering(self.loop))
 
     async def end(self) -> None:
         """Tell the client that nothing more comes."""
@@ -375,14 +375,16 @@ class Connection:
 
         If not, or if its bytes are encrypted and not looked at yet, it may still do so.
         """
-        if self.read_side_down:  # by ourselves
+        if self._held() >= count or self.read_side_down:  # by ourselves
             return False
-        looking = select.poll()
-        looking.register(self.fd, select.POLLRDHUP)
-        if not looking.poll(0):
+        if not self._looks_like(select.POLLRDHUP):
             return False
         queued = fcntl.ioctl(self.fd, termios.FIONREAD, bytes(4))
         return self._held() + int.from_bytes(queued, sys.byteorder) < count
+
+    def hung_up(self) -> bool:
+        """Tell whether the client has left for good, so that it hears no answer either."""
+        return not self.read_side_down and self._looks_like(select.POLLHUP)
 
     def waits(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which the connection may be closed to make room for others.
@@ -402,7 +404,8 @@ class Connection:
         self.read_side_down = True
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RD if read_only else socket.SHUT_RDWR)
-        self.lingering.hurry(self)
+        if self.lingering is not None:
+            self.lingering.hurry(self)
 
     def interrupt(self) -> None:
         """End every wait for the client, who can still be told why if no response has begun. Loop thread.
@@ -428,6 +431,11 @@ class Connection:
             call(self)
 
     # Inside.
+
+    def _looks_like(self, event: int) -> bool:
+        looking = select.poll()
+        looking.register(self.fd, event)
+        return any(events & event for _, events in looking.poll(0))
 
     def _held(self) -> int:
         """Count the bytes that were received and not used yet."""

@@ -109,23 +109,27 @@ class Lingering:
             self._paced = False
 
 
-async def discard(connection: Connection) -> None:
+async def discard(connection: Connection, lingering: Lingering) -> None:
     """Receive and drop raw bytes until the stream ends, for the owner of a connection.
+
+    Args:
+        connection: The connection.
+        lingering: Those with whom it takes turns.
 
     Raises:
         OSError: The connection is broken.
         DeadlineExpired: It took too long.
     """
-    with connection.lingering.one_more():
+    with lingering.one_more():
         if connection.read_side_down and not connection.is_unix:
-            await _discard_unheard(connection)
+            await _discard_unheard(connection, lingering)
         else:
             await connection.end()
-            await _discard(connection)
+            await _discard(connection, lingering)
 
 
-async def _discard(connection: Connection) -> None:
-    loop, lingering = connection.loop, connection.lingering
+async def _discard(connection: Connection, lingering: Lingering) -> None:
+    loop = connection.loop
     heard = loop.now
     until, left = heard + TIME, BYTES
     while left > 0:
@@ -147,9 +151,9 @@ async def _discard(connection: Connection) -> None:
         heard = loop.now
 
 
-async def _discard_unheard(connection: Connection) -> None:
+async def _discard_unheard(connection: Connection, lingering: Lingering) -> None:
     """TCP does not tell a reader that is shut down when the client has done its part."""
-    loop, lingering = connection.loop, connection.lingering
+    loop = connection.loop
     until, left = loop.now + SILENCE, BYTES
     while loop.now < until and left > 0:
         count = _drop(connection)

@@ -55,14 +55,14 @@ class RequestBody:
     def check(self) -> None:
         """Raise if it is known that the rest of it will not come.
 
-        To be called where much is to be done for it. Its client has left already, often since it
-        was served too late, and comes again: more work would make that worse.
+        Its client has left already, often since it was served too late, and comes again: more
+        work would make that worse.
 
         Raises:
             PeerGone: The client has ended the connection within it.
         """
         connection = self._connection
-        if self.left is not None and connection.ends_within(self.left):
+        if self.left and connection.ends_within(self.left):
             connection.broken = True
             raise PeerGone(f"{connection.peer} ended the connection within the body")
 

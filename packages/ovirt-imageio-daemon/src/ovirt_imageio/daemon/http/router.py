@@ -171,6 +171,10 @@ class Router:
                     connection.repeat = repeat_of(data, request, head, reread=response.reread, fields=response.headers)
                 return open_still
             except Exception as e:
+                if isinstance(e, PeerGone) and not connection.head_sent and connection.hung_up():  # nobody listens
+                    connection.broken = True
+                    status = self._http_error(request, e).status
+                    return False
                 if not self.trusted:  # answer and log take as long as three good requests
                     await connection.loop.turn()
                 if connection.head_sent:
@@ -230,6 +234,7 @@ class Router:
         route, request.params = self._routes.find(request.path)
         handler = route.handlers.get(request.method)
         if handler is not None:
+            request.body.check()
             return await handler(request)
         if request.method == "OPTIONS":
             return Response(200, [("Allow", route.allow)])
