@@ -36,8 +36,8 @@ def arguments(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     p.add_argument("cases", nargs="*", metavar="CASE", help="names (default: all)")
     p.add_argument("--list", action="store_true", help="print the cases")
     p.add_argument("--count", type=int, default=1000, help="hostile clients at a time")
-    p.add_argument("--rounds", type=int, default=2, help="how often each case is run")
-    p.add_argument("--seconds", type=float, default=5.0, help="length of each look, unloaded and meanwhile")
+    p.add_argument("--rounds", type=int, default=5, help="how often each case is run")
+    p.add_argument("--seconds", type=float, default=4.0, help="length of each look, unloaded and meanwhile")
     p.add_argument("--report", type=Path, help="page to write")
     p.add_argument("--note", help="what a reader of the page must know besides")
     p.add_argument("--command", default="make hostile", help="what the page says that it was made by")
@@ -140,7 +140,7 @@ def page(results: dict[str, Found], options: argparse.Namespace) -> str:
         "the daemon runs as": USER if identity else "whoever ran this",
         "rounds": str(options.rounds),
         "seconds of each slice": f"{options.seconds:g}",
-        "samples of each kind": f"{fewest(results)} or more",
+        "samples in each slice": f"{fewest(results)} or more",
         "done of what each crowd was to do": f"{least_done(results):.0%} or more",
     }
     table = [HEADER, ["---"] * len(HEADER), *(cells(name, found) for name, found in results.items())]
@@ -155,7 +155,8 @@ def page(results: dict[str, Found], options: argparse.Namespace) -> str:
             "was seen during, and what is left 2.5 s after the last hostile connection has ended. *Processor* is what",
             "the daemon takes of one without and with the crowd, for the normal requests and for those of the crowd.",
             "",
-            "Slices without and with the crowd take turns, and a percentile is of all samples of a kind.",
+            "Slices without and with the crowd take turns. Each with it is compared with the one right before,",
+            "and all figures are medians of the rounds: machines are never alone, and rarely twice the same.",
             "*Twin* is the same ratio for a second daemon on the machine that nobody attacks, asked in turn with",
             "the first: what exceeds 1 there the crowd takes from the machine, not from the daemon.",
             "*As they come* is the time in which all connections are made. *Transfer* is an upload of 16 MiB by",
@@ -179,9 +180,9 @@ def page(results: dict[str, Found], options: argparse.Namespace) -> str:
 
 
 def fewest(results: dict[str, Found]) -> int:
-    """Return from how many samples the percentile of any case was taken at least."""
+    """Return from how many samples any percentile was taken at least."""
     kinds = [kind for found in results.values() for kind in (found.unloaded, found.meanwhile)]
-    return min(sum(len(part[way]) for part in kind) for kind in kinds for way in WAYS)
+    return min(len(part[way]) for kind in kinds for part in kind for way in WAYS)
 
 
 def least_done(results: dict[str, Found]) -> float:

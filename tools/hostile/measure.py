@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One case against a daemon of its own, and what was seen.
 
-Machines are never alone, so slices without and with the crowd take turns, and what is compared are all
-samples of the one with all samples of the other. A *twin*, a daemon that nobody attacks, is
-asked in turn with the one that is: what it loses meanwhile, the crowd takes from the machine and not
-from the daemon.
+Machines are never alone: seconds later the same request may take three times as long. So each slice with
+the crowd is compared with the one right before it, without, and what counts is the median of all such
+pairs. A *twin*, a daemon that nobody attacks, is asked in turn with the one that is: what it loses
+meanwhile, the crowd takes from the machine and not from the daemon.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -193,10 +194,11 @@ def percentile(values: Sequence[float], part: float) -> float:
 
 
 def p99(slices: Sequence[Latencies], way: str) -> float:
-    """Return the 99th percentile of all slices together, in seconds."""
-    return percentile([seconds for found in slices for seconds in found[way]], 0.99)
+    """Return the median of the slices' 99th percentiles, in seconds."""
+    return statistics.median(percentile(found[way], 0.99) for found in slices)
 
 
 def ratio(found: Found, way: str) -> float:
-    """Return how much longer a request took at the 99th percentile while the crowd was there."""
-    return p99(found.meanwhile, way) / p99(found.unloaded, way)
+    """Return how much longer a request took at the 99th percentile while the crowd was there: the median."""
+    pairs = zip(found.unloaded, found.meanwhile)
+    return statistics.median(p99([meanwhile], way) / p99([unloaded], way) for unloaded, meanwhile in pairs)

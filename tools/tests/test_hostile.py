@@ -56,6 +56,16 @@ def test_page_names_who_missed_the_goal():
     assert [line.split(" | ")[-1] for line in page.splitlines() if line.startswith("| reset")] == ["no |"]
 
 
+def test_slices_are_compared_in_pairs():
+    """One of three rounds was disturbed, without the crowd and with it."""
+    seen = found(FAST)
+    for unloaded, meanwhile in ((9, 18), (2, 3)):
+        seen.unloaded.append({"unix": [unloaded / 1000] * 100})
+        seen.meanwhile.append({"unix": [meanwhile / 1000] * 100})
+    assert measure.p99(seen.unloaded, "unix") == pytest.approx(0.002)
+    assert measure.ratio(seen, "unix") == pytest.approx(1.5)
+
+
 @pytest.mark.parametrize(("part", "value"), [(0.5, 51), (0.99, 100), (1.0, 100), (0.0, 1)])
 def test_percentile(part, value):
     assert measure.percentile(list(range(100, 0, -1)), part) == value
