@@ -173,7 +173,7 @@ def test_body_that_cannot_come_any_more_is_known(run: Run, connection: Connectio
 def test_answers_to_strangers_let_nobody_go_first(run: Run, connection: Connection) -> None:
     async def is_noted() -> bool:
         await connection.send(b"answer")
-        return bool(run.loop.answered)
+        return bool(run.loop.expects)
 
     assert not run(is_noted())
     connection.ticket_id = "ticket"

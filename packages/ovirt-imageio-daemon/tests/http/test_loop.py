@@ -473,7 +473,7 @@ def test_client_that_was_answered_goes_before_a_turn(run: Run, pair: Pair, monke
         await run.loop.sleep(0)
         await run.loop.turn()
         order.append("turn")
-        run.loop.answered = True
+        run.loop.expects = True
         await run.loop.turn()
         order.append("turn")
         await run.loop.turn()
@@ -490,6 +490,7 @@ def test_client_that_was_answered_goes_before_a_turn(run: Run, pair: Pair, monke
 
 def test_loop_does_not_keep_the_interpreter_from_a_worker(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """It sleeps when it has handed a call over, however long it looks for events otherwise."""
+    run.loop.expects = True
     asleep = threading.Event()
     sleep = run.loop._sleep
 

@@ -275,6 +275,7 @@ class Shared:
         if self.closed:
             return
         self._pipeline.flush_output()
+        self._loop.expects = True
         if self._pipeline.broken is not None:
             self._broke(None)
         elif self._pipeline.wants_write and not self._draining:

@@ -237,7 +237,7 @@ class Connection:
         """
         self.head_sent = True
         if self._ticket_id is not None:
-            self.loop.answered = True
+            self.loop.expects = True
         size = sum(map(len, parts))
         try:
             if size <= _JOIN_LIMIT:
@@ -327,6 +327,7 @@ class Connection:
             return await self.loop.worker(_use_peer, peer, call, args, again=peer.resumed)
         finally:
             self._to_loop(peer)
+            self.loop.expects = True  # its next request
 
     async def _until_ready(self, peer: WorkerPeer) -> None:
         """Wait for a client that is slow to take or to send.

@@ -20,14 +20,14 @@ are level-triggered, hence nothing is lost; a task resumed by an event may still
 nothing to read, and waits again.
 
 Who floods us waits longer, not everybody: a task that does what may wait gives others
-their `turn`, and of those that did, one goes on in each turn of the loop. A client that was
-answered in the same turn is let go first, too: the kernel often wakes it on the processor that we
-use, and there it waits for us, even beside an idle one. TLS handshakes, a millisecond of arithmetic
-each, are done by two threads of their own, in order of arrival.
+their `turn`, and of those that did, one goes on in each turn of the loop. Who was answered or asked
+in the same turn, a client with a ticket or its storage, is let go first, too: the kernel often
+wakes it on the processor that we use, and there it waits for us, even beside an idle one. TLS
+handshakes, a millisecond of arithmetic each, are done by two threads of their own, in order of arrival.
 
 Deadlines are in a heap that nearly all waits leave alone, see deadlines.py.
 
-After its last event the loop looks for events again for about 100 µs before it
+When it expects one of those to go on soon, it looks for events again for about 100 µs before it
 sleeps: being woken costs more than a small request. Not when it has just handed a call to a worker,
 which would wait as long for the interpreter's lock. Worker threads and signals wake it
 through a pipe, and only while it sleeps.
@@ -67,7 +67,7 @@ _FOR_WRITER = WRITE | _BROKEN
 _MAX_EVENTS = 256
 _CRYPTO_THREADS = 2  # a flood of handshakes takes no more of the machine
 _CRYPTO_QUEUE = 1 << 20  # bounded by the number of connections
-_WAY = 50e-6  # seconds that clients with an answer have before we go on with what may wait
+_WAY = 50e-6  # seconds that those we expect have before we go on with what may wait
 _MOST_SELECT = 1024  # FD_SETSIZE, see select(2)
 _LONGEST_SLEEP = 60.0  # a bound on what a clock that was set back can do
 
@@ -88,7 +88,8 @@ class Loop:
 
     Attributes:
         now: Seconds of the monotonic clock when the turn began.
-        answered: A client was sent an answer that others shall not delay; set by connections.
+        expects: A client with a ticket was answered, or its storage asked, and will go on soon; set by
+            connections and storage.
 
     Unless a method says otherwise it belongs to the thread that runs the loop.
     """
@@ -103,7 +104,7 @@ class Loop:
         queue_timeout: float = 30.0,
     ) -> None:
         self.now = time.monotonic()
-        self.answered = False
+        self.expects = False
         self._look = look
         self._queue_timeout = queue_timeout
         self._epoll = select.epoll()
@@ -393,12 +394,12 @@ class Loop:
         if self._ready:
             return poll(0, _MAX_EVENTS)
         if self._later:
-            if self.answered:
+            if self.expects:
                 self._make_way()
             return poll(0, _MAX_EVENTS)
-        self.answered = False
-        if self._handed:
-            self._handed = False
+        looks = self.expects and not self._handed
+        self.expects = self._handed = False
+        if not looks:
             return self._sleep(time.monotonic())
         until = time.monotonic() + self._look
         while True:
@@ -410,12 +411,12 @@ class Loop:
                 return self._sleep(now)
 
     def _make_way(self) -> None:
-        """Leave the processor to a client that was answered, until the next event or for a moment.
+        """Leave the processor to whom we expect to go on, until the next event or for a moment.
 
         A short sleep, and no sched_yield(2): where others want the processor all the time, that gave
         it to them for milliseconds.
         """
-        self.answered = False
+        self.expects = False
         if self._epoll.fileno() >= _MOST_SELECT:
             return
         self._sleeping = True

@@ -148,7 +148,7 @@ class TlsConnection(Connection):
         """Send response bytes, the head first; see `Connection.send`."""
         self.head_sent = True
         if self._ticket_id is not None:
-            self.loop.answered = True
+            self.loop.expects = True
         await self._send(parts)
 
     async def _send(self, parts: tuple[bytes | bytearray | memoryview, ...]) -> None:
