@@ -35,6 +35,13 @@ def usage(pid: int) -> Usage:
     )
 
 
+def stolen() -> float:
+    """Return for how many seconds the host of this virtual machine has kept its processors, all together."""
+    with open("/proc/stat") as f:
+        fields = f.readline().split()
+    return int(fields[8]) / os.sysconf("SC_CLK_TCK")
+
+
 @dataclass(frozen=True)
 class Run:
     """A call that ran in a process of its own: its result, wall and CPU seconds."""

@@ -141,6 +141,7 @@ def page(results: dict[str, Found], options: argparse.Namespace) -> str:
         "rounds": str(options.rounds),
         "seconds of each slice": f"{options.seconds:g}",
         "samples in each slice": f"{fewest(results)} or more",
+        "processor time that the host took away": f"{most_stolen(results):.1%} or less in any slice",
         "done of what each crowd was to do": f"{least_done(results):.0%} or more",
     }
     table = [HEADER, ["---"] * len(HEADER), *(cells(name, found) for name, found in results.items())]
@@ -156,7 +157,8 @@ def page(results: dict[str, Found], options: argparse.Namespace) -> str:
             "the daemon takes of one without and with the crowd, for the normal requests and for those of the crowd.",
             "",
             "Slices without and with the crowd take turns. Each with it is compared with the one right before,",
-            "and all figures are medians of the rounds: machines are never alone, and rarely twice the same.",
+            "and all figures are medians of the rounds: machines are never alone, and rarely twice the same. Rounds",
+            "in which the host of a virtual machine took its processors away are repeated.",
             "*Twin* is the same ratio for a second daemon on the machine that nobody attacks, asked in turn with",
             "the first: what exceeds 1 there the crowd takes from the machine, not from the daemon.",
             "*As they come* is the time in which all connections are made. *Transfer* is an upload of 16 MiB by",
@@ -183,6 +185,11 @@ def fewest(results: dict[str, Found]) -> int:
     """Return from how many samples any percentile was taken at least."""
     kinds = [kind for found in results.values() for kind in (found.unloaded, found.meanwhile)]
     return min(len(part[way]) for kind in kinds for part in kind for way in WAYS)
+
+
+def most_stolen(results: dict[str, Found]) -> float:
+    """Return which part of the processors' time the host took away in the worst slice."""
+    return max(part for found in results.values() for part in found.stolen)
 
 
 def least_done(results: dict[str, Found]) -> float:

@@ -34,6 +34,7 @@ def found(meanwhile, done=1.0):
         busy=[(0.1, 0.25)],
         transfers=[0.5],
         done=[done],
+        stolen=[0.002],
     )
 
 
@@ -64,6 +65,22 @@ def test_slices_are_compared_in_pairs():
         seen.meanwhile.append({"unix": [meanwhile / 1000] * 100})
     assert measure.p99(seen.unloaded, "unix") == pytest.approx(0.002)
     assert measure.ratio(seen, "unix") == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(
+    ("stolen", "taken"),
+    [
+        ([0.0, 0.004, 0.001, 0.0], [0.0, 0.001, 0.004]),
+        ([0.2, 0.0, 0.1, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0]),
+        ([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0], [0.1, 0.2, 0.3]),
+    ],
+    ids=["quiet", "disturbed twice", "never quiet"],
+)
+def test_rounds_that_the_host_disturbs_are_repeated(stolen, taken):
+    parts = iter(stolen)
+    rounds = measure.least_disturbed(lambda: measure.Found(1, done=[1.0], stolen=[next(parts)]), 3)
+    assert rounds.stolen == taken
+    assert rounds.done == [1.0] * 3
 
 
 @pytest.mark.parametrize(("part", "value"), [(0.5, 51), (0.99, 100), (1.0, 100), (0.0, 1)])
