@@ -138,7 +138,7 @@ async def _discard(connection: Connection, lingering: Lingering) -> None:
                 await lingering.turn(connection, until - loop.now)
             else:
                 await loop.readable(connection.fd, min(SILENCE, until - loop.now))
-                await loop.turn()
+            await loop.turn()
         try:
             count = _drop(connection)
         except BlockingIOError:
