@@ -388,6 +388,8 @@ class Loop:
                 self._step(task, value, error)
             else:
                 self._call(value, error)
+        # The traceback of an error keeps this frame and that of `_step`: what they hold would live on.
+        task = value = error = None
 
     def _poll(self) -> list[tuple[int, int]]:
         poll = self._epoll.poll
@@ -524,7 +526,7 @@ class Loop:
             self._end(task)
             raise
         finally:
-            self._current = None
+            self._current = value = error = None
         if task.cancelled and not task.done:
             self.cancel(task)  # it cancelled itself: thrown where it waits now
 
