@@ -437,14 +437,10 @@ def test_before_wait_runs_once_after_what_is_ready(run: Run) -> None:
 
 def test_turn_comes_after_events(run: Run, pair: Pair) -> None:
     """Who gives others a turn waits for those, too, whose event was not seen yet."""
-    order = []
-
-    async def reader() -> None:
-        await run.loop.readable(pair[0].fileno())
-        order.append("event")
+    order: list[str] = []
 
     async def main() -> None:
-        run.loop.spawn(reader())
+        run.loop.spawn(note_event(run.loop, pair[0], order))
         await run.loop.sleep(0)
         pair[1].send(b"x")
         await run.loop.turn()
@@ -456,7 +452,7 @@ def test_turn_comes_after_events(run: Run, pair: Pair) -> None:
 
 def test_client_that_was_answered_goes_before_a_turn(run: Run, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may need the processor that the loop uses, and what it sends then is served first."""
-    order = []
+    order: list[str] = []
     wait = select.select
 
     def client(*args: Any) -> Any:
@@ -464,12 +460,8 @@ def test_client_that_was_answered_goes_before_a_turn(run: Run, pair: Pair, monke
         pair[1].send(b"x")
         return wait(*args)
 
-    async def reader() -> None:
-        await run.loop.readable(pair[0].fileno())
-        order.append("event")
-
     async def main() -> None:
-        run.loop.spawn(reader())
+        run.loop.spawn(note_event(run.loop, pair[0], order))
         await run.loop.sleep(0)
         await run.loop.turn()
         order.append("turn")
@@ -483,6 +475,12 @@ def test_client_that_was_answered_goes_before_a_turn(run: Run, pair: Pair, monke
     run(main())
     assert order == ["turn", "client", "event", "turn", "turn"]
     run.loop.forget(pair[0].fileno())
+
+
+def test_loop_looks_for_events_only_where_one_is_expected(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No deadline ends its look."""
+    monkeypatch.setattr(run.loop, "_look", 3600.0)
+    run(run.loop.sleep(SOON))
 
 
 # Workers.
@@ -738,6 +736,12 @@ async def until(loop: Loop, condition: Callable[[], bool]) -> None:
     """Let the loop turn until the condition holds; the runner gives up in the end."""
     while not condition():
         await loop.sleep(0.001)
+
+
+async def note_event(loop: Loop, sock: socket.socket, order: list[str]) -> None:
+    """Wait until a socket may be read."""
+    await loop.readable(sock.fileno())
+    order.append("event")
 
 
 def fill(sock: socket.socket) -> int:
