@@ -791,6 +791,24 @@ def test_id_of_a_client_that_left_is_not_logged(start: Any, app: App, caplog: py
         server.call(lambda: leave_within_body(server, "DELETE", "/named/0123456789abcdef"))
         while "DELETE '/named/01234567…': 400" not in caplog.text:
             server.call(lambda: None)
+    assert "0123456789abcdef" not in caplog.text
+
+
+def test_client_that_cannot_hear_is_not_answered(start: Any, app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, answers = start(Router(app.routes())), []
+    send = Connection.send
+
+    async def noted(connection: Connection, *parts: bytes) -> None:
+        answers.append(parts[0][:12])
+        await send(connection, *parts)
+
+    monkeypatch.setattr(Connection, "send", noted)
+    server.call(lambda: leave_within_body(server, "PUT", "/echo"))
+    with contextlib.closing(Client(server.connect())) as other:
+        assert other.get("/echo").status == 200
+    while server.call(lambda: len(server.connections)):
+        pass
+    assert answers == [b"HTTP/1.1 200"]
 
 
 def test_client_that_ends_its_stream_within_a_body_is_told(start: Any, app: App) -> None:
