@@ -121,7 +121,7 @@ class Site:
         self._reports: queue.SimpleQueue[Any] = queue.SimpleQueue()
         tail = f"<script>{_REPORT}</script><script>{script}</script>".encode()
         handler = _handler({path: html.encode() + tail for path, html in pages.items()}, self._reports)
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server = _Server(("127.0.0.1", 0), handler)
         self.url = f"http://localhost:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
 
@@ -154,6 +154,13 @@ class Site:
         value = self._reports.get(timeout=TIMEOUT)
         assert not (isinstance(value, dict) and "failed" in value), value
         return value
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Serve a browser, which may be closed at any time: as soon as its page has reported."""
+        with contextlib.suppress(ConnectionError):
+            super().finish_request(request, client_address)
 
 
 def _handler(pages: Mapping[str, bytes], reports: queue.SimpleQueue[Any]) -> type[http.server.BaseHTTPRequestHandler]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import os
@@ -34,9 +35,16 @@ class FakeDaemon(socketserver.ThreadingUnixStreamServer):
         self.answers: list[tuple[int, bytes] | None] = []
         self.connections = 0
 
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Serve a client, who may leave at any time."""
+        with contextlib.suppress(ConnectionError):
+            super().finish_request(request, client_address)
+
 
 class FakeHandler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # An answer goes as one piece: who has it may be gone when more is written.
+    wbufsize = -1
     server: FakeDaemon
 
     def setup(self) -> None:
