@@ -351,6 +351,17 @@ def test_refused_proxied_download_never_begins(backend, image, monkeypatch):
     assert peer.events == []
 
 
+def test_ticket_id_is_not_told_by_an_error(image, monkeypatch):
+    ticket_id = "c8a18586-f5f4-4c5c-9d8a-5b0e4ff8a4b8"
+    said = f"there is no ticket '{ticket_id}'\n".encode()
+    with ScriptedServer(image) as server:
+        monkeypatch.setattr(image, "do_get", lambda got, query: response(403, said))
+        with HttpBackend(server.url.rpartition("/")[0] + "/" + ticket_id) as backend:
+            with pytest.raises(Forbidden, match="there is no ticket 'c8a18586…'") as error:
+                backend.read_into(0, memoryview(bytearray(10)))
+    assert ticket_id not in str(error.value) + error.value.text
+
+
 @pytest.mark.parametrize("chunked", [True, False])
 def test_proxied_upload(backend, image, server, chunked):
     op = Counted()

@@ -13,6 +13,7 @@ import http.client
 import socket
 from types import TracebackType
 from typing import Any, Callable, Mapping
+from urllib.parse import unquote
 
 import requests
 
@@ -38,6 +39,13 @@ _HEADERS = {
 class Reply:
     """A response whose body was not read yet. It must be finished or closed.
 
+    Args:
+        response: Its head.
+        connection: Where its body comes from.
+        name: The server.
+        what: The request, without the ticket's id.
+        ticket_id: It is a secret: what the server says of it is abbreviated.
+
     Attributes:
         status: Status code.
         headers: Names in any case.
@@ -46,7 +54,9 @@ class Reply:
         what: The request, for messages.
     """
 
-    def __init__(self, response: requests.Response, connection: Connection, *, name: str, what: str) -> None:
+    def __init__(
+        self, response: requests.Response, connection: Connection, *, name: str, what: str, ticket_id: str
+    ) -> None:
         assert connection.response is not None
         self.status = response.status_code
         self.reason = response.reason or ""
@@ -54,6 +64,7 @@ class Reply:
         self.body: BodyResponse = connection.response
         self.name = name
         self.what = what
+        self._ticket_id = ticket_id
         self.cut_short = connection.cut_short
         self._connection = connection
 
@@ -119,7 +130,8 @@ class Reply:
         except (ImageioError, http.client.HTTPException):
             self.close()
             return ""
-        return data.decode("utf-8", "replace")
+        text = data.decode("utf-8", "replace")
+        return text.replace(self._ticket_id, f"{self._ticket_id[:8]}…") if len(self._ticket_id) > 8 else text
 
     def _read(self, limit: int, *, strict: bool = True) -> bytes:
         parts = []
@@ -164,6 +176,7 @@ class Channel:
         self.adapter = make_adapter()
         self._make_adapter = make_adapter
         self._path = path
+        self._ticket_id = unquote(path.rpartition("/")[2])
         self._timeout = timeout
         self._interrupted = False
         self._prepared: dict[tuple[str, str], requests.PreparedRequest] = {}
@@ -217,7 +230,7 @@ class Channel:
             prepared.body = None
         connection = self.adapter.line.connection
         assert connection is not None
-        return Reply(response, connection, name=self.name, what=_describe(method, suffix))
+        return Reply(response, connection, name=self.name, what=_describe(method, suffix), ticket_id=self._ticket_id)
 
     def clone(self) -> Channel:
         """Return another channel to the same image, for another thread."""
