@@ -182,6 +182,15 @@ def test_chunks_past_end(client, grants, disk):
     require(disk.content(131072, 512) == bytes(512), "the image was changed past the end of the ticket")
 
 
+@pytest.mark.parametrize("length", [511, 513])
+def test_chunks_that_contradict_range(client, scratch, length):
+    """Chunks that are fewer or more than the bytes of Content-Range are 400, and the connection ends."""
+    fields = (("Transfer-Encoding", "chunked"), put_range(0, 511))
+    client.send(head_of("PUT", scratch, *fields) + chunked(pattern(length)))
+    expect_error(client.response(), 400, "Content-Range")
+    expect_end(client)
+
+
 @pytest.mark.parametrize("query", ["", "?flush=y", "?flush=n", "?flush=n&close=n", "?unknown=1"])
 def test_flush(client, writing, disk, query):
     """The query flush is y or n; unknown parameters have no effect."""

@@ -92,8 +92,8 @@ async def receive(
         flush: Flush what was written.
 
     Raises:
-        HttpError: 416 if a chunked body is longer than limit, 400 if it is not as long
-            as the operation.
+        HttpError: 400 if a chunked body is not as long as the operation, 416 if that has no
+            length and the body is longer than limit.
         PeerGone: The client ended the connection within the body.
     """
     pool = transfer.pool
@@ -135,6 +135,8 @@ def _receive_chunks(peer: WorkerPeer, backend: Backend, op: Operation, limit: in
         op.network += peer.seconds
     if peer.paused:
         return
+    if too_long and op.length:
+        raise HttpError(400, f"the body has more than {op.length} bytes, Content-Range {op.length}", close=True)
     if too_long:
         size = op.offset + limit
         raise HttpError(
