@@ -181,6 +181,21 @@ def test_operation_ends_within_a_chunk(daemon: Daemon, pool: ThreadPoolExecutor,
             assert future.result(PATIENCE).status in ((200, 403) if kind == "flush" else (403,))
 
 
+def test_connection_whose_last_write_succeeds_is_closed(daemon: Daemon, pool: ThreadPoolExecutor) -> None:
+    storage = Storage(wire.CMD_WRITE)
+    with running(daemon, storage) as case, HttpPeer.unix(daemon.local_socket) as client:
+        client.socket.settimeout(PATIENCE)
+        client.send(request_head("PUT", f"{case.path}?flush=n", body=bytes(512)) + bytes(512))
+        assert storage.held.wait(PATIENCE)
+        removal = pool.submit(case.control, "DELETE")
+        case.wait_until(canceled=True)
+        storage.release()
+        response = client.response()
+        assert (response.status, response.header("Connection")) == (200, "close")
+        assert client.socket.recv(1) == b""
+        assert removal.result(PATIENCE).status == 204
+
+
 @pytest.mark.parametrize("service", ["local", "remote"])
 def test_get_that_has_not_begun_is_told_why_it_ends(daemon: Daemon, pool: ThreadPoolExecutor, service: str) -> None:
     storage = Storage(wire.CMD_READ)

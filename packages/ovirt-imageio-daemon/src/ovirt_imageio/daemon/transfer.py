@@ -237,13 +237,15 @@ class Transfer:
     # The end.
 
     def cancel(self) -> None:
-        """Refuse further requests, end those that run, close idle connections."""
+        """Refuse further requests, end those that run, close connections: idle ones at once."""
         if not self.cancelled:
             log.info("%s: cancelled, %d operations run", self.name, len(self._running))
         self.cancelled = True
         for op in list(self._running.values()):
             op.cancel()
         registries = {connection.registry for connection in self._connections}
+        for connection in self._connections:
+            connection.broken = True  # is closed when its request, which may succeed yet, has its answer
         for registry in registries:
             if registry is not None:
                 registry.close_idle(self.ticket.uuid)
