@@ -301,6 +301,23 @@ def test_head_of_an_error_has_no_body(client: Client) -> None:
     assert client.get("/echo").status == 200
 
 
+def test_head_that_cannot_be_read_gets_no_body(client: Client) -> None:
+    client.send(b"HEAD /echo?a=1&a=2 HTTP/1.1\r\nHost: x\r\n\r\n")
+    answer = client.answer(head_only=True)
+    assert (answer.status, answer.headers["content-length"]) == (400, "26")
+    client.sock.shutdown(socket.SHUT_WR)
+    assert client.is_closed()
+
+
+def test_head_of_unknown_length_tells_none(client: Client) -> None:
+    for version in (b"1.1", b"1.0"):
+        client.send(b"HEAD /stream/unknown HTTP/" + version + b"\r\nHost: x\r\nConnection: keep-alive\r\n\r\n")
+        headers = client.answer(head_only=True).headers
+        assert not {"content-length", "transfer-encoding"} & headers.keys()
+        assert headers.get("connection") != "close"
+    assert client.get("/echo").status == 200
+
+
 def test_streamed_bodies(client: Client) -> None:
     known = client.get("/stream/known")
     assert (known.headers["content-length"], known.body) == ("10", b"helloworld")
@@ -686,6 +703,31 @@ def test_cors_on_success_and_error(client: Client) -> None:
         assert exposed == "Content-Range, Content-Disposition"
         assert "access-control-allow-methods" not in headers
     assert not [n for n in client.get("/echo").headers if n.startswith("access")]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "GET /echo?a=1&a=2 HTTP/1.1\r\nHost: x\r\nORIGIN: http://page",
+        "GET /echo HTTP/2.0\r\nHost: x\r\nOrigin: http://page",
+        "BREW /echo HTTP/1.1\r\nHost: x\r\nOrigin: http://page",
+        "PUT /echo HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\nOrigin: http://page",
+        "GET /echo HTTP/1.1\r\nHost: x\r\nOrigin: http://page" + "\r\nA: b" * 8000,
+    ],
+    ids=["query", "version", "method", "length", "incomplete"],
+)
+def test_cors_on_requests_that_cannot_be_read(client: Client, head: str) -> None:
+    client.send(f"{head}\r\n\r\n".encode())
+    answer = client.answer()
+    assert answer.status >= 400
+    assert answer.headers["access-control-allow-origin"] == "*"
+
+
+def test_pages_cannot_read_why_a_service_without_cors_refuses(start: Any, app: App) -> None:
+    client = Client(start(Router(app.routes())).connect())
+    client.send(b"GET /echo?a=1&a=2 HTTP/1.1\r\nHost: x\r\nOrigin: http://page\r\n\r\n")
+    assert not [name for name in client.answer().headers if name.startswith("access")]
+    client.close()
 
 
 PREFLIGHT = (

@@ -42,6 +42,15 @@ def cors_fields(method: str, headers: dict[str, str]) -> Fields:
     return fields
 
 
+def cors_fields_of_refused(head: bytes) -> Fields:
+    """Return the CORS fields of the answer to what could not be read as a request.
+
+    Args:
+        head: As much of it as came.
+    """
+    return cors_fields("", {"origin": ""} if b"\norigin:" in head.lower() else {})
+
+
 def is_preflight(method: str, headers: dict[str, str]) -> bool:
     """Tell whether a browser asks if it may send a page's request."""
     return method == "OPTIONS" and "origin" in headers and ("access-control-request-method" in headers)

@@ -37,7 +37,7 @@ from ovirt_imageio.common.errors import AuthorizationError, OperationCancelled, 
 
 from ..errors import DeadlineExpired, HttpError
 from . import report
-from .cors import cors_fields, is_preflight
+from .cors import cors_fields, cors_fields_of_refused, is_preflight
 from .head import HeadWriter
 from .message import Request, RequestBody, Response, StreamedBody
 from .parser import Head, parse_head
@@ -104,11 +104,13 @@ class Router:
         registry = connection.registry
         # The client sent it before the last answer. 64 KiB hold 1,500 requests, and 80 ms of work.
         ahead = False
+        data: bytes | None = None
         try:
             await connection.start()
             while True:
                 if registry is not None:
                     registry.idle(connection)
+                data = None
                 data = await connection.read_head()
                 if data is None:
                     break
@@ -124,7 +126,7 @@ class Router:
                     break
                 ahead = connection.buffer != b""
         except HttpError as e:
-            await self._refuse(connection, e)
+            await self._refuse(connection, e, data or connection.buffer)
         except (PeerGone, PeerTimeout, DeadlineExpired) as e:
             log.debug("%s: connection ended: %s", self.name, e or type(e).__name__)
         except Exception:
@@ -280,7 +282,9 @@ class Router:
         body, fields = response.body, response.headers
         length = body.length if isinstance(body, StreamedBody) else len(body)
         if length is None:
-            if head.version == _HTTP_1_0:
+            if head.method == "HEAD":
+                pass  # GET may know it when it has the body: RFC 9110 §9.3.2
+            elif head.version == _HTTP_1_0:
                 close = True  # the end of the stream is the end of the body
             else:
                 fields.append(("Transfer-Encoding", "chunked"))
@@ -307,15 +311,21 @@ class Router:
         if connection.broken or connection.buffer or not rest.consumed:
             await connection.linger()
 
-    async def _refuse(self, connection: Connection, error: HttpError) -> None:
-        """Answer what could not be read as a request, and close."""
+    async def _refuse(self, connection: Connection, error: HttpError, head: bytes) -> None:
+        """Answer what could not be read as a request, and close.
+
+        Two things can be told from as much of its head as came: whether a page needs fields
+        that let it read the answer, and whether it is HEAD, whose answer has no body.
+        """
         if self._shall_be_told(connection):
             log.info("%s: %s refused: %s", self.name, connection.peer, error)
         text = f"{error.text}\n".encode()
         fields = [*_ERROR_FIELDS, *error.headers, ("Content-Length", str(len(text)))]
         fields.append(("Connection", "close"))
+        if self.cors:
+            fields += cors_fields_of_refused(head)
         try:
-            await connection.send(self._heads.write(error.status, fields), text)
+            await connection.send(self._heads.write(error.status, fields), b"" if head.startswith(b"HEAD ") else text)
             await connection.linger()
         except (PeerGone, DeadlineExpired) as e:
             log.debug("%s: %s did not take the answer: %s", self.name, connection.peer, e)
@@ -360,5 +370,5 @@ def _answer_to(error: Exception) -> HttpError | None:
     if isinstance(error, AuthorizationError):
         # We are a proxy: whoever gave out the tickets has to renew the one for the origin.
         said = " ".join(str(getattr(error, "text", "")).split())[:200]
-        return HttpError(403, f"the origin refused: {said or 'no reason given'}", close=True)
+        return HttpError(403, f"the origin refused: {said or 'no reason given'}")
     return None
