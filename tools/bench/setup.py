@@ -116,6 +116,17 @@ class Setup:
             settle(f, keep=False)
         return path
 
+    def vacant(self, name: str, *, folder: Optional[Path] = None) -> Path:
+        """A path where nothing is yet, for an image whose memory was in use until now.
+
+        Under a hypervisor that takes free memory back, new memory is several times slower. A library
+        that overwrites what is there has it from the old image; one that keeps that until the new one
+        is complete has not.
+        """
+        path = self.target(name, folder=folder)
+        self.discard(path)
+        return path
+
     def qcow2(self, name: str = "dense.qcow2") -> Path:
         """The dense image as qcow2."""
         path = self.memory / name

@@ -64,6 +64,8 @@ def _library(
 ) -> Sample:
     folder = setup.disk if on_disk else setup.memory
     image, image_fmt, served, served_fmt = _ends(setup, job, fmt, folder)
+    if job == "download":
+        image = setup.vacant(image.name)
     sample: Sample = {}
     cache = "none" if on_disk else "writeback"
     with contextlib.ExitStack() as stack:
