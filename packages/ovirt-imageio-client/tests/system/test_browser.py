@@ -41,6 +41,17 @@ function chooseFile(length) {
   $("file").files = transfer.files;
   $("file").dispatchEvent(new Event("change"));
 }
+function write(address) {
+  $("address").value = address;
+  $("address").dispatchEvent(new Event("input"));
+}
+function stopAtRequest(number) {
+  const send = XMLHttpRequest.prototype.send;
+  XMLHttpRequest.prototype.send = function (body) {
+    send.call(this, body);
+    if (seen.urls.length === number) $("stop").click();
+  };
+}
 new MutationObserver(() => seen.bars.push($("done").textContent))
   .observe($("done"), {childList: true, characterData: true, subtree: true});
 const open = XMLHttpRequest.prototype.open, set = XMLHttpRequest.prototype.setRequestHeader;
@@ -183,11 +194,7 @@ def test_upload_goes_on_where_it_was_stopped(daemon, browser, disk):
         browser,
         f"{daemon.url}/images/{ticket}",
         f"""
-        const send = XMLHttpRequest.prototype.send;
-        XMLHttpRequest.prototype.send = function (body) {{
-          send.call(this, body);
-          if (seen.urls.length === 2) $("stop").click();
-        }};
+        stopAtRequest(2);
         await until(() => visible("facts") || visible("look-error"));
         chooseFile({length});
         $("piece").value = "1";
@@ -206,6 +213,67 @@ def test_upload_goes_on_where_it_was_stopped(daemon, browser, disk):
     assert seen["button"] == "Go on at 1.0 MiB"
     assert seen["urls"] == ["?flush=n", "?flush=n", "?flush=n", "?close=y"]
     assert disk.read_bytes() == content(length)
+
+
+@pytest.mark.parametrize("how", ["write(other)", '$("address").value = other'], ids=["written", "filled in"])
+def test_upload_begins_anew_at_another_address(daemon, browser, disk, tmp_path, how):
+    """What one disk has got says nothing of another."""
+    other = tmp_path / "other.raw"
+    other.write_bytes(os.urandom(SIZE))
+    tickets = [daemon.add_ticket(f"file://{path}", size=SIZE, ops=["write"]) for path in (disk, other)]
+    seen = use(
+        browser,
+        f"{daemon.url}/images/{tickets[0]}",
+        f"""
+        const other = "{daemon.url}/images/{tickets[1]}";
+        stopAtRequest(2);
+        await until(() => visible("facts") || visible("look-error"));
+        chooseFile({SIZE});
+        $("piece").value = "1";
+        $("upload").click();
+        await until(() => visible("said"));
+        seen.button = $("upload").textContent;
+        {how};
+        $("upload").click();
+        await until(() => $("said").textContent.includes("uploaded") || visible("upload-error"));
+        seen.error = $("upload-error").textContent;
+        report(seen);
+        """,
+    )
+    assert seen["error"] == ""
+    assert seen["button"] == "Go on at 1.0 MiB"
+    assert seen["ranges"][2] == f"bytes 0-{MiB - 1}/{SIZE}"
+    assert other.read_bytes() == content(SIZE)
+
+
+def test_button_tells_where_it_begins_at_an_address(daemon, browser, disk):
+    """And what was known of the image before is gone."""
+    ticket = daemon.add_ticket(f"file://{disk}", size=SIZE, ops=["write"])
+    seen = use(
+        browser,
+        f"{daemon.url}/images/{ticket}",
+        f"""
+        stopAtRequest(2);
+        await until(() => visible("facts") || visible("look-error"));
+        chooseFile({SIZE});
+        $("piece").value = "1";
+        $("upload").click();
+        await until(() => visible("said"));
+        const first = $("address").value, texts = [];
+        for (const address of [first, first + "x", "", "nonsense", " " + first + "#top"]) {{
+          write(address);
+          texts.push($("upload").textContent);
+        }}
+        write(first + "x");
+        report({{texts, said: visible("said"), facts: visible("facts"), progress: visible("progress")}});
+        """,
+    )
+    assert seen == {
+        "texts": ["Go on at 1.0 MiB", "Upload", "Upload", "Upload", "Go on at 1.0 MiB"],
+        "said": False,
+        "facts": False,
+        "progress": False,
+    }
 
 
 def test_download(daemon, browser, disk):
