@@ -276,6 +276,26 @@ def test_button_tells_where_it_begins_at_an_address(daemon, browser, disk):
     }
 
 
+def test_answer_for_an_address_that_was_changed_is_not_shown(daemon, browser, disk):
+    ticket = daemon.add_ticket(f"file://{disk}", size=SIZE, ops=["read"])
+    seen = use(
+        browser,
+        f"{daemon.url}/images/{ticket}",
+        """
+        await until(() => visible("facts") || visible("look-error"));
+        const first = $("address").value;
+        for (const address of [first, first + "x"]) {
+          write(address);
+          const looked = look();
+          write(first + "y");
+          await looked;
+        }
+        report([visible("facts"), visible("look-error")]);
+        """,
+    )
+    assert seen == [False, False]
+
+
 def test_download(daemon, browser, disk):
     ticket = daemon.add_ticket(f"file://{disk}", size=SIZE, ops=["read"], filename="the disk.raw")
     script = f"""{HANDS}
