@@ -296,6 +296,32 @@ def test_answer_for_an_address_that_was_changed_is_not_shown(daemon, browser, di
     assert seen == [False, False]
 
 
+def test_looking_does_not_let_a_second_upload_begin(daemon, browser, disk):
+    ticket = daemon.add_ticket(f"file://{disk}", size=SIZE, ops=["write"])
+    seen = use(
+        browser,
+        f"{daemon.url}/images/{ticket}",
+        """
+        await until(() => visible("facts") || visible("look-error"));
+        const send = XMLHttpRequest.prototype.send, looked = [];
+        XMLHttpRequest.prototype.send = async function (body) {
+          await looked[0];
+          seen.disabled = [$("upload").disabled, document.querySelector("#look button").disabled];
+          send.call(this, body);
+        };
+        chooseFile(1000);
+        looked.push(look());
+        $("upload").click();
+        await until(() => visible("said") || visible("upload-error"));
+        seen.after = [$("upload").disabled, document.querySelector("#look button").disabled];
+        report(seen);
+        """,
+    )
+    assert seen["disabled"] == [True, True]
+    assert seen["after"] == [False, False]
+    assert seen["urls"] == ["?close=y"]
+
+
 def test_download(daemon, browser, disk):
     ticket = daemon.add_ticket(f"file://{disk}", size=SIZE, ops=["read"], filename="the disk.raw")
     script = f"""{HANDS}
