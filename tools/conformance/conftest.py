@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from conformance.options import named_server
 from conformance.plugin import titles
 from conformance.server import WAYS, Client, Fault, Server
 from conformance.storage import (
@@ -66,22 +67,15 @@ def _story(item: pytest.Item, error: BaseException) -> str:
 @pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """The server that the options name, or a daemon of this checkout."""
-    option = request.config.getoption
-    with tempfile.TemporaryDirectory(prefix="conformance-", dir=option("--folder", "") or None) as name:
-        folder = Path(name)
+    options = request.config.option
+    with tempfile.TemporaryDirectory(prefix="conformance-", dir=getattr(options, "folder", None)) as name:
+        folder = Path(name).absolute()
         folder.chmod(0o777)
-        if option("--control", ""):
-            local = option("--local")
-            yield Server(
-                remote=option("--remote").rstrip("/"),
-                cafile=option("--cafile"),
-                local="\0" + local[1:] if local[:1] == "@" else local,
-                control=option("--control"),
-                folder=folder,
-                version=option("--version-expected"),
-            )
+        named = named_server(options, folder)
+        if named is not None:
+            yield named
         else:
-            with own_daemon(folder, option("--set", [])) as server:
+            with own_daemon(folder, getattr(options, "set", [])) as server:
                 yield server
 
 
@@ -112,7 +106,7 @@ def tcp_control(server: Server, request: pytest.FixtureRequest) -> Iterator[Serv
     if "://" in server.control:
         yield server
         return
-    if request.config.getoption("--control", ""):
+    if named_server(request.config.option, server.folder) is not None:
         pytest.skip("the control service listens on a Unix socket")
     from imageio_testing.daemon import Daemon
 

@@ -11,30 +11,20 @@ from typing import Any
 
 import pytest
 
+from .options import add_options, check
+
 _GOOD = ("passed", "skipped")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options that tell where the server listens."""
-    group = parser.getgroup("conformance")
-    group.addoption("--remote", default="", help="URL of the images service, like https://localhost:54322")
-    group.addoption("--cafile", default=None, help="PEM file that verifies it")
-    group.addoption("--local", default="", help="Unix socket of the images service: a path, or @ and a name")
-    group.addoption("--control", default="", help="Unix socket or http://localhost:PORT of the control service")
-    group.addoption("--folder", default="", help="where to make images, which the server may open and change")
-    group.addoption("--version-expected", default="", help="what the server should report as its version")
-    group.addoption(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="configuration of the daemon of this checkout, if no other server is named",
-    )
-    group.addoption("--report", default="", help="JSON file to write the outcome of every rule to")
+    add_options(parser.getgroup("conformance").addoption)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Collect outcomes if a report is wanted."""
+    """Check the options, and collect outcomes if a report is wanted."""
+    if not hasattr(config, "workerinput"):  # else they were checked where the worker was started
+        check(config.option)
     if config.getoption("--report"):
         config.pluginmanager.register(Report(Path(config.getoption("--report"))), "conformance-report")
 
