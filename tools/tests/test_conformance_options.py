@@ -15,6 +15,8 @@ import pytest
 
 import conformance
 from conformance.options import add_options, check, named_server
+from conformance.server import Server
+from conformance.storage import Grants, Volume
 
 TOOLS = Path(conformance.__path__[0]).parent
 
@@ -144,6 +146,12 @@ def test_folder_is_there(value):
 def test_report_can_be_written():
     text = said("--report", "/nowhere/report.json")
     assert text == "--report '/nowhere/report.json': expected a file in a folder that exists"
+
+
+def test_server_without_remote_service_is_no_origin(tmp_path):
+    server = Server(remote="", cafile=None, local="/local", control="/control", folder=tmp_path)
+    with pytest.raises(pytest.skip.Exception, match="the server has no remote service to be an origin"):
+        Grants(server).add(Volume("http", tmp_path / "image", "file:///image", 512))
 
 
 def test_suite_says_it_in_one_line(tmp_path):
