@@ -42,10 +42,10 @@ def test_ticket_for_both(client, grants, images):
 
 def test_unix_socket(client, server, reading):
     """The address of the local service is told, an abstract one beginning with NUL."""
-    document = expect(client.get(reading, method="OPTIONS"), 200).json()
-    expected = server.local or None
-    found = document.get("unix_socket")
-    require(found == expected, f"unix_socket is {found!r}, expected {expected!r}")
+    if not server.local:
+        pytest.skip("no local service is named, and the server may have one")
+    found = expect(client.get(reading, method="OPTIONS"), 200).json().get("unix_socket")
+    require(found == server.local, f"unix_socket is {found!r}, expected {server.local!r}")
 
 
 def test_connections_of_file(client, grants, images):
