@@ -141,13 +141,16 @@ def pattern(length: int, seed: int = 0) -> bytes:
 
 @contextlib.contextmanager
 def qemu_nbd(path: Path, *arguments: str, fmt: str = "raw") -> Iterator[str]:
-    """Serve an image by qemu-nbd and yield its URL."""
+    """Serve an image by qemu-nbd and yield its URL.
+
+    The socket lies beside the image, where the server can reach it: it may have a /tmp of its own, and be another user.
+    """
     program = shutil.which("qemu-nbd")
     if program is None:
         pytest.skip("not installed: qemu-nbd")
-    sock = Path(f"/tmp/conformance-{uuid.uuid4().hex[:12]}")
+    sock = path.with_name(f"nbd-{uuid.uuid4().hex[:12]}")
     command = [program, "--persistent", "--shared=64", f"--socket={sock}", f"--format={fmt}", "--export-name="]
-    process = subprocess.Popen([*command, "--cache=writeback", "--discard=unmap", *arguments, str(path)])
+    process = subprocess.Popen([*command, "--cache=writeback", "--discard=unmap", *arguments, str(path)], umask=0)
     try:
         _wait_for(sock, process)
         yield f"nbd:unix:{sock}"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 import conformance
 from conformance.options import add_options, check, named_server
 from conformance.server import Server
-from conformance.storage import Grants, Volume
+from conformance.storage import Grants, Volume, qemu_nbd
 
 TOOLS = Path(conformance.__path__[0]).parent
 
@@ -152,6 +153,17 @@ def test_server_without_remote_service_is_no_origin(tmp_path):
     server = Server(remote="", cafile=None, local="/local", control="/control", folder=tmp_path)
     with pytest.raises(pytest.skip.Exception, match="the server has no remote service to be an origin"):
         Grants(server).add(Volume("http", tmp_path / "image", "file:///image", 512))
+
+
+@pytest.mark.system
+@pytest.mark.skipif(shutil.which("qemu-nbd") is None, reason="not installed: qemu-nbd")
+def test_server_of_another_user_can_reach_an_image(tmp_path):
+    image = tmp_path / "image"
+    image.write_bytes(bytes(512))
+    with qemu_nbd(image) as url:
+        sock = Path(url[len("nbd:unix:") :])
+        assert sock.parent == tmp_path
+        assert sock.stat().st_mode & 0o777 == 0o777
 
 
 def test_suite_says_it_in_one_line(tmp_path):
