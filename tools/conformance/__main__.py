@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+import conformance as package
+
+from .options import add_options
 from .table import write_table
 
 HERE = Path(__file__).parent
@@ -25,13 +28,23 @@ TABLE = TOP / "docs" / "reference" / "conformance.md"
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the suite with its own options and those of pytest; returns an exit status."""
-    parser = argparse.ArgumentParser(prog="python -m conformance", description=__doc__, add_help=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m conformance",
+        usage="%(prog)s [options] [options of pytest]",
+        description=package.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
     parser.add_argument("--peer", type=Path, help="check ovirt-imageio 2.5.1, in an environment made in this folder")
     parser.add_argument("--table", action="store_true", help=f"check both and write {TABLE.relative_to(TOP)}")
-    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("-h", "--help", action="store_true", help="show this, and the options of pytest")
     options, rest = parser.parse_known_args(args)
     if options.help:
+        add_options(parser.add_argument_group("the server, and what to do with it").add_argument)
+        parser.epilog = "All options of pytest:"
         parser.print_help()
+        print(flush=True)
         return run(["--help"])
     if options.table:
         return compare(options.peer or TOP / ".cache" / "peer", rest)

@@ -21,8 +21,50 @@ checks through the sockets of a server: by TLS and by Unix socket, with images b
 another server, wherever that matters. *yes*: the server keeps the rule in every combination. *no*: in at least one it
 does not, and the last column says how. *n/a*: the rule is about something the server does not announce.
 
-This page is made by `make conformance-peer`; any server of the protocol can be checked by
-`python -m conformance` in `tools`, see its `--help`.
+This page is made by `make conformance-peer`.
+
+## Check a server of your own
+
+Any server of the protocol can be checked, from a checkout on its host. `ci/bootstrap.sh` makes an environment
+for the suite.
+
+```console
+$ ci/bootstrap.sh    # untested
+$ cd tools
+$ ../.venv/bin/python -m conformance --control /run/ovirt-imageio/sock \\
+    --remote https://localhost:54322 --cafile /etc/pki/ovirt-imageio/ca.pem \\
+    --local @/org/ovirt/imageio --folder /srv/conformance
+```
+
+| option | names |
+|---|---|
+| `--control` | where tickets are added: a Unix socket, or `http://localhost:PORT`; always needed |
+| `--remote` | the images service by TCP, a URL with a port |
+| `--cafile` | certificates, PEM, that verify it; by default those of the system |
+| `--local` | the images service on a Unix socket: a path, or `@` and an abstract name |
+| `--folder` | where images and the sockets of qemu-nbd are made |
+| `--version-expected` | what `GET /info/` has to report; by default anything |
+| `--report` | a file to write the outcome of every rule to, as JSON |
+
+`--remote` or `--local` is needed, or both. The server must reach the folder by the same path, as the user that it is: a
+daemon with a `/tmp` of its own sees nothing below the `/tmp` and `/var/tmp` of its host. What is made there is for
+anyone to open while the suite runs, and is removed at its end; so are the tickets. Take a server that nobody else
+uses: one that breaks a rule may lose the tickets of others.
+
+Without options a daemon of the checkout is started and checked. Options that name no server, or one that cannot be
+connected to, are refused before any rule is tried, by exit status 4. Else it is 0 if every rule that was tried is kept,
+and 1 if not. Options of pytest are taken as well: `-n 4` tries four rules at a time, `-k test_put` a part of them.
+
+Skipped, each with its reason at the end, are rules
+
+- of the images service, by the way that is not named;
+- of images behind another server, without `--remote`. With it the server is its own origin: tickets name its
+  images by that URL, and it must trust the certificate, by `backend_http.ca_file`;
+- of images, where the host lacks qemu-nbd or qemu-img;
+- of the control service on TCP, where it is on a Unix socket;
+- of features that the server does not announce.
+
+## Generated requests
 
 Beyond these rules, `make fuzz` tries 50,000 generated requests and more: 15,000 heads, as many bodies with a length
 and as many chunked ones, whole and broken, which h11 judges too; and what schemathesis makes of
