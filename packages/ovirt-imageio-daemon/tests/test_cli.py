@@ -78,6 +78,7 @@ def test_wrong_usage_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
         ("[remote]\nport = x\n", "99-test.conf: [remote] port = x: expected an integer"),
         ("[tls]\nkey_file = /no/key\n[remote]\nport = 0\n", "[tls] key_file = /no/key: expected a PEM file"),
         ("[remote]\nport = 0\n", "[tls] key_file = (empty)"),
+        ("[tls]\nkey_file = /a\0b\n[remote]\nport = 0\n", r"[tls] key_file = /a\u0000b: expected text on one line"),
         ("[tls]\nenable=no\n[remote]\nport=0\n[local]\nsocket=/no/x\n", "[local] socket = /no/x: "),
         (
             "[tls]\nenable=no\n[remote]\nport=0\n[local]\nenable=no\n[control]\nsocket=/no/x\n",

@@ -184,6 +184,25 @@ def test_wrong_value_names_file_section_key_value_and_what_was_expected(
     assert "\n" not in text
 
 
+@pytest.mark.parametrize(
+    ("section", "line", "shown"),
+    [
+        ("tls", "key_file = /a\0b", r"/a\u0000b"),
+        ("tls", r"key_file = \u0000/a", r"\u0000/a"),
+        ("tls", "cert_file = /a\n b", r"/a\u000ab"),
+        ("daemon", "user_name = a\0b", r"a\u0000b"),
+        ("remote", "host = a\x1b[1mb", r"a\u001b[1mb"),
+        ("local", "socket = \0/a\0b", r"\u0000/a\u0000b"),
+    ],
+)
+def test_text_with_control_characters_is_refused_and_they_are_spelt(
+    tmp_path: Path, section: str, line: str, shown: str
+) -> None:
+    with pytest.raises(config.ConfigError) as e:
+        load_text(tmp_path, f"[{section}]\n{line}\n")
+    assert str(e.value).endswith(f" = {shown}: expected text on one line without control characters")
+
+
 def test_wrong_value_that_a_later_file_mends_is_accepted(tmp_path: Path) -> None:
     drop_in(tmp_path, "50-a.conf", "[remote]\nport = wrong\n")
     drop_in(tmp_path, "60-a.conf", "[remote]\nport = 1\n")

@@ -19,6 +19,7 @@ from __future__ import annotations
 import configparser
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -64,6 +65,10 @@ LOGGING_DEFAULTS: dict[str, dict[str, str]] = {
 _LOGGING_PREFIXES = ("logger_", "handler_", "formatter_")
 
 
+# No file name, host, user or address has one; only an abstract socket address begins with NUL.
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
 class ConfigError(ImageioError, ValueError):
     """The configuration cannot be used. Its text is one line for the operator."""
 
@@ -78,7 +83,7 @@ def _show(value: object) -> str:
     """Write a value as it stands in a file, on one line."""
     if isinstance(value, bool):
         return str(value).lower()
-    return str(value).replace("\0", "\\u0000").replace("\n", " ") or "(empty)"
+    return _CONTROL_CHARACTERS.sub(lambda found: f"\\u{ord(found[0]):04x}", str(value)) or "(empty)"
 
 
 class Config(NamedTuple):
@@ -264,7 +269,11 @@ def _parse_text(text: str, rule: options.Rule) -> str:
     if rule.path:
         for escape in ("\\u0000", "\\x00", "\\0"):
             if text.startswith(escape):
-                return "\0" + text[len(escape) :]
+                text = "\0" + text[len(escape) :]
+                break
+    abstract = rule.socket and text.startswith("\0")
+    if _CONTROL_CHARACTERS.search(text, 1 if abstract else 0):
+        raise ValueError("text on one line without control characters")
     return text
 
 

@@ -34,6 +34,7 @@ class Rule(NamedTuple):
         minimum, maximum: bounds of a number, inclusive; None is unbounded.
         choices: the only words accepted, for text.
         path: the text is a file name or a Unix socket address.
+        socket: it is a Unix socket address, which begins with NUL if it is abstract.
         live: SIGHUP applies a new value, to what begins after it.
     """
 
@@ -44,6 +45,7 @@ class Rule(NamedTuple):
     maximum: float | None = None
     choices: tuple[str, ...] = ()
     path: bool = False
+    socket: bool = False
     live: bool = False
 
 
@@ -304,6 +306,7 @@ class Local(Section):
         "\0/org/ovirt/imageio",
         r"Path, or abstract address written with a leading \u0000; empty takes any free one.",
         path=True,
+        socket=True,
     )
 
 
@@ -316,6 +319,7 @@ class Control(Section):
         DEFAULT_RUN_DIR + "/sock",
         "Path of the Unix socket, mode 0660; used with transport unix.",
         path=True,
+        socket=True,
     )
     port = _port(
         -1,
