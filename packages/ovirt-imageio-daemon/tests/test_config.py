@@ -268,6 +268,13 @@ def test_control_over_unix_needs_a_socket(tmp_path: Path) -> None:
         load_text(tmp_path, "[control]\nsocket =\n")
 
 
+def test_control_socket_is_not_abstract(tmp_path: Path) -> None:
+    with pytest.raises(config.ConfigError, match=r"\[control\] socket = .u0000/ctl: expected the path of a Unix"):
+        load_text(tmp_path, "[control]\nsocket = \\u0000/ctl\n")
+    unused = load_text(tmp_path, "[control]\nsocket = \\u0000/ctl\ntransport = tcp\nport = 0\n")
+    assert unused.control.transport == "tcp"
+
+
 def test_configuration_of_an_image_import_test_suite_is_accepted(tmp_path: Path) -> None:
     # Empty host and socket values and an unknown key, as KubeVirt's CDI has them.
     cfg = load_text(

@@ -323,5 +323,6 @@ def _check_consistency(cfg: Config) -> None:
         return
     if control.transport == "tcp" and control.port < 0:
         raise cfg.error("control", "port", "a TCP port from 0 to 65535, as transport is tcp")
-    if control.transport == "unix" and not control.socket:
+    # An abstract address has no permissions: any user of the host could add tickets.
+    if control.transport == "unix" and (not control.socket or control.socket.startswith("\0")):
         raise cfg.error("control", "socket", "the path of a Unix socket, as transport is unix")

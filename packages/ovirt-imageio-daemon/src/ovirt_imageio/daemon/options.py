@@ -317,7 +317,8 @@ class Control(Section):
     transport = Option("unix", "Where to listen.", choices=("unix", "tcp"))
     socket = Option(
         DEFAULT_RUN_DIR + "/sock",
-        "Path of the Unix socket, mode 0660; used with transport unix.",
+        "Path of the Unix socket, mode 0660; used with transport unix. "
+        "An abstract address is refused: anybody may connect to it.",
         path=True,
         socket=True,
     )
