@@ -9,6 +9,7 @@ import shutil
 import ssl
 import subprocess
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -109,6 +110,25 @@ def test_plain_bytes_end_the_handshake(pki: Pki) -> None:
 def test_missing_file_is_named(pki: Pki, key: str) -> None:
     with pytest.raises(ConfigError, match=rf"\[tls\] {key} = /no/such\.pem: .*No such file"):
         tls.server_context(config(pki, **{key: "/no/such.pem"}))
+
+
+@pytest.mark.parametrize("key", ["key_file", "cert_file", "ca_file"])
+def test_fifo_is_refused_and_never_opened(pki: Pki, tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fifo = str(tmp_path / "fifo")
+    os.mkfifo(fifo)
+
+    def open_other(path: str, mode: str) -> IO[bytes]:
+        assert path != fifo, "it would wait for a writer"
+        return open(path, mode)  # type: ignore[return-value]
+
+    monkeypatch.setattr(tls, "open", open_other, raising=False)
+    with pytest.raises(ConfigError, match=rf"\[tls\] {key} = {fifo}: expected a PEM file, not a FIFO"):
+        tls.server_context(config(pki, **{key: fifo}))
+
+
+def test_folder_is_named(pki: Pki, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"\[tls\] key_file = {tmp_path}: .*Is a directory"):
+        tls.server_context(config(pki, key_file=str(tmp_path)))
 
 
 @pytest.mark.parametrize("key", ["key_file", "cert_file"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import ssl
+import stat
 import warnings
 
 from .config import Config, ConfigError
@@ -49,7 +50,11 @@ def _check_file(cfg: Config, key: str) -> None:
     if not path:
         raise cfg.error("tls", key, "a PEM file, or enable = false in [tls]")
     try:
-        with open(path, "rb") as f:
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISCHR(mode)):
+            # Not opened: a FIFO would have the whole loop wait for a writer.
+            raise cfg.error("tls", key, "a PEM file, not a FIFO, a socket or a block device")
+        with open(path, "rb") as f:  # a folder's error comes from here
             f.read(1)
     except OSError as e:
         raise cfg.error("tls", key, f"a PEM file that can be read, but: {e.strerror}") from e
