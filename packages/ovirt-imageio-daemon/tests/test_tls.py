@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import ssl
 import subprocess
@@ -17,6 +18,18 @@ from imageio_testing.pki import Pki, make_pki
 from ovirt_imageio.daemon import tls
 from ovirt_imageio.daemon.config import Config, ConfigError
 from ovirt_imageio.daemon.options import Tls
+
+NO_KEY = r"\[tls\] key_file = .*: expected a complete PEM private key without a password, but none is in it"
+
+# Revokes nothing; some authority's, whose key is gone.
+REVOCATIONS = b"""\
+-----BEGIN X509 CRL-----
+MIGmME0CAQEwCgYIKoZIzj0EAwIwDDEKMAgGA1UEAwwBdBcNMjYxMTI5MTUwMDM1
+WhgPMjEyNjExMDUxNTAwMzVaoA4wDDAKBgNVHRQEAwIBATAKBggqhkjOPQQDAgNJ
+ADBGAiEAtq+SYeVvJx9wREphjQDfKnprDXSBgWnWUAdB+xquFmkCIQDbuT8FZ9K9
+8iraR8l75Jsv4MGSITPcyThvW/1pOaG2YA==
+-----END X509 CRL-----
+"""
 
 
 @pytest.fixture(name="pki")
@@ -151,6 +164,52 @@ def test_file_that_is_not_pem_is_named(pki: Pki, tmp_path: Path, key: str) -> No
         tls.server_context(config(pki, **{key: str(bad)}))
 
 
+@pytest.mark.parametrize("content", ["empty", "garbage", "cut off", "damaged", "certificate", "public key"])
+def test_key_file_without_a_key_says_so(pki: Pki, content: str) -> None:
+    key = Path(pki.key_file).read_bytes()
+    public = subprocess.run(["openssl", "pkey", "-pubout", "-in", pki.key_file], capture_output=True, check=True)
+    contents = {
+        "empty": b"",
+        "garbage": bytes(range(256)),
+        "cut off": key[: len(key) // 2],
+        "damaged": key.replace(b"KEY-----\nM", b"KEY-----\n!", 1),
+        "certificate": Path(pki.cert_file).read_bytes(),
+        "public key": public.stdout,
+    }
+    Path(pki.key_file).write_bytes(contents[content])
+    with pytest.raises(ConfigError, match=NO_KEY):
+        tls.server_context(config(pki))
+
+
+@pytest.mark.parametrize("key", ["cert_file", "ca_file"])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("empty", ": no certificate or crl found"),
+        ("key", ": no certificate or crl found"),
+        ("cut off", ": one in it is cut off or damaged"),
+        ("second cut off", ": one in it is cut off or damaged"),
+        ("revocations", " none is in it"),
+    ],
+)
+def test_file_without_a_complete_certificate_says_so(
+    pki: Pki, tmp_path: Path, key: str, content: str, reason: str
+) -> None:
+    cert = Path(pki.cert_file).read_bytes()
+    half = cert[: cert.index(b"-----END") // 2]
+    contents = {
+        "empty": b"",
+        "key": Path(pki.key_file).read_bytes(),
+        "cut off": half,
+        "second cut off": cert + half,
+        "revocations": REVOCATIONS,
+    }
+    bad = tmp_path / "bad.pem"
+    bad.write_bytes(contents[content])
+    with pytest.raises(ConfigError, match=rf"\[tls\] {key} = {bad}: expected complete PEM certificates, but{reason}$"):
+        tls.server_context(config(pki, **{key: str(bad)}))
+
+
 def test_encrypted_key_is_refused_without_a_prompt(pki: Pki, tmp_path: Path) -> None:
     locked = tmp_path / "locked.pem"
     command = ["openssl", "pkey", "-in", pki.key_file, "-aes256", "-passout", "pass:x"]
@@ -193,6 +252,7 @@ def test_broken_new_file_is_refused_logged_once_and_the_old_one_kept(
     assert contexts.current is before
     assert len(caplog.records) == 1
     assert pki.key_file in caplog.text
+    assert re.search(NO_KEY, caplog.text)
 
 
 def test_files_mended_after_a_refusal_are_taken(pki: Pki, tmp_path: Path) -> None:

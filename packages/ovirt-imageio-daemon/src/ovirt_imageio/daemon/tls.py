@@ -67,27 +67,36 @@ def _load_chain(context: ssl.SSLContext, cfg: Config) -> None:
     try:
         context.load_cert_chain(cfg.tls.cert_file, cfg.tls.key_file, password=no_password)
     except (ssl.SSLError, OSError) as e:
-        _explain_chain(cfg)
-        reason = f"a key that belongs to cert_file {cfg.tls.cert_file}, but: {_reason(e)}"
-        raise cfg.error("tls", "key_file", reason) from e
-
-
-def _explain_chain(cfg: Config) -> None:
-    """Raise for the certificate, if that is the file at fault."""
-    try:
-        # Reads PEM certificates just as load_cert_chain does, without the key.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cfg.tls.cert_file)
-    except (ssl.SSLError, OSError) as e:
-        raise cfg.error("tls", "cert_file", f"PEM certificates, but: {_reason(e)}") from e
+        # Reads PEM certificates just as load_cert_chain does, without the key: are they at fault?
+        _load_certificates(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), cfg, "cert_file")
+        if _is_untold(e):
+            expected = "a complete PEM private key without a password, but none is in it"
+        else:
+            expected = f"a key that belongs to cert_file {cfg.tls.cert_file}, but: {_reason(e)}"
+        raise cfg.error("tls", "key_file", expected) from e
 
 
 def _load_ca(context: ssl.SSLContext, cfg: Config) -> None:
     _check_file(cfg, "ca_file")
+    # OpenSSL completes the chain that it sends from these (SSL_CTX_set_mode(3)).
+    _load_certificates(context, cfg, "ca_file")
+
+
+def _load_certificates(context: ssl.SSLContext, cfg: Config, key: str) -> None:
+    """Trust the certificates of a file; raise if they are not what the key expects."""
     try:
-        # OpenSSL completes the chain that it sends from these (SSL_CTX_set_mode(3)).
-        context.load_verify_locations(cfg.tls.ca_file)
+        context.load_verify_locations(getattr(cfg.tls, key))
     except (ssl.SSLError, OSError) as e:
-        raise cfg.error("tls", "ca_file", f"PEM certificates, but: {_reason(e)}") from e
+        # What is not PEM at all has a reason, "no certificate or crl found".
+        reason = "one in it is cut off or damaged" if _is_untold(e) else _reason(e)
+        raise cfg.error("tls", key, f"complete PEM certificates, but: {reason}") from e
+    if not context.cert_store_stats()["x509"]:
+        raise cfg.error("tls", key, "complete PEM certificates, but none is in it")
+
+
+def _is_untold(error: OSError) -> bool:
+    """Tell whether all that OpenSSL says is that its PEM routines failed."""
+    return "pem lib" in _reason(error).lower()
 
 
 def _reason(error: OSError) -> str:
