@@ -9,6 +9,8 @@ import re
 import shutil
 import ssl
 import subprocess
+import sys
+import types
 from pathlib import Path
 from typing import IO
 
@@ -99,6 +101,67 @@ def test_tls1_1_is_spoken_where_enabled_but_1_0_never(pki: Pki) -> None:
     peer.minimum_version = peer.maximum_version = ssl.TLSVersion.TLSv1
     with pytest.raises(ssl.SSLError):
         shake_hands(context, peer)
+
+
+def policy(minimum: ssl.TLSVersion) -> types.SimpleNamespace:
+    """The module ssl as on a system whose policy sets a minimum version."""
+
+    class Context(ssl.SSLContext):
+        def __new__(cls, protocol: int) -> Context:
+            context = super().__new__(cls, protocol)
+            context.minimum_version = minimum
+            return context
+
+    return types.SimpleNamespace(**{**vars(ssl), "SSLContext": Context})
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("minimum", "expected"),
+    [
+        ("MINIMUM_SUPPORTED", "TLSv1_2"),
+        ("TLSv1", "TLSv1_2"),
+        ("TLSv1_2", "TLSv1_2"),
+        ("TLSv1_3", "TLSv1_3"),
+    ],
+)
+def test_minimum_of_the_system_is_raised_and_never_lowered(
+    pki: Pki, monkeypatch: pytest.MonkeyPatch, minimum: str, expected: str
+) -> None:
+    monkeypatch.setattr(tls, "ssl", policy(ssl.TLSVersion[minimum]))
+    assert tls.server_context(config(pki)).minimum_version == ssl.TLSVersion[expected]
+
+
+@pytest.mark.parametrize("minimum", ["MINIMUM_SUPPORTED", "TLSv1_3"])
+def test_tls1_1_is_the_minimum_where_enabled_whatever_the_system_says(
+    pki: Pki, monkeypatch: pytest.MonkeyPatch, minimum: str
+) -> None:
+    monkeypatch.setattr(tls, "ssl", policy(ssl.TLSVersion[minimum]))
+    context = tls.server_context(config(pki, enable_tls1_1=True))
+    assert context.minimum_version == ssl.TLSVersion.TLSv1_1
+
+
+def test_policy_in_the_file_of_openssl_is_kept(pki: Pki, tmp_path: Path) -> None:
+    (tmp_path / "openssl.cnf").write_text(
+        "openssl_conf = a\n[a]\nssl_conf = b\n[b]\nsystem_default = c\n[c]\nMinProtocol = TLSv1.3\n"
+    )
+    code = (
+        "import ssl, sys\n"
+        "from ovirt_imageio.daemon import tls\n"
+        "from ovirt_imageio.daemon.config import Config\n"
+        "from ovirt_imageio.daemon.options import Tls\n"
+        "cfg = Config(tls=Tls(cert_file=sys.argv[1], key_file=sys.argv[2]))\n"
+        "policy = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).minimum_version\n"
+        "print(tls.server_context(cfg).minimum_version - policy)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, pki.cert_file, pki.key_file],
+        env={**os.environ, "OPENSSL_CONF": str(tmp_path / "openssl.cnf")},
+        capture_output=True,
+        check=True,
+        timeout=30,
+    )
+    assert done.stdout == b"0\n"
 
 
 def test_start_fails_naming_the_key_where_the_library_forbids_tls1_1(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -239,7 +239,11 @@ class Tls(Section):
         "CA certificates that complete the chain sent to clients; empty for none.",
         path=True,
     )
-    enable_tls1_1 = Option(False, "Also accept TLS 1.1. Insecure; for clients that know nothing newer.")
+    enable_tls1_1 = Option(
+        False,
+        "Also accept TLS 1.1, even where the system's policy demands more. "
+        "Insecure; for clients that know nothing newer.",
+    )
     reload = Option(
         True,
         "Read key and certificate again when their files change, and on SIGHUP.",

@@ -23,8 +23,9 @@ _TLS1_1_CIPHERS = "DEFAULT:@SECLEVEL=0"
 def server_context(cfg: Config) -> ssl.SSLContext:
     """Build the context for new connections from the files of section tls.
 
-    TLS 1.2 and later; 1.1 where `enable_tls1_1` says so, 1.0 never. Ciphers are
-    those of the system's policy. Clients are not asked for certificates.
+    TLS 1.2 and later, or what the system's policy demands beyond that; 1.1 where
+    `enable_tls1_1` says so, whatever the policy, 1.0 never. Ciphers are those of the
+    system's policy. Clients are not asked for certificates.
 
     Raises:
         ConfigError: a file is missing, cannot be read or does not fit; or the
@@ -35,7 +36,9 @@ def server_context(cfg: Config) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # Raised, never lowered: the policy may demand more (MinProtocol in config(5ssl)). Builds of
+    # Python with defaults of their own hide it and begin with 1.2; distributions' do not.
+    context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
     _load_chain(context, cfg)
     if cfg.tls.ca_file:
         _load_ca(context, cfg)
