@@ -213,6 +213,26 @@ def test_root_becomes_the_user_and_serves() -> None:
             assert get(daemon, f"/images/{ticket_id}") == (200, bytes(SIZE))
 
 
+@as_root
+def test_tls_files_out_of_sight_without_privileges_are_no_new_ones() -> None:
+    group = grp.getgrgid(pwd.getpwnam("nobody").pw_gid)
+    daemon_keys = {"drop_privileges": True, "user_name": "nobody", "group_name": group.gr_name, "poll_interval": 0.01}
+    with tempfile.TemporaryDirectory(prefix="io-") as folder:
+        os.chmod(folder, 0o755)
+        Path(folder, "secret").mkdir(mode=0o700)
+        pki = make_pki(Path(folder, "secret"))
+        command = public_command()
+        if command is None:
+            pytest.skip("no interpreter that an unprivileged user may run")
+        with Daemon(folder, pki=pki, config={"daemon": daemon_keys}, command=command) as daemon:
+            # Tickets are looked at right before TLS files are.
+            daemon.add_ticket("file:///none", size=SIZE, timeout=0)
+            wait_for_log(daemon, "expired")
+            get(daemon, "/images/x")
+            assert "key.pem cannot be read without privileges" in daemon.log
+            assert "TLS files refused" not in daemon.log
+
+
 def test_file_limit_is_raised(tmp_path: Path) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     with Daemon(tmp_path, tls=False) as daemon:

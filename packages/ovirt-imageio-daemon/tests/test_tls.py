@@ -326,6 +326,25 @@ def test_files_mended_after_a_refusal_are_taken(pki: Pki, tmp_path: Path) -> Non
     assert contexts.refresh()
 
 
+def test_files_out_of_sight_without_privileges_are_not_changed(
+    pki: Pki, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    contexts = tls.TlsContexts(config(pki))
+    with monkeypatch.context() as patch:
+        patch.setattr(tls, "_stat", lambda name: None)
+        contexts.privileges_dropped()
+        assert not contexts.refresh()
+    assert caplog.text == ""
+    assert contexts.refresh(), "files that came into sight were not loaded"
+
+
+def test_file_changed_while_privileges_were_dropped_is_loaded(pki: Pki, tmp_path: Path) -> None:
+    contexts = tls.TlsContexts(config(pki))
+    replace(pki, tmp_path)
+    contexts.privileges_dropped()
+    assert contexts.refresh()
+
+
 def test_force_loads_unchanged_files(pki: Pki) -> None:
     contexts = tls.TlsContexts(config(pki))
     before = contexts.current

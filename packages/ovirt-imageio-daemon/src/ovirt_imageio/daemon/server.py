@@ -140,6 +140,8 @@ class Server:
             self.remote.load_tls()
         else:
             privileges.drop(self.cfg)
+            if self.remote.contexts:
+                self.remote.contexts.privileges_dropped()
 
     def _start_services(self) -> None:
         images = [

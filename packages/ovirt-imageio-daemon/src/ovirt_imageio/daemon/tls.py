@@ -185,6 +185,14 @@ class TlsContexts:
         log.info("TLS files loaded again: %s", ", ".join(self._files()))
         return True
 
+    def privileges_dropped(self) -> None:
+        """Take files that the process, as it is now, cannot see for unchanged.
+
+        A file that was changed since it was loaded is still seen to differ.
+        """
+        now = self._signature()
+        self._seen = [None if current is None else seen for seen, current in zip(self._seen, now)]
+
     def unreadable(self) -> list[str]:
         """List the files that the process, as it is now, could not load again."""
         return [name for name in self._files() if not os.access(name, os.R_OK)]
