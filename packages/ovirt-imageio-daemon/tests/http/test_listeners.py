@@ -144,6 +144,51 @@ def test_lack_of_descriptors_does_not_spin(
     assert caplog.text.count("cannot accept") == 1
 
 
+def test_lack_of_descriptors_for_each_client_is_told_once_in_a_period(
+    start: Any, router: Router, clients: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    server = start(router)
+    real, now = server.listener._socket, [1000.0]
+
+    class Listening:
+        room = False
+
+        def accept(self) -> Any:
+            self.room = not self.room
+            if not self.room:
+                return real.accept()
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+    class Clock:
+        """The loop, but for its time."""
+
+        @property
+        def now(self) -> float:
+            return now[0]
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(server.loop, name)
+
+    def come_and_go(count: int) -> None:
+        for _ in range(count):
+            assert ask(clients.enter_context(server.connect()), GET)  # the one before makes room
+
+    come_and_go(1)
+    server.call(lambda: setattr(server.listener, "_socket", Listening()))
+    server.call(lambda: setattr(server.listener, "_loop", Clock()))
+    come_and_go(5)
+    assert caplog.text.count("cannot accept") == 1
+    now[0] += listeners.PERIOD - 1
+    come_and_go(5)
+    assert caplog.text.count("cannot accept") == 1
+    now[0] += 1
+    come_and_go(5)
+    assert caplog.text.count("cannot accept") == 2
+
+
 def test_close_idle_of_a_ticket(start: Any, router: Router, clients: Any) -> None:
     server = start(router)
     with_ticket, without = (clients.enter_context(server.connect()) for _ in range(2))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import socket
 import struct
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 
 from .connection import Connection
 from .loop import Loop, Task
+from .refusals import PERIOD
 from .registry import Connections
 from .router import Router
 
@@ -56,7 +58,7 @@ class Listener:
         self._make_connection = make_connection
         self._router = router
         self._task: Task | None = None
-        self._short = False  # of descriptors; logged once each time
+        self._quiet_until = -math.inf  # about a lack of descriptors
         sock.setblocking(False)
 
     def start(self) -> None:
@@ -97,7 +99,6 @@ class Listener:
                 return False
             log.info("%s: a connection failed before it was accepted: %s", self._router.name, e)
             return True
-        self._short = False
         self._open(sock, address)
         return True
 
@@ -115,8 +116,9 @@ class Listener:
 
     async def _wait_for_resources(self, error: OSError) -> None:
         """Close an idle connection, and do not try again before something has changed."""
-        if not self._short:
-            self._short = True
+        # Not once for each lack: where room is made for each client, there is one for each.
+        if self._loop.now >= self._quiet_until:
+            self._quiet_until = self._loop.now + PERIOD
             log.warning("%s: cannot accept connections: %s", self._router.name, error)
         self.connections.evict()
         await self.connections.change(_PAUSE)
