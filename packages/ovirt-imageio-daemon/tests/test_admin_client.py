@@ -126,6 +126,13 @@ def test_refusal_has_code_and_message(daemon: FakeDaemon, client: admin.Client) 
     assert client.get_ticket("x") == {}
 
 
+def test_empty_id_is_not_the_path_of_all_tickets(daemon: FakeDaemon, client: admin.Client) -> None:
+    for call in (client.get_ticket, client.del_ticket, lambda ticket_id: client.mod_ticket(ticket_id, {"timeout": 1})):
+        with pytest.raises(admin.ClientError, match="non-empty"):
+            call("")
+    assert not daemon.requests
+
+
 def test_connection_closed_while_idle_is_opened_again(daemon: FakeDaemon, client: admin.Client) -> None:
     daemon.answers = [(200, b""), None, (200, b"")]
     client.del_ticket("x")
@@ -222,6 +229,15 @@ def test_refusal_is_one_line_and_status_1(
     daemon.answers = [(404, b"No such ticket\n")]
     assert cli.main(["show-ticket", "-c", conf_dir, "x"]) == 1
     assert capsys.readouterr().err == "ovirt-imageioctl: Server error: 404 No such ticket\n"
+
+
+@pytest.mark.parametrize("command", [["show-ticket"], ["mod-ticket", "--timeout", "9"], ["del-ticket"]])
+def test_empty_id_is_one_line_and_status_1(
+    conf_dir: str, daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    assert cli.main([*command, "-c", conf_dir, ""]) == 1
+    assert capsys.readouterr().err == "ovirt-imageioctl: Invalid ticket id: expected a non-empty string\n"
+    assert not daemon.requests
 
 
 @pytest.mark.parametrize(

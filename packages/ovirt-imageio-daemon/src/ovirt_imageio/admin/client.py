@@ -178,6 +178,8 @@ class Client:
 
 
 def _ticket_path(ticket_id: str) -> str:
+    if not ticket_id:  # the path of all tickets
+        raise ClientError("Invalid ticket id: expected a non-empty string")
     return "/tickets/" + urllib.parse.quote(ticket_id, safe="")
 
 
