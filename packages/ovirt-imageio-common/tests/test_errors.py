@@ -21,3 +21,17 @@ def test_refusal_tells_its_error_number_and_the_words_of_the_system(code, words)
     assert str(error) == "the server failed a write"
     assert error.errno == code
     assert error.strerror == words
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a 'b'", "\"a 'b'\""),
+        ("a\n\x1b\u2028\ud800", r"'a\n\x1b\u2028\ud800'"),
+        ("x" * 98, f"'{'x' * 98}'"),
+        ("x" * 99, f"'{'x' * 99}…"),
+        ("x" * 60000, f"'{'x' * 99}…"),
+    ],
+)
+def test_texts_are_shown_in_one_short_line(text, expected):
+    assert errors.shown(text) == expected

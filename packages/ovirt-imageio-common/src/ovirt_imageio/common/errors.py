@@ -10,6 +10,14 @@ from __future__ import annotations
 
 import os
 
+_SHOWN = 100  # characters of a value that a message repeats
+
+
+def shown(text: str) -> str:
+    """Quote a text for a message: in one line, and cut off where it is long."""
+    quoted = repr(text[: _SHOWN + 1])
+    return quoted if len(quoted) <= _SHOWN else quoted[:_SHOWN] + "…"
+
 
 class ImageioError(Exception):
     """Root of the errors of this project."""
