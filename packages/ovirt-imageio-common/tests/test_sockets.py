@@ -105,6 +105,12 @@ def test_connect_tcp_by_both_families(host):
             assert a.gettimeout() is None
 
 
+@pytest.mark.parametrize("host", ["x" * 64, "a..b"])
+def test_host_that_no_name_server_can_know_is_an_unknown_one(host):
+    with pytest.raises(socket.gaierror, match=f"not a host name: '{host}'"):
+        sockets.connect_tcp(host, 1)
+
+
 @pytest.mark.parametrize(
     ("host", "local"),
     [("127.0.0.1", True), ("localhost", True), ("::1", True), ("192.0.2.1", False), ("host.invalid", False)],

@@ -62,6 +62,13 @@ def test_parse_understands(url, address):
         ("nbd+unix:///?socket=/a&socket=/b", "several socket parameters"),
         ("nbd+unix://host/?socket=/a", "a host in the URI of a Unix socket"),
         ("nbd:unix:/s:exportname=" + "x" * 4097, "export name is longer than 4096 bytes"),
+        ("nbd:unix:/s:exportname=a\0b", "holds a NUL"),
+        ("nbd://a\0b", "holds a NUL"),
+        ("nbd:unix:/a\0b", "holds a NUL"),
+        ("nbd+unix:///?socket=/a%00b", "holds a NUL"),
+        ("nbd:unix:/" + "x" * 107, "longer than 107 bytes"),
+        ("nbd:unix:/" + "é" * 54, "longer than 107 bytes"),
+        ("nbd:host:" + "1" * 5000, "invalid port '1111"),
     ],
 )
 def test_parse_rejects(url, why):
@@ -72,8 +79,18 @@ def test_parse_rejects(url, why):
     assert "expected nbd:unix:PATH" in str(e.value)
 
 
-names = st.text(st.characters(blacklist_categories=["Cs"]), max_size=40)
-paths = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1, max_size=40)
+@pytest.mark.parametrize(
+    "form", ["{}", "nbd:{}", "nbd:{}:1:", "nbd:[{}:1", "nbd:h:{}", "nbd:unix:/{}", "nbd://[{}]x", "nbd://h:{}"]
+)
+def test_refusal_is_one_short_line_however_long_the_url(form):
+    with pytest.raises(ValueError) as e:
+        parse(form.format("\n\x1b\u2028" * 20000))
+    assert len(str(e.value)) < 1000
+    assert str(e.value).isprintable()
+
+
+names = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=40)
+paths = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1, max_size=26)
 
 
 @given(path=paths, export=names)
@@ -96,6 +113,10 @@ def test_addresses_are_values():
 
 def test_longest_export_name_is_understood():
     assert parse("nbd:unix:/s:exportname=" + "x" * 4096).export == "x" * 4096
+
+
+def test_longest_socket_path_is_understood():
+    assert parse("nbd:unix:/" + "x" * 106).path == "/" + "x" * 106
 
 
 def test_unix_socket_has_no_port():

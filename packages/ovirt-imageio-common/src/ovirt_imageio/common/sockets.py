@@ -12,7 +12,7 @@ import socket
 import struct
 from typing import Union
 
-from ovirt_imageio.common.errors import ConnectionTimeout, PeerGone
+from ovirt_imageio.common.errors import ConnectionTimeout, PeerGone, shown
 
 _TIMEVAL = struct.Struct("@ll")
 
@@ -33,11 +33,11 @@ def unix_address(text: str) -> Union[str, bytes]:
     if not raw or raw == b"\0":
         raise ValueError("a Unix socket needs a path or an abstract name, got an empty one")
     if len(raw) > 107:
-        raise ValueError(f"Unix socket address is longer than 107 bytes: {text!r}")
+        raise ValueError(f"Unix socket address is longer than 107 bytes: {shown(text)}")
     if raw.startswith(b"\0"):
         return raw
     if b"\0" in raw:
-        raise ValueError(f"Unix socket path holds a NUL: {text!r}")
+        raise ValueError(f"Unix socket path holds a NUL: {shown(text)}")
     return text
 
 
@@ -92,6 +92,8 @@ def connect_tcp(host: str, port: int, timeout: float | None = None) -> socket.so
         s = socket.create_connection((host, port), timeout=timeout)
     except socket.timeout as e:
         raise ConnectionTimeout(f"no connection to {host}:{port} within {timeout} seconds") from e
+    except UnicodeError as e:  # of a name that the domain name system cannot hold
+        raise socket.gaierror(socket.EAI_NONAME, f"not a host name: {shown(host)}") from e
     except socket.gaierror as e:
         raise socket.gaierror(e.errno, f"{e.strerror}: {host!r}") from e
     except OSError as e:

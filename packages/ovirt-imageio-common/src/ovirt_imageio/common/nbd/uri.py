@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from ovirt_imageio.common import sockets
+from ovirt_imageio.common.errors import shown
 from ovirt_imageio.common.nbd import wire
 
 if TYPE_CHECKING:
@@ -74,8 +76,8 @@ def parse(url: str) -> Address:
     """Return the address that an NBD URL of either notation names.
 
     Raises:
-        ValueError: the URL is not understood; the message holds it and what
-            was expected.
+        ValueError: the URL is not understood, or nothing can be where it points to; the message
+            holds its beginning and what was expected.
     """
     if url.startswith("nbd+unix://"):
         address = _parse_uri_unix(url)
@@ -88,8 +90,19 @@ def parse(url: str) -> Address:
     else:
         raise _invalid(url, "unknown scheme")
     if len(address.export.encode("utf-8", "surrogateescape")) > wire.MAX_STRING:
-        raise _invalid(url[:80] + "...", f"export name is longer than {wire.MAX_STRING} bytes")
+        raise _invalid(url, f"export name is longer than {wire.MAX_STRING} bytes")
+    if "\0" in address.host or "\0" in address.export:
+        raise _invalid(url, "host or export name holds a NUL")
+    if address.transport == "unix":
+        _check_path(url, address.path)
     return address
+
+
+def _check_path(url: str, path: str) -> None:
+    try:
+        sockets.unix_address(path)
+    except ValueError as e:
+        raise _invalid(url, str(e)) from e
 
 
 def _parse_qemu_unix(url: str) -> Address:
@@ -141,7 +154,7 @@ def _split(url: str) -> SplitResult:
     try:
         return urlsplit(url)
     except ValueError as e:
-        raise _invalid(url, str(e)) from e
+        raise _invalid(url, shown(str(e))) from e
 
 
 def _export(path: str) -> str:
@@ -155,14 +168,14 @@ def _port(url: str, port: str | None) -> int:
     if port is None:
         return wire.DEFAULT_PORT
     # isdigit() alone takes digits that int() does not.
-    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise _invalid(url, f"invalid port {port!r}")
+    if not (port.isascii() and port.isdigit() and len(port) < 6 and 0 < int(port) < 65536):
+        raise _invalid(url, f"invalid port {shown(port)}")
     return int(port)
 
 
 def _unbracketed(url: str, host: str) -> str:
     if host.startswith("[") != host.endswith("]"):
-        raise _invalid(url, f"invalid host {host!r}")
+        raise _invalid(url, f"invalid host {shown(host)}")
     return host[1:-1] if host.startswith("[") else host
 
 
@@ -171,4 +184,4 @@ def _bracketed(host: str) -> str:
 
 
 def _invalid(url: str, why: str) -> ValueError:
-    return ValueError(f"invalid NBD URL {url!r}: {why}; {_EXPECTED}")
+    return ValueError(f"invalid NBD URL {shown(url)}: {why}; {_EXPECTED}")
