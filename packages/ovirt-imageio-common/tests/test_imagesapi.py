@@ -19,6 +19,47 @@ def test_path_of_an_image(ticket_id, parts, path):
     assert imagesapi.image_path(ticket_id, *parts) == path
 
 
+@pytest.mark.parametrize(
+    ("url", "port"),
+    [
+        ("https://host:54322/images/x", 54322),
+        ("http://[::1]/images/a%2Fb", None),
+        ("HTTP://Host:1/images/../x", 1),
+    ],
+)
+def test_url_of_an_image(url, port):
+    parts = imagesapi.split_url(url)
+    assert (parts.port, parts.path) == (port, url[url.index("/images") :])
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://host/images/x",
+        "https:///images/x",
+        "https://host/other/x",
+        "https://host/images",
+        "https://host/images/",
+        "https://host:port/images/x",
+        "https://host:99999/images/x",
+        "https://host:0/images/x",
+        "https://u:p@host/images/x",
+        "https://host/images/x?close=y",
+        "https://host/images/x#y",
+        "https://host/images/x\0y",
+        "https://[::1/images/x",
+        pytest.param("https://host:" + "\x1b" * 60000 + "/images/x", id="port too long"),
+        pytest.param("https://[" + "\x1b" * 60000 + "]/images/x", id="host too long"),
+        pytest.param("ftp://" + "\x1b" * 60000, id="too long"),
+    ],
+)
+def test_other_url_is_refused_in_one_short_line(url):
+    with pytest.raises(ValueError, match="invalid image URL") as e:
+        imagesapi.split_url(url)
+    assert len(str(e.value)) < 1000
+    assert str(e.value).isprintable()
+
+
 def test_ranges_name_the_last_byte():
     assert imagesapi.byte_range(0, 1) == "bytes=0-0"
     assert imagesapi.byte_range(4096, 512) == "bytes=4096-4607"

@@ -49,10 +49,25 @@ def test_other_urls_are_refused_by_name(url):
     assert repr(url) in str(e.value)
 
 
-@pytest.mark.parametrize("url", ["file://", "file://host/disk", "file:disk", "file:///a\0b"])
+@pytest.mark.parametrize("url", ["file://", "file://host/disk", "file:disk", "file:/disk", "file:///a\0b"])
 def test_file_urls_without_an_absolute_path_are_refused(url):
     with pytest.raises(ValueError, match="file URL"):
         backends.file_path(url)
+
+
+def test_file_urls_that_no_file_can_have_are_refused():
+    assert backends.file_path("file:///" + "x" * 4094) == "/" + "x" * 4094
+    for path in ("x" * 4095, "é" * 2048, "\ud800"):
+        with pytest.raises(ValueError):
+            backends.file_path(f"file:///{path}")
+
+
+@pytest.mark.parametrize("form", ["{}", "http://[::1/{}", "file://{}"])
+def test_refusal_is_one_short_line_however_long_the_url(form):
+    with pytest.raises(ValueError) as e:
+        backends.open(form.format("\n\x1b\u2028" * 20000))
+    assert len(str(e.value)) < 1000
+    assert str(e.value).isprintable()
 
 
 def test_unknown_mode_is_a_mistake():

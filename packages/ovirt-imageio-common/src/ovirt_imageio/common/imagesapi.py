@@ -9,7 +9,12 @@ headers. Nothing here does I/O.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
+
+from .errors import shown
+
+if TYPE_CHECKING:
+    from urllib.parse import SplitResult
 
 FEATURE_CHECKSUM = "checksum"
 FEATURE_CHECKSUM_RANGE = "checksum-range"
@@ -34,6 +39,7 @@ OCTET_STREAM = "application/octet-stream"
 JSON = "application/json"
 
 IMAGES = "/images"
+_BELOW_IMAGES = IMAGES + "/"
 EXTENTS = "extents"
 CHECKSUM = "checksum"
 ALGORITHMS = "checksum/algorithms"
@@ -90,6 +96,31 @@ def image_path(ticket_id: str, *parts: str) -> str:
     from urllib.parse import quote  # 3 ms, and rarely needed
 
     return "/".join((IMAGES, quote(ticket_id, safe=""), *parts))
+
+
+def split_url(url: str) -> SplitResult:
+    """Take the URL of an image apart.
+
+    Returns:
+        Scheme `http` or `https`, a host, a port that is None or a valid one, and the image's path.
+
+    Raises:
+        ValueError: It is not that of an image.
+    """
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as e:
+        raise ValueError(f"invalid image URL {shown(url)}: {shown(str(e))}") from e
+    if parts.scheme not in ("http", "https") or not parts.hostname or not parts.path.startswith(_BELOW_IMAGES):
+        raise ValueError(f"invalid image URL {shown(url)}: expected https://HOST:PORT{IMAGES}/ID")
+    if parts.query or parts.fragment or parts.username is not None:
+        raise ValueError(f"invalid image URL {shown(url)}: expected no user, query or fragment")
+    if port == 0 or parts.path == _BELOW_IMAGES or "\0" in url:
+        raise ValueError(f"invalid image URL {shown(url)}: expected a port above 0, an id, and no NUL")
+    return parts
 
 
 def byte_range(offset: int, length: int) -> str:

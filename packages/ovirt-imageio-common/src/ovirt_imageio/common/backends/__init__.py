@@ -4,11 +4,15 @@
 
 from __future__ import annotations
 
+import os
+
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.base import Backend, Capabilities, NullOperation, Operation, Peer
+from ovirt_imageio.common.errors import shown
 
 __all__ = ["Backend", "Capabilities", "NullOperation", "Operation", "Peer", "open"]
 
+_LONGEST_PATH = 4095  # bytes, PATH_MAX of the kernel without the NUL
 _SUPPORTED = (
     "nbd:unix:/path/sock, nbd:HOST:PORT, nbd://HOST/NAME, nbd+unix:///NAME?socket=/path/sock, "
     "file:///path, https://HOST:PORT/images/ID or http://HOST:PORT/images/ID"
@@ -68,7 +72,7 @@ def open(
         from ovirt_imageio.common.backends.http import HttpBackend
 
         return HttpBackend(url, mode=mode, dirty=dirty, cafile=cafile, secure=secure, timeout=timeout)
-    raise ValueError(f"unsupported storage URL {url!r}: expected {_SUPPORTED}")
+    raise ValueError(f"unsupported storage URL {shown(url)}: expected {_SUPPORTED}")
 
 
 def _scheme(url: str) -> str:
@@ -77,7 +81,7 @@ def _scheme(url: str) -> str:
     try:
         return urlsplit(url).scheme
     except ValueError as e:
-        raise ValueError(f"invalid storage URL {url!r}: {e}") from e
+        raise ValueError(f"invalid storage URL {shown(url)}: {shown(str(e))}") from e
 
 
 def file_path(url: str) -> str:
@@ -87,10 +91,12 @@ def file_path(url: str) -> str:
     may hold `%`, `?` and `#`.
 
     Raises:
-        ValueError: It names a host other than localhost, or no absolute path.
+        ValueError: It names a host other than localhost, no absolute path, or one that no file has.
     """
     _, _, rest = url.partition("://")
     path = rest[len("localhost") :] if rest.startswith("localhost/") else rest
     if not path.startswith("/") or "\0" in path:
-        raise ValueError(f"invalid file URL {url!r}: expected file:///absolute/path")
+        raise ValueError(f"invalid file URL {shown(url)}: expected file:///absolute/path")
+    if len(os.fsencode(path)) > _LONGEST_PATH:
+        raise ValueError(f"invalid file URL {shown(url)}: expected a path of at most {_LONGEST_PATH} bytes")
     return path

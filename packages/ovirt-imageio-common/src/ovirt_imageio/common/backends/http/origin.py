@@ -22,7 +22,7 @@ import ssl
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult
 
 from ovirt_imageio.common import imagesapi
 from ovirt_imageio.common.errors import ImageioError, ProtocolError
@@ -87,7 +87,7 @@ class Origin:
                 raise type(second)(f"{second}; nor directly: {e}") from e
 
     def _connect(self, url: str) -> tuple[Channel, Channel | None, Offer]:
-        channel = self._channel(_split(url))
+        channel = self._channel(imagesapi.split_url(url))
         try:
             reply = channel.request("OPTIONS")
             local = reply.is_local
@@ -120,7 +120,7 @@ class Origin:
             timeout=self.timeout,
             connect_timeout=self.connect_timeout,
         )
-        channel = Channel(make_adapter, _split(url).path, timeout=self.timeout)
+        channel = Channel(make_adapter, imagesapi.split_url(url).path, timeout=self.timeout)
         try:
             if read_offer(channel.request("OPTIONS")) == offer:
                 return channel
@@ -206,18 +206,3 @@ def _parse(data: bytes) -> dict[str, Any]:
 
 
 _KINDS: dict[str, type] = {"features": list, "unix_socket": str, "max_readers": int, "max_writers": int}
-
-
-def _split(url: str) -> SplitResult:
-    """Take a URL apart.
-
-    Raises:
-        ValueError: It is not that of an image.
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in _PORTS or not parts.hostname or not parts.path.startswith(imagesapi.IMAGES + "/"):
-        raise ValueError(f"invalid image URL {url!r}: expected https://HOST:PORT{imagesapi.IMAGES}/ID")
-    if parts.query or parts.fragment or parts.username is not None:
-        raise ValueError(f"invalid image URL {url!r}: expected no user, query or fragment")
-    parts.port  # noqa: B018 - raises ValueError if it is no number
-    return parts
