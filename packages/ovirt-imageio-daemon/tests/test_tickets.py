@@ -64,6 +64,27 @@ def test_missing_key_is_named(key):
         ("url", "http:///images/x"),
         ("url", "nbd:nonsense"),
         ("url", "http://[::1/images/x"),
+        ("url", "http://h:abc/images/x"),
+        ("url", "http://h:99999/images/x"),
+        ("url", "http://localhost/foo"),
+        ("url", "http://localhost/images/"),
+        ("url", "http://u:p@localhost:1/images/x"),
+        ("url", "https://localhost/images/x?y"),
+        ("url", "https://localhost/images/x#y"),
+        ("url", "https://localhost/images/x\0"),
+        ("url", "file://host/x"),
+        ("url", "file:/x"),
+        ("url", "file://"),
+        ("url", "file:///a\0b"),
+        pytest.param("url", "file:///" + "x" * 4095, id="url-file: longer than PATH_MAX"),
+        ("url", "nbd:unix:/a\0b"),
+        pytest.param("url", "nbd:unix:/" + "x" * 107, id="url-nbd:unix: longer than a socket's path"),
+        pytest.param("url", "nbd:" + "A" * 60000, id="url-nbd: too long"),
+        pytest.param("url", "A" * 60000, id="url-too long"),
+        pytest.param("url", "http://[" + "\n\x1b" * 30000, id="url-http: too long"),
+        ("url", "nbd+unix:///?socket=/a%00b"),
+        ("url", "nbd:h:99999"),
+        ("url", "nbdx:h:1"),
         ("sparse", "yes"),
         ("dirty", 1),
         ("inactivity_timeout", 0),
@@ -75,10 +96,26 @@ def test_wrong_value_is_named(key, value):
     with pytest.raises(HttpError, match=key) as caught:
         ticket(**{key: value})
     assert caught.value.status == 400
+    assert len(caught.value.text) < 1000
+    assert caught.value.text.isprintable()
 
 
 @pytest.mark.parametrize(
-    "url", ["nbd:unix:/s", "nbd:h:1", "nbd://h/n", "nbd+unix:///?socket=/s", "https://h:1/images/x"]
+    "url",
+    [
+        "nbd:unix:/s",
+        "nbd:unix:/run/vdsm/nbd/b6f7e8a2-6c1b-4c8c-9a55-2a4b3d9c7f10.sock:exportname=sda",
+        "nbd:unix:\0abstract",
+        "nbd:h:1",
+        "nbd:[::1]:1",
+        "nbd://h/n",
+        "nbd+unix:///?socket=/s",
+        "file:///rhev/data-center/mnt/host:_export/50% of #1?",
+        "file://localhost/disk",
+        "http://h/images/x",
+        "http://[::1]:1/images/x",
+        "https://h:1/images/x",
+    ],
 )
 def test_takes_every_kind_of_storage(url):
     assert ticket(url=url).url == url

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ovirt_imageio.common import nbd
+from ovirt_imageio.common import backends, imagesapi, nbd
 
 from . import params
 from .errors import HttpError
@@ -116,18 +116,16 @@ def _ops(document: Mapping[str, Any]) -> tuple[str, ...]:
 def _url(document: Mapping[str, Any]) -> str:
     """Return the address if it can be one of a backend; whether it is, opening tells."""
     url = params.text(document, "url")
+    scheme = url.partition(":")[0].lower()
     try:
-        if url.startswith("nbd"):
+        if scheme in ("nbd", "nbd+unix"):
             nbd.parse(url)
-            return url
-        from urllib.parse import urlsplit  # 3 ms, and rarely needed
-
-        parts = urlsplit(url)
-        understood = (parts.scheme == "file" and parts.path.startswith("/")) or (
-            parts.scheme in ("http", "https") and bool(parts.hostname)
-        )
+        elif scheme == "file":
+            backends.file_path(url)
+        elif scheme in ("http", "https"):
+            imagesapi.split_url(url)
+        else:
+            raise params.invalid("url", url, f"an address with {_SCHEMES}")
     except ValueError as e:
         raise HttpError(400, f"'url' is not understood: {e}") from e
-    if not understood:
-        raise params.invalid("url", url, f"an address with {_SCHEMES}")
     return url
