@@ -88,8 +88,15 @@ def test_missing_key_is_named(key):
         ("sparse", "yes"),
         ("dirty", 1),
         ("inactivity_timeout", 0),
+        ("uuid", "\ud800"),
+        ("url", "file:///\ud800"),
         ("transfer_id", 5),
+        ("transfer_id", "\ud800"),
+        ("transfer_id", "one\n2030-01-01 ERROR forged"),
+        ("transfer_id", "\x1b[2J"),
+        ("transfer_id", "\u2028"),
         ("filename", ["x"]),
+        ("filename", "\udcff"),
     ],
 )
 def test_wrong_value_is_named(key, value):
@@ -119,6 +126,19 @@ def test_wrong_value_is_named(key, value):
 )
 def test_takes_every_kind_of_storage(url):
     assert ticket(url=url).url == url
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("transfer_id", ""),
+        ("transfer_id", "Sicherung der Ä 1"),
+        ("filename", ""),
+        ("filename", "a\nb"),
+    ],
+)
+def test_takes_texts_of_all_kinds(key, value):
+    assert ticket(**{key: value}).to_json()[key] == value
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ovirt_imageio.common.errors import shown
+
 from .errors import HttpError
 
 # Offsets and sizes are off_t of lseek(2); larger numbers could not be computed with as floats.
@@ -78,16 +80,25 @@ def text(document: Mapping[str, Any], key: str) -> str:
     value = required(document, key)
     if not isinstance(value, str) or not value:
         raise invalid(key, value, "a non-empty string")
-    return value
+    return _unicode(key, value)
 
 
 def optional_text(document: Mapping[str, Any], key: str) -> str | None:
-    """Return a string of a document, None if the key is missing."""
+    """Return a string of a document, which may be empty; None if the key is missing."""
     if key not in document:
         return None
     value = document[key]
     if not isinstance(value, str):
         raise invalid(key, value, "a string")
+    return _unicode(key, value)
+
+
+def _unicode(key: str, value: str) -> str:
+    r"""Return a string; what JSON writes as `\ud800` alone can be sent and logged by nobody."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as e:
+        raise invalid(key, value, "text without lone surrogates") from e
     return value
 
 
@@ -149,11 +160,13 @@ def invalid(key: str, value: Any, expected: str) -> HttpError:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        return shown(value)
     try:
-        shown = json.dumps(value) if not isinstance(value, str) else repr(value)
+        text = json.dumps(value)
     except (ValueError, RecursionError):
         return _kind(value)
-    return shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "…"
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 
 def _kind(value: Any) -> str:
