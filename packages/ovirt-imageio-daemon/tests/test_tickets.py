@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 
 from ovirt_imageio.daemon.errors import HttpError
+from ovirt_imageio.daemon.handlers.images import content_disposition
 from ovirt_imageio.daemon.tickets import Ticket
 
 REQUIRED = {"uuid": "t", "size": 4096, "ops": ["read"], "timeout": 300, "url": "file:///disk"}
@@ -97,6 +98,7 @@ def test_missing_key_is_named(key):
         ("transfer_id", "\u2028"),
         ("filename", ["x"]),
         ("filename", "\udcff"),
+        pytest.param("filename", "é" * 2049, id="filename-too long"),
     ],
 )
 def test_wrong_value_is_named(key, value):
@@ -135,10 +137,17 @@ def test_takes_every_kind_of_storage(url):
         ("transfer_id", "Sicherung der Ä 1"),
         ("filename", ""),
         ("filename", "a\nb"),
+        pytest.param("filename", "é" * 2048, id="filename-longest"),
     ],
 )
 def test_takes_texts_of_all_kinds(key, value):
     assert ticket(**{key: value}).to_json()[key] == value
+
+
+@pytest.mark.parametrize("letter", ["\U0001f4be", "é", '"', "x"])
+def test_longest_filename_fits_in_a_line_of_a_head(letter):
+    name = ticket(filename="é" + letter * 2047).filename
+    assert len(f"Content-Disposition: {content_disposition(name)}\r\n") < 65536  # the limit of http.client
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,9 @@ from .errors import HttpError
 
 OPS = ("read", "write")
 
+# Characters of a file name. Each becomes up to 13 in Content-Disposition, and http.client takes lines
+# of 64 KiB. File systems have names of 255 bytes.
+_LONGEST_NAME = 2048
 _SCHEMES = "nbd:, nbd://, nbd+unix://, file://, https:// or http://"
 
 
@@ -68,7 +71,7 @@ class Ticket(NamedTuple):
             url=_url(document),
             inactivity_timeout=params.integer(document, "inactivity_timeout", default=inactivity_timeout, minimum=1),
             transfer_id=_transfer_id(document),
-            filename=params.optional_text(document, "filename"),
+            filename=_filename(document),
             sparse=params.boolean(document, "sparse"),
             dirty=params.boolean(document, "dirty"),
         )
@@ -117,6 +120,13 @@ def _transfer_id(document: Mapping[str, Any]) -> str | None:
     value = params.optional_text(document, "transfer_id")
     if value is not None and not value.isprintable():
         raise params.invalid("transfer_id", value, "printable text, for logs repeat it")
+    return value
+
+
+def _filename(document: Mapping[str, Any]) -> str | None:
+    value = params.optional_text(document, "filename")
+    if value is not None and len(value) > _LONGEST_NAME:
+        raise params.invalid("filename", value, f"at most {_LONGEST_NAME} characters")
     return value
 
 
