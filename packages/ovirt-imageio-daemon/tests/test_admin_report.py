@@ -46,6 +46,11 @@ def test_transfers_are_a_table_with_a_heading() -> None:
     ]
 
 
+def test_name_cannot_change_the_terminal() -> None:
+    _, line = report.transfers([{**IDLE, "uuid": "\x1b[2J\n"}])
+    assert line.startswith(r"'\x1b[2J\n'  idle")
+
+
 def test_last_error_stands_below_its_transfer() -> None:
     failed = {**IDLE, "last_error": {"age": 3, "text": "flush: OSError: No space left on device"}}
     lines = report.transfers([failed, IDLE])

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 
 import pytest
 
@@ -95,6 +96,19 @@ def refused(status, call, *args):
     with pytest.raises(HttpError) as caught:
         call(*args)
     assert caught.value.status == status
+
+
+def test_ticket_cannot_forge_lines_of_the_log_nor_fill_it(store, caplog):
+    with caplog.at_level(logging.INFO):
+        store.add(uuid="a\nforged", url="file:///b\nforged")
+        store.add(uuid="c", url="file:///" + "d" * 60000)
+        store.add(uuid="e", url="HTTPS://host/images/0123456789")
+        store.run(store.tickets.add(Ticket("f", SIZE, ("read",), 300, "file:///g", 60, transfer_id="h" * 60000)))
+    assert len(caplog.messages) == 4
+    assert all("\n" not in message and len(message) < 1200 for message in caplog.messages)
+    assert caplog.messages[0].startswith(r"a\nforged: added")
+    assert caplog.messages[2].endswith("url=HTTPS://host/images/01234567")
+    assert caplog.messages[3].startswith("h" * 100 + "…: added")
 
 
 # Validity.

@@ -103,6 +103,13 @@ def test_ids_are_abbreviated() -> None:
     assert log.short_id("short") == "short"
 
 
+def test_any_text_fits_in_a_line() -> None:
+    assert log.one_line("plain é") == "plain é"
+    assert log.one_line("a\nb\x1b\u2028\ud800") == r"a\nb\x1b\u2028\ud800"
+    assert log.one_line("x" * 60000) == "x" * 1000 + "…"
+    assert log.one_line("\n" * 9, 4) == r"\n\n…"
+
+
 def test_json_formatter_writes_one_object_a_line() -> None:
     record = logging.LogRecord("a.b", logging.WARNING, __file__, 1, "disk %s\nis full", ("»x«",), None)
     record.created = 1700000000.25

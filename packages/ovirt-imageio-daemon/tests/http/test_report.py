@@ -48,6 +48,19 @@ def test_storage_that_broke_off_is_an_error(caplog: pytest.LogCaptureFixture) ->
     assert "Input/output error" in caplog.text
 
 
+def test_errors_are_one_short_line_each(caplog: pytest.LogCaptureFixture) -> None:
+    text = "bad\n2030-01-01 ERROR forged " + "x" * 60000
+    with caplog.at_level(logging.INFO):
+        report.refused(request(), HttpError(400, text))
+        report.failed(request(), OSError(text))
+        report.broke_off(request(), PeerGone(text))
+    assert len(caplog.messages) == 3
+    for message in caplog.messages:
+        assert r"bad\n2030" in message
+        assert "\n" not in message
+        assert len(message) < 1200
+
+
 def test_path_without_a_ticket_is_shown_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         report.refused(request(None), HttpError(404, "there is no such thing"))

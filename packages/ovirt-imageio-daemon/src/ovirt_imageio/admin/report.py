@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ovirt_imageio.common.errors import shown
 from ovirt_imageio.common.units import format_size
 
 _COLUMNS = ("TICKET", "STATE", "CONNECTIONS", "IDLE", "SIZE", "MOVED", "RATE", "DOES")
@@ -31,8 +32,9 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _row(document: dict[str, Any]) -> tuple[str, ...]:
+    name = document.get("transfer_id") or document["uuid"]
     return (
-        document.get("transfer_id") or document["uuid"],
+        name if name.isprintable() else shown(name),
         document["state"],
         str(document["connections"]),
         f"{document['idle_time']} s",

@@ -15,6 +15,7 @@ from ovirt_imageio.common.backends.base import Backend
 from .config import Config
 from .errors import HttpError
 from .http.loop import Loop
+from .log import one_line
 from .pool import Pool
 from .stats import Stats, Totals
 from .tickets import Ticket
@@ -244,7 +245,7 @@ def open_storage(cfg: Config, ticket: Ticket) -> Backend:
 
 def _shown(url: str) -> str:
     """A URL for the log: that of a proxied image ends with the id of another ticket."""
-    if not url.startswith("http"):
-        return url
-    start, slash, last = url.rpartition("/")
-    return f"{start}{slash}{last[:8]}"
+    if url[:4].lower() == "http":
+        start, slash, last = url.rpartition("/")
+        url = f"{start}{slash}{last[:8]}"
+    return one_line(url)

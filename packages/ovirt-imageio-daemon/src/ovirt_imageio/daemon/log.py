@@ -110,6 +110,17 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, ensure_ascii=False)
 
 
+def one_line(text: str, longest: int = 1000) -> str:
+    """Make any text fit into a line of the log: nobody may forge lines, nor fill the disk with them.
+
+    Args:
+        text: Any text; what is not printable is escaped.
+        longest: Characters; what is longer is cut off.
+    """
+    line = text if text.isprintable() else repr(text)[1:-1]
+    return line if len(line) <= longest else line[:longest] + "…"
+
+
 def short_id(ticket_id: str) -> str:
     """Abbreviate a ticket id: whoever knows the whole id may use the ticket."""
     return ticket_id[:8] + "…" if len(ticket_id) > 8 else ticket_id

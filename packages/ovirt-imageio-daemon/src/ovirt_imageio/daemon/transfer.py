@@ -24,6 +24,7 @@ from .errors import DeadlineExpired, HttpError
 from .http.connection import Connection
 from .http.loop import Loop
 from .http.tasks import Token
+from .log import one_line
 from .operations import READ, WRITE, ZERO, Operation
 from .pool import Pool, Storage
 from .progress import Progress
@@ -34,6 +35,9 @@ STATES = ("idle", "active", "expired", "cancelling", "cancelled")
 
 # Clients that are told apart in the log; past it nobody reads on.
 _MOST_USERS = 100
+
+# Characters of a name in the log, which is in each of a transfer's lines.
+_LONGEST_NAME = 100
 
 # Running operations that are shown one by one: a thousand took the loop 10 ms each time somebody looked.
 _MOST_SHOWN = 32
@@ -96,7 +100,7 @@ class Transfer:
     @property
     def name(self) -> str:
         """What the log calls it: whoever knows the id may use the ticket."""
-        return self.ticket.transfer_id or self.ticket.uuid[:8]
+        return one_line(self.ticket.transfer_id or self.ticket.uuid[:8], _LONGEST_NAME)
 
     @property
     def active(self) -> bool:
@@ -362,4 +366,4 @@ class Transfer:
 def error_text(error: BaseException) -> str:
     """Name an error and its text, in one line."""
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{type(error).__name__}: {one_line(text)}" if text else type(error).__name__

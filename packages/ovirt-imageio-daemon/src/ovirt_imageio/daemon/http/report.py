@@ -23,7 +23,7 @@ from ovirt_imageio.common.errors import (
 )
 
 from ..errors import DeadlineExpired, HttpError
-from ..log import short_id
+from ..log import one_line, short_id
 from .message import Request
 
 _CLIENT_LEFT = (PeerGone, PeerTimeout, OperationCancelled, DeadlineExpired)
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 def refused(request: Request, answer: HttpError) -> None:
     """Log who was refused what, and why."""
     level = logging.WARNING if answer.status >= 500 else logging.INFO
-    log.log(level, "%s: %s", _subject(request), _without_id(request, str(answer)))
+    log.log(level, "%s: %s", _subject(request), one_line(_without_id(request, str(answer))))
 
 
 def left_out(service: str, client: str, count: int) -> None:
@@ -65,7 +65,8 @@ def _subject(request: Request) -> str:
 
 
 def _cause(request: Request, error: Exception) -> str:
-    return _without_id(request, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return one_line(_without_id(request, text))
 
 
 def _without_id(request: Request, text: str) -> str:
