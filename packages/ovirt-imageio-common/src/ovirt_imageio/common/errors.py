@@ -44,6 +44,10 @@ class RequestError(ImageioError):
         return os.strerror(self.errno)
 
 
+class OutOfRange(ImageioError, ValueError):
+    """A range is not inside the image: the caller's mistake, or the image is not what it was."""
+
+
 class UnsupportedOperation(ImageioError):
     """The peer or the storage cannot do this at all."""
 

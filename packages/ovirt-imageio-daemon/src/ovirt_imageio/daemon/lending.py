@@ -19,6 +19,7 @@ from ovirt_imageio.common.errors import (
     AuthorizationError,
     ImageioError,
     OperationCancelled,
+    OutOfRange,
     RequestError,
 )
 from ovirt_imageio.common.nbd import ServerFull, ServerGone
@@ -27,7 +28,7 @@ from .debts import Debts
 from .errors import DeadlineExpired, Overloaded
 from .http.loop import Loop
 from .http.tasks import Token
-from .members import Member, Open, Storage, Waiter, first_alive, has_server
+from .members import Member, Open, Storage, StorageFailed, Waiter, first_alive, has_server
 from .operations import FLUSH, WRITE, ZERO, Operation
 from .shared import CachedFile, Shared, SharedBackend
 
@@ -611,6 +612,10 @@ class Lease:
         self._pool.give_back(self._members, failed=self._op if error is not None else None)
         if self._shares:
             self._pool.leave()
+        if isinstance(error, OutOfRange) and self._pool.storage is not None:
+            # The range was checked against the size that storage had at first.
+            size = self._pool.storage.size
+            raise StorageFailed(f"{error}, which had {size} bytes when it was opened first") from error
 
 
 def _look(backend: Backend) -> Storage:

@@ -20,7 +20,7 @@ Open = Callable[[], Backend]
 
 
 class StorageFailed(ImageioError):
-    """Storage broke off while it owed an answer, or lost what it had acknowledged."""
+    """Storage broke off while it owed an answer, lost what it had acknowledged, or became smaller."""
 
 
 class Storage(NamedTuple):

@@ -20,7 +20,7 @@ from typing import Iterator, NamedTuple, Protocol, Sequence, TypeVar
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.pausing import is_paused
 from ovirt_imageio.common.buffers import Buffer, borrow
-from ovirt_imageio.common.errors import PeerGone, UnsupportedOperation
+from ovirt_imageio.common.errors import OutOfRange, PeerGone, UnsupportedOperation
 from ovirt_imageio.common.extents import Extent, ZeroExtent
 
 
@@ -323,10 +323,10 @@ class Backend(ABC):
         """Refuse a range that is not inside the image.
 
         Raises:
-            ValueError: It names the range and the image's size.
+            OutOfRange: It names the range and the image's size.
         """
         if offset < 0 or length < 0 or offset + length > self.size:
-            raise ValueError(f"range of {length} bytes at {offset} is not inside the image of {self.size} bytes")
+            raise OutOfRange(f"range of {length} bytes at {offset} is not inside the image of {self.size} bytes")
 
     def pieces(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """Cut a range into pieces that start, after the first, where the storage's blocks do."""
