@@ -14,7 +14,7 @@ import pytest
 
 from imageio_testing.nbdpeer import FLAGS, Image, Peer, serve
 from ovirt_imageio.common import nbd
-from ovirt_imageio.common.errors import ProtocolError, RequestError, UnsupportedOperation
+from ovirt_imageio.common.errors import OperationCancelled, ProtocolError, RequestError, UnsupportedOperation
 from ovirt_imageio.common.extents import DirtyExtent, ZeroExtent
 from ovirt_imageio.common.nbd import client as client_module
 from ovirt_imageio.common.nbd import wire
@@ -224,6 +224,25 @@ def test_short_and_long_block_status():
 
     with Peer(script) as peer, nbd.Client(peer.address) as client:
         assert list(client.extents()) == [ZeroExtent(0, 15, False, False), ZeroExtent(15, 985, True, False)]
+
+
+@pytest.mark.parametrize("context", ["zero", "dirty"])
+def test_extents_that_are_stopped_leave_the_connection_alive(context):
+    image = Image(bytearray(64 * MiB), status={BASE: [(64 * MiB, 2)], DIRTY: [(64 * MiB, 1)]})
+    answers = []
+
+    def check():
+        answers.append(len(image.asked))
+        if len(answers) == 3:
+            raise OperationCancelled("enough")
+
+    with serve(image) as peer, nbd.Client(peer.address, dirty=True) as client:
+        with pytest.raises(OperationCancelled, match="enough"):
+            list(client.extents(context=context, check=check))
+        assert answers == [0, 1, 2]
+        assert client.broken is None
+        client.read_into(0, bytearray(1))
+    assert commands(image) == [wire.CMD_BLOCK_STATUS] * 2 + [wire.CMD_READ]
 
 
 def test_a_million_extents_in_bounded_memory():

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovirt_imageio.common.errors import ProtocolError
+from ovirt_imageio.common.errors import OperationCancelled, ProtocolError
 from ovirt_imageio.common.extents import DirtyExtent, ZeroExtent, merge
 from ovirt_imageio.common.nbd import extents, wire
 
@@ -193,6 +193,23 @@ def test_walk_shrinks_its_requests_while_replies_are_long():
         next(walk)
     first = extents.FIRST_STEP
     assert asked == [first, 4 * first, 16 * first, 8 * first, 4 * first, 2 * first]
+
+
+def test_walk_that_is_stopped_asks_no_more():
+    asked, checks = [], []
+
+    def ask(offset, length):
+        asked.append(offset)
+        return [ZeroExtent(offset, length, True, False)]
+
+    def check():
+        checks.append(len(asked))
+        if len(asked) == 3:
+            raise OperationCancelled("enough")
+
+    with pytest.raises(OperationCancelled, match="enough"):
+        list(walked(0, 2**40, size=2**40, block=1, ask=ask, check=check))
+    assert checks == [0, 1, 2, 3]
 
 
 def test_walk_asks_for_little_at_first():

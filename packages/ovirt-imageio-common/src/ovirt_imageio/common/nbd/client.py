@@ -188,7 +188,14 @@ class Client:
         if self.export.can_flush:
             self.finish(self.send(wire.CMD_FLUSH, 0, 0))
 
-    def extents(self, offset: int = 0, length: int | None = None, context: str = "zero") -> Iterator[Extent]:
+    def extents(
+        self,
+        offset: int = 0,
+        length: int | None = None,
+        context: str = "zero",
+        *,
+        check: Callable[[], None] | None = None,
+    ) -> Iterator[Extent]:
         """Yield the extents of a range in order, merged, lazily.
 
         Other calls may be made between two extents.
@@ -198,8 +205,10 @@ class Client:
             length: in bytes; up to the end if not given.
             context: ``"zero"`` or ``"dirty"``. Without block status on the
                 server "zero" yields one data extent.
+            check: called before each request; raises to send no more.
 
         Raises:
+            Exception: what check raises; the connection lives.
             UnsupportedOperation: no dirty bitmap was negotiated.
             RequestError: the server failed.
             ProtocolError: the connection is broken.
@@ -209,11 +218,11 @@ class Client:
             raise ValueError(f"extents of {offset} to {end} are outside the export of {self.size} bytes")
         if context == "dirty":
             ask = partial(self._ask_dirty, self.export.require_dirty())
-            return chain.from_iterable(self._walk(offset, end, ask))
+            return chain.from_iterable(self._walk(offset, end, ask, check))
         if context != "zero":
             raise ValueError(f"unknown context {context!r}, expected 'zero' or 'dirty'")
         if self.export.can_extents:
-            return chain.from_iterable(self._walk(offset, end, self._ask_zero))
+            return chain.from_iterable(self._walk(offset, end, self._ask_zero, check))
         return merge([ZeroExtent(offset, end - offset, False, False)])
 
     def close(self) -> None:
@@ -449,9 +458,12 @@ class Client:
         pieces = ((start, _ZEROS[: min(step, end - start)]) for start in range(offset, end, step))
         self._pipelined(pieces, self.start_write, self.finish)
 
-    def _walk(self, offset: int, end: int, ask: Callable[[int, int], Iterable[E]]) -> Iterator[list[E]]:
+    def _walk(
+        self, offset: int, end: int, ask: Callable[[int, int], Iterable[E]], check: Callable[[], None] | None
+    ) -> Iterator[list[E]]:
+        block = self.export.minimum_block
         try:
-            yield from status.walk(offset, end, size=self.size, block=self.export.minimum_block, ask=ask)
+            yield from status.walk(offset, end, size=self.size, block=block, ask=ask, check=check)
         except ProtocolError as e:
             self.give_up(e)
 

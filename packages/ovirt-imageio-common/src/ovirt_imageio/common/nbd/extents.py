@@ -32,7 +32,15 @@ _FEW_EXTENTS = 4096
 _Cuts = Iterable[Tuple[int, int, int, Optional[int]]]
 
 
-def walk(offset: int, end: int, *, size: int, block: int, ask: Callable[[int, int], Iterable[E]]) -> Iterator[list[E]]:
+def walk(
+    offset: int,
+    end: int,
+    *,
+    size: int,
+    block: int,
+    ask: Callable[[int, int], Iterable[E]],
+    check: Callable[[], None] | None = None,
+) -> Iterator[list[E]]:
     """Yield the extents of a range, in lists, by as many block status requests as it takes.
 
     A reply may tell less than was asked for, or more. Requests begin and end on block
@@ -46,11 +54,13 @@ def walk(offset: int, end: int, *, size: int, block: int, ask: Callable[[int, in
         size: of the export, in bytes.
         block: requests are multiples of it, in bytes.
         ask: sends one request for (offset, length) and returns what the reply tells.
+        check: called before each request; raises to send no more.
 
     Raises:
         ProtocolError: a reply told nothing new.
+        Exception: what check raises.
     """
-    return _joined(_replies(offset, end, size=size, block=block, ask=ask))
+    return _joined(_replies(offset, end, size=size, block=block, ask=ask, check=check))
 
 
 def _joined(replies: Iterable[list[E]]) -> Iterator[list[E]]:
@@ -65,7 +75,13 @@ def _joined(replies: Iterable[list[E]]) -> Iterator[list[E]]:
 
 
 def _replies(
-    offset: int, end: int, *, size: int, block: int, ask: Callable[[int, int], Iterable[E]]
+    offset: int,
+    end: int,
+    *,
+    size: int,
+    block: int,
+    ask: Callable[[int, int], Iterable[E]],
+    check: Callable[[], None] | None,
 ) -> Iterator[list[E]]:
     """Yield what each reply tells of a range."""
     longest = _round_down(wire.MAX_LENGTH, block)
@@ -73,6 +89,8 @@ def _replies(
     while offset < end:
         start = _round_down(offset, block)
         length = min(step, size - start, -_round_down(start - end, block))
+        if check is not None:
+            check()
         found = list(ask(start, length))
         told = found[-1].start + found[-1].length if found else start
         if told <= offset:
