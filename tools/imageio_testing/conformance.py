@@ -369,6 +369,14 @@ class ExtentsSuite(_StorageSuite):
         with storage.open("r") as backend:
             assert [extent for extent in zero_extents(backend) if extent.hole and not extent.zero] == []
 
+    def test_extents_of_a_cancelled_operation_end(self, storage: Storage) -> None:
+        with storage.open("r") as backend:
+            if not backend.capabilities.can_extents:
+                pytest.skip("storage is not asked")
+            with pytest.raises(OperationCancelled, match="enough"):
+                list(backend.extents(op=Count(limit=0)))
+            assert sum(extent.length for extent in backend.extents(op=NullOperation())) == SIZE
+
     def test_extents_outside_the_image_are_refused(self, storage: Storage) -> None:
         with storage.open("r") as backend:
             for offset, length in OUTSIDE:
@@ -689,7 +697,7 @@ def receive(
     return op
 
 
-def zero_extents(backend: Backend, **options: int) -> Iterator[ZeroExtent]:
+def zero_extents(backend: Backend, **options: Any) -> Iterator[ZeroExtent]:
     """The zero extents of a backend."""
     for extent in backend.extents("zero", **options):
         assert isinstance(extent, ZeroExtent)

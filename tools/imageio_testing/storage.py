@@ -159,10 +159,17 @@ class StorageBackend(MemoryBackend):
         self.storage.flushed.append(self.number)
         super().flush()
 
-    def extents(self, context: str = "zero", *, offset: int = 0, length: Optional[int] = None) -> Iterator[Extent]:
+    def extents(
+        self,
+        context: str = "zero",
+        *,
+        offset: int = 0,
+        length: Optional[int] = None,
+        op: Optional[Operation] = None,
+    ) -> Iterator[Extent]:
         """See Backend."""
         self.storage.called("extents")
-        return super().extents(context, offset=offset, length=length)
+        return super().extents(context, offset=offset, length=length, op=op)
 
     def send_to(self, peer: Peer, offset: int, length: int, op: Operation, *, others: Sequence[Backend] = ()) -> None:
         """See Backend."""

@@ -70,7 +70,7 @@ class Ends:
                 ends.reads.append(offset)
                 super().read_into(offset, buf)
 
-            def extents(self, context="zero", *, offset=0, length=None):
+            def extents(self, context="zero", *, offset=0, length=None, op=None):
                 yield ZeroExtent(0, BLOCK, zero=False, hole=False)
                 yield ZeroExtent(BLOCK, BLOCK, zero=True, hole=True)
                 yield ZeroExtent(2 * BLOCK, self.size - 2 * BLOCK, zero=False, hole=False)

@@ -9,7 +9,9 @@ import threading
 
 import pytest
 
+from imageio_testing.nbdpeer import Peer
 from imageio_testing.serving import PATIENCE, Runner
+from imageio_testing.streams import Count
 from imageio_testing.volatile import ASKED, Volatile
 from ovirt_imageio.common import backends
 from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
@@ -634,6 +636,28 @@ def test_worker_does_everything_over_the_shared_connection(run, server, shared):
 
     run(script())
     assert len(server.connections) == 1
+
+
+def test_worker_that_is_cancelled_asks_the_shared_connection_no_more(run):
+    asked = []
+
+    def serve(talk):
+        talk.negotiate(1 << 40, contexts={wire.BASE_ALLOCATION: 1})
+        while True:
+            request = talk.request()
+            asked.append(request.command)
+            talk.status(request, 1, [(request.length, wire.STATE_ZERO)], done=True)
+
+    async def script(pool):
+        await pool.prepare()
+        backend = pool.last_resort()
+        with pytest.raises(OperationCancelled, match="often enough"):
+            await run.loop.worker(lambda: list(backend.extents(op=Count(checks=3))))
+        await pool.close()
+
+    with Peer(serve) as peer:
+        run(script(Pool(run.loop, lambda: backends.open(f"nbd:unix:{peer.address.path}"))))
+    assert asked == [wire.CMD_BLOCK_STATUS] * 2
 
 
 @pytest.mark.parametrize(("offset", "length"), [(1000, 5), (4090, 12), (4096, 4096), (5, 20000)])

@@ -19,7 +19,7 @@ from ovirt_imageio.common.backends import file as file_module
 from ovirt_imageio.common.backends.direct import DirectFile, write_all
 from ovirt_imageio.common.backends.file import FileBackend
 from ovirt_imageio.common.backends.zeroing import Zeroing
-from ovirt_imageio.common.errors import PeerGone, PeerTimeout, UnsupportedOperation
+from ovirt_imageio.common.errors import OperationCancelled, PeerGone, PeerTimeout, UnsupportedOperation
 from ovirt_imageio.common.extents import ZeroExtent
 
 KiB, MiB = 1 << 10, 1 << 20
@@ -204,6 +204,23 @@ def test_extents_that_make_no_sense_are_an_error(backend, monkeypatch):
     monkeypatch.setattr(linux, "seek_hole", lambda fd, offset: offset)
     with pytest.raises(OSError, match="changed"):
         list(backend.extents())
+
+
+def test_extents_of_many_runs_end_when_they_are_cancelled(tmp_path, monkeypatch):
+    path = tmp_path / "disk"
+    path.touch()
+    os.truncate(path, MiB)
+    seeks = []
+
+    def seek_data(fd, offset):
+        seeks.append(offset)
+        return offset + 4096
+
+    monkeypatch.setattr(linux, "seek_data", seek_data)
+    monkeypatch.setattr(linux, "seek_hole", lambda fd, offset: offset + 4096)
+    with FileBackend(str(path)) as backend, pytest.raises(OperationCancelled):
+        list(backend.extents(op=Count(checks=2)))
+    assert len(seeks) == 64
 
 
 def test_size_that_is_no_multiple_of_a_sector_is_kept(backend, path):

@@ -48,11 +48,13 @@ class Window(Backend):
     def flush(self) -> None:
         """Do nothing: nothing was written."""
 
-    def extents(self, context: str = "zero", *, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
+    def extents(
+        self, context: str = "zero", *, offset: int = 0, length: int | None = None, op: Operation | None = None
+    ) -> Iterator[Extent]:
         """See Backend."""
         length = self.size - offset if length is None else length
         self.check_range(offset, length)
-        for extent in self._backend.extents(context, offset=self._start + offset, length=length):
+        for extent in self._backend.extents(context, offset=self._start + offset, length=length, op=op):
             yield extent._replace(start=extent.start - self._start)
 
     def send_to(self, peer: Peer, offset: int, length: int, op: Operation, *, others: Sequence[Backend] = ()) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import random
 import socket
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from imageio_testing.imageserver import TICKET, Got, Image, ScriptedServer, response
+from imageio_testing.streams import Count
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.base import NullOperation
 from ovirt_imageio.common.backends.http import (
@@ -461,6 +463,22 @@ def test_dirty_extents(image, monkeypatch):
             DirtyExtent(5, 5, True, False),
             DirtyExtent(10, 1, False, True),
         ]
+
+
+@pytest.mark.parametrize("checks", [1, 2, 3])
+def test_extents_that_are_cancelled_are_read_no_further(image, monkeypatch, checks):
+    """Asked before the request, and before more of the answer is read: this one has more than is read at once."""
+    first = [{"start": start, "length": 1, "zero": start % 2 == 0} for start in range(8000)]
+    text = json.dumps([*first, {"start": 8000, "length": SIZE - 8000, "zero": True}]).encode()
+    monkeypatch.setattr(image, "extents", lambda got, query: response(200, text))
+    with ScriptedServer(image) as server, HttpBackend(server.url) as backend:
+        assert backend.size == SIZE
+        before = len(server.requests)
+        with pytest.raises(OperationCancelled, match="often enough"):
+            backend.extents(op=Count(checks=checks))
+        assert len(server.requests) == before + (checks > 1)
+        assert sum(extent.length for extent in backend.extents()) == SIZE
+        assert server.connections == (1 if checks == 1 else 2)
 
 
 def test_no_dirty_extents_is_unsupported(backend):

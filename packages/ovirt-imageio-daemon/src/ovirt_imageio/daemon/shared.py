@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Optional
 
 from ovirt_imageio.common import defaults, nbd
-from ovirt_imageio.common.backends.base import Backend, Capabilities, pieces
+from ovirt_imageio.common.backends.base import Backend, Capabilities, NullOperation, Operation, pieces
 from ovirt_imageio.common.backends.nbd import edge_lock
 from ovirt_imageio.common.buffers import Buffer
 from ovirt_imageio.common.errors import RequestError, UnsupportedOperation
@@ -392,7 +392,9 @@ class SharedBackend(Backend):
         """See `Backend.flush`."""
         self._call(self._pipeline.flush, "flush")
 
-    def extents(self, context: str = "zero", *, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
+    def extents(
+        self, context: str = "zero", *, offset: int = 0, length: int | None = None, op: Operation | None = None
+    ) -> Iterator[Extent]:
         """See `Backend.extents`."""
         length = self.size - offset if length is None else length
         self.check_range(offset, length)
@@ -400,13 +402,14 @@ class SharedBackend(Backend):
             raise UnsupportedOperation("this export has no dirty bitmap")
         if context == "zero" and not self.capabilities.can_extents:
             return iter([ZeroExtent(offset, length, zero=False, hole=False)] if length else [])
-        return merge(self._extents(context, offset, offset + length))
+        return merge(self._extents(context, offset, offset + length, op or NullOperation()))
 
     def close(self) -> None:
         """See `Backend.close`. The connection is not ours to close."""
 
-    def _extents(self, context: str, offset: int, end: int) -> Iterator[Any]:
+    def _extents(self, context: str, offset: int, end: int, op: Operation) -> Iterator[Any]:
         while offset < end:
+            op.check()
             length = min(_STATUS_STEP, end - offset)
             found = self._call(functools.partial(self._pipeline.status, offset, length, context))
             yield from found

@@ -191,15 +191,19 @@ class Backend(ABC):
     def close(self) -> None:
         """Release the image. What was not flushed may be lost. Idempotent."""
 
-    def extents(self, context: str = "zero", *, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
+    def extents(
+        self, context: str = "zero", *, offset: int = 0, length: int | None = None, op: Operation | None = None
+    ) -> Iterator[Extent]:
         """Tell what of a range is data, in order, merged, without gaps.
 
         Args:
             context: `zero` or `dirty`.
             offset: Start of the range.
             length: Bytes of the range; None means to the end of the image.
+            op: Asked between requests to storage if to go on: one extent may take many.
 
         Raises:
+            OperationCancelled: op said so.
             UnsupportedOperation: The context is not known for this image.
         """
         if context != "zero":

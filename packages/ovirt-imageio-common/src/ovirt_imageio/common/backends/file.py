@@ -24,7 +24,7 @@ from typing import Iterator, Sequence
 
 from ovirt_imageio.common import defaults, linux
 from ovirt_imageio.common.backends import filesplice
-from ovirt_imageio.common.backends.base import Backend, Capabilities, Operation, Peer, note_wait
+from ovirt_imageio.common.backends.base import Backend, Capabilities, NullOperation, Operation, Peer, note_wait
 from ovirt_imageio.common.backends.direct import DirectFile, shrunk, write_all
 from ovirt_imageio.common.backends.pausing import is_paused, note_silence
 from ovirt_imageio.common.backends.zeroing import Zeroing
@@ -34,6 +34,10 @@ from ovirt_imageio.common.extents import Extent, ZeroExtent, merge
 
 _PAGE = 4096
 """Zeroing less than this would pass through the page cache even with direct I/O."""
+
+# Runs of data that are looked for between two looks at the cancel flag. On a network file system each
+# may take a millisecond.
+_SEEKS = 64
 
 _MODES = {"r": os.O_RDONLY, "r+": os.O_RDWR}
 
@@ -302,7 +306,9 @@ class FileBackend(Backend):
                 raise OSError(errno.EIO, f"storage took none of {end - offset} bytes at {offset}")
             offset += n
 
-    def extents(self, context: str = "zero", *, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
+    def extents(
+        self, context: str = "zero", *, offset: int = 0, length: int | None = None, op: Operation | None = None
+    ) -> Iterator[Extent]:
         """See Backend. What is not allocated reads as zeroes; a block device is all data.
 
         `hole` is never set: nothing lies behind a raw image that could show through.
@@ -311,13 +317,17 @@ class FileBackend(Backend):
             OSError: `EIO` also if the file became shorter than it was when it was opened.
         """
         if context != "zero" or self._device:
-            return super().extents(context, offset=offset, length=length)
+            return super().extents(context, offset=offset, length=length, op=op)
         length = self.size - offset if length is None else length
         self.check_range(offset, length)
-        return merge(self._zero_extents(offset, offset + length))
+        return merge(self._zero_extents(offset, offset + length, op or NullOperation()))
 
-    def _zero_extents(self, offset: int, end: int) -> Iterator[ZeroExtent]:
+    def _zero_extents(self, offset: int, end: int, op: Operation) -> Iterator[ZeroExtent]:
+        number = 0
         while offset < end:
+            if number % _SEEKS == 0:
+                op.check()
+            number += 1
             data = self._next_data(offset, end)
             if data > offset:
                 yield ZeroExtent(offset, data - offset, zero=True, hole=False)

@@ -8,7 +8,7 @@ import threading
 from typing import Iterator
 
 from ovirt_imageio.common import defaults
-from ovirt_imageio.common.backends.base import Backend, Capabilities, pieces
+from ovirt_imageio.common.backends.base import Backend, Capabilities, NullOperation, Operation, pieces
 from ovirt_imageio.common.buffers import Buffer, is_zero
 from ovirt_imageio.common.errors import UnsupportedOperation
 from ovirt_imageio.common.extents import DirtyExtent, Extent, ZeroExtent, clip, merge
@@ -135,21 +135,29 @@ class MemoryBackend(Backend):
         """See Backend. There is nothing more stable to bring it to."""
         self.unflushed = False
 
-    def extents(self, context: str = "zero", *, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
+    def extents(
+        self, context: str = "zero", *, offset: int = 0, length: int | None = None, op: Operation | None = None
+    ) -> Iterator[Extent]:
         """See Backend. Zero extents are looked for in the data."""
         length = self.size - offset if length is None else length
         if context == "zero":
             self.check_range(offset, length)
-            zero = (ZeroExtent(start, n, z, hole=False) for start, n, z, _ in self._memory.granules(offset, length))
+            zero = (ZeroExtent(start, n, z, hole=False) for start, n, z, _ in self._granules(offset, length, op))
             return merge(clip(zero, offset, length))
         if context == "dirty" and self.capabilities.can_dirty:
             self.check_range(offset, length)
-            dirty = (DirtyExtent(start, n, d, z) for start, n, z, d in self._memory.granules(offset, length))
+            dirty = (DirtyExtent(start, n, d, z) for start, n, z, d in self._granules(offset, length, op))
             return merge(clip(dirty, offset, length))
         raise UnsupportedOperation(f"this memory has no {context!r} extents")
 
     def close(self) -> None:
         """See Backend. The memory stays as long as somebody holds it."""
+
+    def _granules(self, offset: int, length: int, op: Operation | None) -> Iterator[tuple[int, int, bool, bool]]:
+        op = op or NullOperation()
+        for granule in self._memory.granules(offset, length):
+            op.check()
+            yield granule
 
     def _check_write(self, offset: int, length: int) -> None:
         if self.capabilities.read_only:

@@ -184,10 +184,12 @@ class NbdBackend(Backend):
             raise
         self.unflushed = False
 
-    def extents(self, context: str = "zero", *, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
+    def extents(
+        self, context: str = "zero", *, offset: int = 0, length: int | None = None, op: Operation | None = None
+    ) -> Iterator[Extent]:
         """Tell what of a range is data; see `Backend.extents`."""
         self.check_range(offset, self.size - offset if length is None else length)
-        return self._client.extents(offset, length, context)
+        return self._client.extents(offset, length, context, check=None if op is None else op.check)
 
     def send_to(self, peer: Peer, offset: int, length: int, op: Operation, *, others: Sequence[Backend] = ()) -> None:
         """Send a range to a peer, by splice where it can; see `Backend.send_to`.

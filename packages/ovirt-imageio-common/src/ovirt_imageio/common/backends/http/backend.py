@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import json
-from typing import Any, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 from ovirt_imageio.common import defaults, imagesapi
 from ovirt_imageio.common.backends.base import (
@@ -214,9 +214,17 @@ class HttpBackend(Backend):
         self.unflushed = False
 
     def extents(
-        self, context: str = imagesapi.CONTEXT_ZERO, *, offset: int = 0, length: int | None = None
+        self,
+        context: str = imagesapi.CONTEXT_ZERO,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+        op: Operation | None = None,
     ) -> Iterator[Extent]:
         """List the extents; the server's whole answer is read before this returns.
+
+        op is asked before the request, and again whenever more of the answer is to be read. If it is
+        cancelled then, the connection is closed and made again.
 
         Raises:
             ValueError: The context or the range makes no sense.
@@ -228,9 +236,11 @@ class HttpBackend(Backend):
         length = self.size - offset if length is None else length
         self.check_range(offset, length)
         if not self.capabilities.can_extents:
-            return super().extents(context, offset=offset, length=length)
+            return super().extents(context, offset=offset, length=length, op=op)
         if not self.size and context == imagesapi.CONTEXT_ZERO:
             return iter(())  # the daemon of 2.5.1 fails to ask qemu-nbd
+        op = op or NullOperation()
+        op.check()
         suffix = f"/{imagesapi.EXTENTS}?context={context}"
         with self._request("GET", suffix, timeout=self._patience) as reply:
             if reply.status == 404 and context == imagesapi.CONTEXT_DIRTY:
@@ -238,7 +248,7 @@ class HttpBackend(Backend):
             reply.require(200)
             # Those that flush all connections at once are ours.
             old_server = not self._offer.flushes_all
-            listing: Any = read_listing(reply.body.receive, context, self.size, old_server=old_server)
+            listing: Any = read_listing(_checked(reply.body.receive, op), context, self.size, old_server=old_server)
         return iter(clip(listing, offset, length))
 
     def checksum(
@@ -485,3 +495,13 @@ class HttpBackend(Backend):
         if size is None:
             raise ProtocolError(f"{reply.name} does not tell the size of the image")
         return size
+
+
+def _checked(receive: Callable[[memoryview], int], op: Operation) -> Callable[[memoryview], int]:
+    """Return what asks op if to go on before each call."""
+
+    def checked(view: memoryview) -> int:
+        op.check()
+        return receive(view)
+
+    return checked
