@@ -72,6 +72,18 @@ class Storage:
             self.answered_bytes += asked.length
 
 
+class Status(Storage):
+    """An image that is all zero, of which each block status tells little."""
+
+    def script(self, talk: Talk) -> None:
+        """Play the server for one connection."""
+        talk.negotiate(SIZE, contexts={wire.BASE_ALLOCATION: 1})
+        while True:
+            asked = talk.expect(wire.CMD_BLOCK_STATUS)
+            self._hold(asked)
+            talk.status(asked, 1, [(MIB, wire.STATE_ZERO)], done=True)
+
+
 class Case:
     """A ticket for a storage, at a daemon."""
 
@@ -134,7 +146,7 @@ def start(case: Case, client: HttpPeer, pool: ThreadPoolExecutor, kind: str) -> 
         client.send(json.dumps(document).encode())
         future = pool.submit(client.response)
     else:
-        client.send(request_head("GET", case.path if kind == "get" else f"{case.path}/checksum"))
+        client.send(request_head("GET", case.path if kind == "get" else f"{case.path}/{kind}"))
         future = pool.submit(client.response)
     assert case.storage.held.wait(PATIENCE), "storage is not asked"
     return future
@@ -194,6 +206,20 @@ def test_connection_whose_last_write_succeeds_is_closed(daemon: Daemon, pool: Th
         assert (response.status, response.header("Connection")) == (200, "close")
         assert client.socket.recv(1) == b""
         assert removal.result(PATIENCE).status == 204
+
+
+@pytest.mark.parametrize("kind", ["extents", "checksum"])
+def test_no_further_extents_are_asked_for(daemon: Daemon, pool: ThreadPoolExecutor, kind: str) -> None:
+    storage = Status(wire.CMD_BLOCK_STATUS, free=2)
+    with running(daemon, storage) as case, HttpPeer.unix(daemon.local_socket) as client:
+        client.socket.settimeout(PATIENCE)
+        future = start(case, client, pool, kind)
+        removal = pool.submit(case.control, "DELETE")
+        case.wait_until(canceled=True)
+        storage.release()
+        assert removal.result(PATIENCE).status == 204
+        assert storage.asked == 3
+        assert future.result(PATIENCE).status == 403
 
 
 @pytest.mark.parametrize("service", ["local", "remote"])

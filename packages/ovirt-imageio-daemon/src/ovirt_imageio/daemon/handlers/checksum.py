@@ -90,7 +90,7 @@ def _compute(
     from ovirt_imageio.common import checksum
 
     op.check()
-    extents: Any = backends[0].extents("zero", offset=op.offset, length=op.length)
+    extents: Any = backends[0].extents("zero", offset=op.offset, length=op.length, op=op)
     return checksum.checksum(
         backends,
         op.length,

@@ -80,7 +80,7 @@ class _ExtentsBody(StreamedBody):
             yield b"[]\n"
             return
         async with self._transfer.pool.borrow(op) as backends:
-            extents = await self._open(loop, backends[0])
+            extents = await self._open(loop, backends[0], op)
             piece, count, start = b"[", _FIRST_BATCH, b""
             while True:
                 op.check()
@@ -94,17 +94,17 @@ class _ExtentsBody(StreamedBody):
                 piece, count, start = b"", _BATCH, b", "
         yield piece + b"]\n"
 
-    async def _open(self, loop: Loop, backend: Backend) -> Iterator[Extent]:
+    async def _open(self, loop: Loop, backend: Backend, op: Operation) -> Iterator[Extent]:
         try:
-            return await loop.worker(_first, backend, self._context, self._size)
+            return await loop.worker(_first, backend, self._context, self._size, op)
         except UnsupportedOperation as e:
             if self._context == imagesapi.CONTEXT_DIRTY:
                 raise HttpError(404, "the storage has no dirty extents") from e
             raise
 
 
-def _first(backend: Backend, context: str, size: int) -> Iterator[Extent]:
-    return iter(backend.extents(context, offset=0, length=size))
+def _first(backend: Backend, context: str, size: int, op: Operation) -> Iterator[Extent]:
+    return iter(backend.extents(context, offset=0, length=size, op=op))
 
 
 def _format(extents: Iterator[Extent], count: int) -> bytes:
