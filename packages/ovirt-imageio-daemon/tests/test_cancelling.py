@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -152,6 +153,12 @@ def start(case: Case, client: HttpPeer, pool: ThreadPoolExecutor, kind: str) -> 
     return future
 
 
+CONNECT = {
+    "local": lambda daemon: HttpPeer.unix(daemon.local_socket),
+    "remote": lambda daemon: HttpPeer.tcp("localhost", daemon.port),
+}
+
+
 def send_body(client: HttpPeer, head: bytes) -> Response:
     client.send(head)
     try:
@@ -222,14 +229,36 @@ def test_no_further_extents_are_asked_for(daemon: Daemon, pool: ThreadPoolExecut
         assert future.result(PATIENCE).status == 403
 
 
-@pytest.mark.parametrize("service", ["local", "remote"])
+@pytest.mark.parametrize("service", CONNECT)
+@pytest.mark.parametrize(("kind", "storage"), [("checksum", Storage), ("checksum", Status), ("extents", Status)])
+def test_what_nobody_hears_ends(daemon: Daemon, kind: str, storage: type[Storage], service: str) -> None:
+    holding = storage(wire.CMD_BLOCK_STATUS if storage is Status else wire.CMD_READ)
+    with running(daemon, holding) as case, CONNECT[service](daemon) as client:
+        client.send(request_head("GET", f"{case.path}/{kind}"))
+        assert holding.held.wait(PATIENCE)
+        client.reset()
+        holding.release()
+        info = case.wait_until(active=False, connections=0)
+        assert f"the client left during {kind}" in info["last_error"]["text"]
+        assert holding.asked < SIZE // MIB
+
+
+@pytest.mark.parametrize("service", CONNECT)
+def test_client_that_only_sends_no_more_is_answered(daemon: Daemon, service: str) -> None:
+    storage = Storage(wire.CMD_READ)
+    with running(daemon, storage) as case, CONNECT[service](daemon) as client:
+        client.socket.settimeout(PATIENCE)
+        client.send(request_head("GET", f"{case.path}/checksum?length={8 * MIB}"))
+        assert storage.held.wait(PATIENCE)
+        client.socket.shutdown(socket.SHUT_WR)
+        storage.release()
+        assert client.response().status == 200
+
+
+@pytest.mark.parametrize("service", CONNECT)
 def test_get_that_has_not_begun_is_told_why_it_ends(daemon: Daemon, pool: ThreadPoolExecutor, service: str) -> None:
     storage = Storage(wire.CMD_READ)
-    connect = {
-        "local": lambda: HttpPeer.unix(daemon.local_socket),
-        "remote": lambda: HttpPeer.tcp("localhost", daemon.port),
-    }
-    with running(daemon, storage) as case, connect[service]() as client:
+    with running(daemon, storage) as case, CONNECT[service](daemon) as client:
         client.socket.settimeout(PATIENCE)
         future = start(case, client, pool, "get")
         removal = pool.submit(case.control, "DELETE")

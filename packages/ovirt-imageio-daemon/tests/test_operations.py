@@ -8,7 +8,8 @@ from __future__ import annotations
 import pytest
 
 from ovirt_imageio.common.errors import OperationCancelled, PeerGone
-from ovirt_imageio.daemon.operations import READ, WRITE, Operation
+from ovirt_imageio.daemon.errors import ClientLeft
+from ovirt_imageio.daemon.operations import CHECKSUM, READ, WRITE, Operation, WhileHeard
 
 
 def test_counts_what_was_done():
@@ -87,3 +88,19 @@ def test_cancelled_operation_that_succeeded_is_none_the_worse():
     op = Operation(WRITE)
     with op:
         op.cancel()
+
+
+def test_answer_that_nobody_hears_is_not_worked_for():
+    left = []
+    op = Operation(CHECKSUM, 0, 10)
+    heard = WhileHeard(op, lambda: bool(left))
+    heard.check()
+    heard.advance(3)
+    left.append(True)
+    with pytest.raises(ClientLeft, match="the client left during checksum") as e:
+        heard.check()
+    assert isinstance(e.value, PeerGone)
+    assert op.done == 3
+    op.cancel()
+    with pytest.raises(OperationCancelled):
+        heard.check()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ovirt_imageio.common.errors import ImageioError, PeerTimeout
+from ovirt_imageio.common.errors import ImageioError, PeerGone, PeerTimeout
 
 
 class HttpError(ImageioError):
@@ -49,6 +49,17 @@ class Overloaded(HttpError):
 
     def __init__(self, text: str = "the server is overloaded, try again later") -> None:
         super().__init__(503, text, headers=[("Retry-After", "1")])
+
+
+class ClientLeft(HttpError, PeerGone):
+    """The client left before its answer was ready. The status is for the log: nobody is told.
+
+    Args:
+        text: What the client does not hear.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(400, text, close=True)
 
 
 class DeadlineExpired(ImageioError):

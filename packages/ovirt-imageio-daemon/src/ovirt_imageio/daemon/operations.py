@@ -13,6 +13,8 @@ from types import TracebackType
 from ovirt_imageio.common.errors import OperationCancelled
 from ovirt_imageio.common.units import format_size
 
+from .errors import ClientLeft
+
 READ, WRITE, ZERO, FLUSH, CHECKSUM, EXTENTS = (
     "read",
     "write",
@@ -142,3 +144,33 @@ class Operation:
     def clear_wait(self) -> None:
         """The wait is over: cancelling wakes nobody. Loop thread."""
         self._wake = None
+
+
+class WhileHeard:
+    """An operation for a worker, whose answer is all that comes of it: it ends as well when nobody hears that.
+
+    Args:
+        op: The operation.
+        left: Tells whether the client has left for good. Any thread calls it.
+    """
+
+    __slots__ = ("_left", "_op")
+
+    def __init__(self, op: Operation, left: Callable[[], bool]) -> None:
+        self._op = op
+        self._left = left
+
+    def advance(self, n: int) -> None:
+        """See Operation."""
+        self._op.advance(n)
+
+    def check(self) -> None:
+        """See Operation; the look at the client costs 1 µs.
+
+        Raises:
+            OperationCancelled: It was cancelled.
+            ClientLeft: Nobody waits for the answer.
+        """
+        self._op.check()
+        if self._left():
+            raise ClientLeft(f"the client left during {self._op.kind}")

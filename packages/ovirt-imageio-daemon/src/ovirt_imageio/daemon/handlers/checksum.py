@@ -17,7 +17,7 @@ from ..auth import Tickets
 from ..errors import HttpError
 from ..http.message import Request, Response
 from ..http.router import Route
-from ..operations import CHECKSUM, Operation
+from ..operations import CHECKSUM, WhileHeard
 from .bodies import NoBody, to_json
 from .images import usable_size
 
@@ -79,24 +79,32 @@ class Checksum:
             return Response(200, _JSON, NoBody(None))
         with transfer.operation(CHECKSUM, offset, length, request.connection) as op:
             async with transfer.pool.borrow(op, wish=_PARALLEL) as backends:
-                args = (backends, op, size, algorithm, block_size, blocks)
+                heard = WhileHeard(op, request.connection.hung_up)
+                args = (backends, heard, offset, length, size, algorithm, block_size, blocks)
                 result = await request.connection.loop.worker(_compute, *args)
         return Response(200, _JSON, to_json(_document(result)))
 
 
 def _compute(
-    backends: Sequence[Backend], op: Operation, size: int, algorithm: str, block_size: int, blocks: bool
+    backends: Sequence[Backend],
+    op: WhileHeard,
+    offset: int,
+    length: int,
+    size: int,
+    algorithm: str,
+    block_size: int,
+    blocks: bool,
 ) -> checksum.ChecksumResult:
     from ovirt_imageio.common import checksum
 
     op.check()
-    extents: Any = backends[0].extents("zero", offset=op.offset, length=op.length, op=op)
+    extents: Any = backends[0].extents("zero", offset=offset, length=length, op=op)
     return checksum.checksum(
         backends,
-        op.length,
+        length,
         extents=extents,
         op=op,
-        offset=op.offset,
+        offset=offset,
         algorithm=algorithm,
         block_size=block_size,
         blocks=blocks,

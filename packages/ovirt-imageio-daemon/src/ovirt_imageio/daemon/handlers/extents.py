@@ -21,7 +21,7 @@ from ..http.connection import Connection
 from ..http.loop import Loop
 from ..http.message import Request, Response, StreamedBody
 from ..http.router import Route
-from ..operations import EXTENTS, Operation
+from ..operations import EXTENTS, Operation, WhileHeard
 from ..transfer import Transfer
 from .images import usable_size
 
@@ -79,11 +79,12 @@ class _ExtentsBody(StreamedBody):
         if not self._size:
             yield b"[]\n"
             return
+        heard = WhileHeard(op, connection.hung_up)
         async with self._transfer.pool.borrow(op) as backends:
-            extents = await self._open(loop, backends[0], op)
+            extents = await self._open(loop, backends[0], heard)
             piece, count, start = b"[", _FIRST_BATCH, b""
             while True:
-                op.check()
+                heard.check()
                 text = await loop.worker(_format, extents, count)
                 if not text:
                     break
@@ -94,7 +95,7 @@ class _ExtentsBody(StreamedBody):
                 piece, count, start = b"", _BATCH, b", "
         yield piece + b"]\n"
 
-    async def _open(self, loop: Loop, backend: Backend, op: Operation) -> Iterator[Extent]:
+    async def _open(self, loop: Loop, backend: Backend, op: WhileHeard) -> Iterator[Extent]:
         try:
             return await loop.worker(_first, backend, self._context, self._size, op)
         except UnsupportedOperation as e:
@@ -103,7 +104,7 @@ class _ExtentsBody(StreamedBody):
             raise
 
 
-def _first(backend: Backend, context: str, size: int, op: Operation) -> Iterator[Extent]:
+def _first(backend: Backend, context: str, size: int, op: WhileHeard) -> Iterator[Extent]:
     return iter(backend.extents(context, offset=0, length=size, op=op))
 
 

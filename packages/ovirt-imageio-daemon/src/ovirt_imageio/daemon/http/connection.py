@@ -384,7 +384,7 @@ class Connection:
         return self._held() + int.from_bytes(queued, sys.byteorder) < count
 
     def hung_up(self) -> bool:
-        """Tell whether the client has left for good, so that it hears no answer either."""
+        """Tell whether the client has left for good, so that it hears no answer either. Any thread."""
         return not self.read_side_down and self._looks_like(select.POLLHUP)
 
     def waits(self) -> contextlib.AbstractContextManager[None]:
