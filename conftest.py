@@ -8,8 +8,15 @@ import hypothesis
 
 pytest_plugins = ["imageio_testing.fixtures", "imageio_testing.leaks", "imageio_testing.rows"]
 
-# The same examples in every run: a failure of today is one of yesterday's change.
-hypothesis.settings.register_profile("same", derandomize=True, database=None)
+# The same examples in every run: a failure of today is one of yesterday's change. How long one takes
+# is no failure: others use the machine.
+hypothesis.settings.register_profile(
+    "same",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("same")
 
 
