@@ -736,9 +736,10 @@ def test_silent_server_times_out(image, part):
         release.wait(10)
         return None
 
-    with ScriptedServer(image) as server, HttpBackend(server.url, timeout=0.05) as backend:
+    with ScriptedServer(image) as server, HttpBackend(server.url) as backend:
         assert backend.size
         image.do_get = get
+        backend._remote._timeout = 0.05
         try:
             with pytest.raises(ConnectionTimeout, match="nothing for 0.05 seconds"):
                 backend.read_into(0, bytearray(10))
@@ -754,8 +755,9 @@ def test_server_that_takes_nothing_times_out(image):
         return None
 
     image.do_put = put
-    with ScriptedServer(image) as server, HttpBackend(server.url, timeout=0.05) as backend:
+    with ScriptedServer(image) as server, HttpBackend(server.url) as backend:
         backend._size = 64 * MIB
+        backend._timeout = 0.05
         try:
             with pytest.raises(ConnectionTimeout):
                 backend.stream_write(memory(bytearray(64 * MIB)), 0, 64 * MIB, NullOperation())
