@@ -591,6 +591,7 @@ def test_silent_server_is_given_up(run, server, shared):
     finally:
         server.hook = None
         go.set()
+    pool._timeout = PATIENCE
     assert run(pool.read(Operation(READ), 0, 1)) == b"\0"
 
 
