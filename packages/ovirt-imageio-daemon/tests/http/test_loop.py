@@ -615,16 +615,19 @@ def test_cancelled_task_withdraws_a_waiting_call(run: Run) -> None:
 
 def test_idle_worker_ends(run: Run) -> None:
     run.loop._workers._idle_timeout = SOON
-    before = threading.active_count()
+    threads: list[threading.Thread] = []
 
     async def main() -> None:
-        await run.loop.worker(int)
+        threads.append(await run.loop.worker(threading.current_thread))
         await until(run.loop, lambda: not run.loop._workers._threads)
-        assert await run.loop.worker(int) == 0  # and comes back on demand
+        threads.append(await run.loop.worker(threading.current_thread))  # and another comes on demand
 
     run(main())
     run.loop._workers.close(10)
-    assert threading.active_count() == before
+    assert threads[0] is not threads[1]
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_worker_that_was_used_last_is_used_first(run: Run) -> None:
