@@ -10,12 +10,14 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ovirt_imageio.common.errors import OperationCancelled, PeerGone
 from ovirt_imageio.daemon.errors import ClientTimeout, DeadlineExpired
+from ovirt_imageio.daemon.http import peers
 from ovirt_imageio.daemon.http.connection import Connection, Timeouts
 from ovirt_imageio.daemon.http.message import Request, RequestBody, Response, StreamedBody
 from ovirt_imageio.daemon.http.router import Route, Router
@@ -236,13 +238,16 @@ def test_worker_gives_up_on_a_client_that_sends_drop_by_drop(run: Run, connectio
         run(connection.in_worker(receive, body=RequestBody(connection, 1000)))
 
 
-def test_time_spent_by_storage_is_not_the_clients(run: Run, connection: Connection) -> None:
+def test_time_spent_by_storage_is_not_the_clients(
+    run: Run, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client_of(connection).send(b"drops")
-    gate = threading.Event()
+    clock = [0.0]
+    monkeypatch.setattr(peers, "time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     def receive(peer: Any) -> int:
         connection.timeouts = Timeouts(body=SOON)
-        gate.wait(2 * SOON)
+        clock[0] += 2 * SOON
         return int(peer.recv_into(memoryview(bytearray(5))))
 
     assert run(connection.in_worker(receive, body=RequestBody(connection, 1000))) == 5
