@@ -37,7 +37,8 @@ UNTESTED = "# untested"
 PATIENCE = 60.0
 """Seconds after which a command is taken for stuck."""
 
-_SERVERS = ("ovirt-imageio", "qemu-nbd", "nbdkit", "python3")
+_DAEMON = "ovirt-imageio"
+_SERVERS = (_DAEMON, "qemu-nbd", "nbdkit", "python3")
 _FENCE = re.compile(r"^```([a-z]+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"# (\w+\.py)\n")
 _LISTENING_TCP, _LISTENING_UNIX = "0A", "00010000"
@@ -133,6 +134,9 @@ class Shell:
             text=True,
             start_new_session=True,
         )
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._notify_name = f"imageio-page-{self._process.pid}"
+        self._notify.bind(f"\0{self._notify_name}")
 
     def __enter__(self) -> Shell:
         return self
@@ -153,28 +157,41 @@ class Shell:
             if number == signal.SIGTERM:
                 _until(lambda: _session(leader) <= {leader}, 10)
         self._process.communicate("exit\n" if kind is None else None)
+        self._notify.close()
 
     def run(self, command: Command) -> None:
-        """Run a command and compare what it prints. A server in the background is waited for until it listens.
+        """Run a command and compare what it prints.
+
+        A server in the background is waited for until it listens, a daemon until it says that all its
+        services do.
 
         Raises:
             PageFailed: it failed, or printed something else.
         """
         background = command.text.rstrip().endswith("&")
+        program = command.text.split()[0]
         listening = _listeners(self._process.pid)
         # Servers go on writing while later commands print.
         start, end = ("exec 8>&1 >>servers.log 2>&1", "exec >&8 2>&1") if background else ("", "")
+        if background and program == _DAEMON:
+            start, end = f"{start}\nexport NOTIFY_SOCKET=@{self._notify_name}", f"{end}\nunset NOTIFY_SOCKET"
         status, output = self._send(f"{start}\n{command.text}\nstatus=$?\n{end}")
         if status != 0:
             raise PageFailed(f"{command.text}: exit status {status}\n{output}")
-        server = command.text.split()[0] in _SERVERS
-        if background and server and not _until(lambda: _listeners(self._process.pid) - listening, PATIENCE):
+        serves = self._daemon_is_ready if program == _DAEMON else lambda: _listeners(self._process.pid) - listening
+        if background and program in _SERVERS and not _until(serves, PATIENCE):
             log = (self.folder / "servers.log").read_text()
             raise PageFailed(f"{command.text}: it does not listen\n{log}")
         wanted = [line for line in command.output if line]
         if wanted and not matches(wanted, output.splitlines()):
             expected = "\n".join(wanted)
             raise PageFailed(f"{command.text}: expected\n{expected}\nbut it printed\n{output}")
+
+    def _daemon_is_ready(self) -> bool:
+        """Tell whether the daemon that was started last has said so; others may have said that they stop."""
+        with contextlib.suppress(BlockingIOError):
+            return self._notify.recv(4096).startswith(b"READY=1")
+        return False
 
     def _send(self, text: str) -> tuple[int, str]:
         assert self._process.stdin is not None
