@@ -197,7 +197,8 @@ def test_handshake_has_a_deadline(start: Any, router: Router, server_context: ss
     for first in (b"", b"\x16\x03"):
         with server.connect() as sock:
             sock.sendall(first)
-            assert sock.recv(1) == b""
+            with contextlib.suppress(ConnectionResetError):  # it came too late to be read
+                assert sock.recv(1) == b""
 
 
 def test_handshakes_wait_for_each_other_and_delay_nobody_else(
