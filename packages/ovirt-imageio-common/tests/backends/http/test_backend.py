@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import select
 import socket
 import ssl
 import struct
@@ -969,6 +970,37 @@ def test_interrupt_wakes_the_thread_that_waits(context, request):
         finally:
             done.set()
             waker.join()
+
+
+@pytest.mark.parametrize("context", [None, "tls"], ids=["plain", "tls"])
+def test_interrupted_connection_is_reset(context, request):
+    """All that came was read, so a close alone would reset nothing."""
+    image, seen, looked = Image(content()), [], threading.Event()
+
+    def answer(got):
+        if got.method == "OPTIONS":
+            return image(got)
+        got.socket.sendall(response(206, b"some", Content_Length=SIZE, Content_Range=f"bytes 0-{SIZE - 1}/{SIZE}"))
+        looking = select.poll()
+        looking.register(got.socket, 0)  # errors and the end of both directions only
+        seen.extend(looking.poll(10_000))
+        looked.set()
+        return None
+
+    class Interrupting(MemoryBackend):
+        def receive_from(self, peer, offset, length, op, *, others=()):
+            view = memoryview(bytearray(10))
+            assert peer.recv_into(view) == 4
+            backend.interrupt()
+            peer.recv_into(view)
+
+    tls = request.getfixturevalue("tls") if context else None
+    with ScriptedServer(answer, context=tls) as server, HttpBackend(server.url, secure=False) as backend:
+        backend._size = SIZE
+        with pytest.raises(ServerGone):
+            backend.stream_read(Interrupting(Memory(bytearray(SIZE))), 0, SIZE, NullOperation())
+        assert looked.wait(20)
+    assert [event & select.POLLERR for _, event in seen] == [select.POLLERR]
 
 
 def test_interrupt_without_a_connection_does_nothing(backend):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import socket
 from types import TracebackType
 from typing import Any, Callable, Mapping
 from urllib.parse import unquote
@@ -240,10 +239,10 @@ class Channel:
         """Break the connection in use, for good. Any thread may call it."""
         self._interrupted = True
         connection = self.adapter.line.connection
-        sock = None if connection is None else connection.sock
-        if sock is not None:
+        stream: Any = None if connection is None else connection.sock
+        if stream is not None:
             with contextlib.suppress(OSError):  # it was closed meanwhile
-                sock.shutdown(socket.SHUT_RDWR)
+                stream.interrupt()
 
     def close(self) -> None:
         """Close the connection."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import select
 import socket
 import ssl
+import struct
 from typing import Any
 
 from ovirt_imageio.common.buffers import Buffer
@@ -28,6 +29,7 @@ from .errors import Unreachable, Untrusted
 _HEAD = 16 * KiB  # received at a time while a head is expected: a small body comes along
 _RAW = 256 * KiB  # of TLS, received and sent at a time
 _RECORD = 16 * KiB  # largest TLS record, RFC 8446 §5.1
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, 0 seconds; of a Unix socket it means nothing
 
 
 class Stream:
@@ -137,9 +139,11 @@ class Stream:
         if self._closing and not self._readers:
             self._close()
 
-    def shutdown(self, how: int) -> None:
-        """End one direction or both at once, see shutdown(2)."""
-        self._sock.shutdown(how)
+    def interrupt(self) -> None:
+        """End both directions at once. Any thread may call it."""
+        # The close resets the connection, or a server that is sending waits a minute for who has left.
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the socket, or leave that to the reader that still uses it."""
