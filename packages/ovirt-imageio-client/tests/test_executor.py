@@ -202,7 +202,8 @@ def test_what_the_progress_raises_ends_the_transfer(image):
         executor.run([Step(Action.COPY, 0, MiB), Step(Action.COPY, MiB, MiB)])
 
 
-def test_failing_extents_end_the_workers(image):
+def test_failing_extents_end_the_workers(image, monkeypatch):
+    monkeypatch.setattr(module, "_STOP_TIMEOUT", 20)
     world = World(image)
 
     def steps():
@@ -214,7 +215,8 @@ def test_failing_extents_end_the_workers(image):
     assert all(pair.closed for pair in world.pairs)
 
 
-def test_keyboard_interrupt_stops_workers_and_passes_on(image):
+def test_keyboard_interrupt_stops_workers_and_passes_on(image, monkeypatch):
+    monkeypatch.setattr(module, "_STOP_TIMEOUT", 20)
     world = World(image)
 
     def steps():
