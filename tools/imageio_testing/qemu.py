@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, Union
 
 import pytest
 
+from ovirt_imageio.common import nbd
 from ovirt_imageio.common.qemu import img
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ KiB = 1 << 10
 MiB = 1 << 20
 GiB = 1 << 30
 
+START_TIMEOUT = 30.0
 STOP_TIMEOUT = 10.0
 
 
@@ -135,9 +137,11 @@ def nbdkit(plugin: str, *args: str, tcp: bool = False) -> Iterator[str]:
         args: its parameters, and options of nbdkit like ``--filter=NAME``.
         tcp: on a free port of this machine instead: ``nbd:127.0.0.1:PORT``.
 
-    Connections are taken at once and answered when the plugin is ready: the socket
-    is handed over listening (nbdkit-service(1), "SOCKET ACTIVATION"). With wrong
-    arguments nbdkit ends, and connections to it fail.
+    The socket is handed over listening (nbdkit-service(1), "SOCKET ACTIVATION"), and has served
+    one connection: clients do not wait for a greeting as long as nbdkit may take to start.
+
+    Raises:
+        ServerGone: nbdkit ended, for its arguments are wrong.
     """
     with tempfile.TemporaryDirectory(prefix="imageio-") as folder:
         with socket.socket(socket.AF_INET if tcp else socket.AF_UNIX) as listener:
@@ -146,6 +150,7 @@ def nbdkit(plugin: str, *args: str, tcp: bool = False) -> Iterator[str]:
             url = f"nbd:127.0.0.1:{listener.getsockname()[1]}" if tcp else f"nbd:unix:{path}"
             process = _listening(listener, ["nbdkit", "--foreground", plugin, *args])
         try:
+            nbd.Client(url, greeting_timeout=START_TIMEOUT).close()
             yield url
         finally:
             _stop(process)
