@@ -65,9 +65,10 @@ class Server:
         self.address = sock.getsockname()
         self.family = sock.family
         self.connections = Connections(self.loop, limit)
+        self.timeouts = timeouts  # of connections that come
 
         def make(client: socket.socket, peer: str) -> Connection:
-            options: dict[str, Any] = {"service": "test", "peer": peer, "timeouts": timeouts}
+            options: dict[str, Any] = {"service": "test", "peer": peer, "timeouts": self.timeouts}
             if context is not None:
                 return TlsConnection(self.loop, client, context, **options)
             return Connection(self.loop, client, **options)

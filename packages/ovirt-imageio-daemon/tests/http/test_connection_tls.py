@@ -205,7 +205,7 @@ def test_handshakes_wait_for_each_other_and_delay_nobody_else(
     start: Any, router: Router, server_context: ssl.SSLContext, client_context: ssl.SSLContext
 ) -> None:
     """Two threads do the arithmetic; here both are busy, and the deadline of the third comes."""
-    server = start(router, tcp=True, context=server_context, timeouts=Timeouts(handshake=1))
+    server = start(router, tcp=True, context=server_context)
     gate, taken = threading.Event(), threading.Semaphore(0)
 
     def hold() -> None:
@@ -219,6 +219,7 @@ def test_handshakes_wait_for_each_other_and_delay_nobody_else(
         for _ in range(2):
             server.call(lambda: server.loop.spawn(occupy()))
             assert taken.acquire(timeout=10)
+        server.timeouts = Timeouts(handshake=SOON)
         try:
             with pytest.raises((ssl.SSLError, OSError)), secure(server, client_context):
                 pass
@@ -226,6 +227,7 @@ def test_handshakes_wait_for_each_other_and_delay_nobody_else(
             assert answer(client) == (200, DATA[:100_000])
         finally:
             gate.set()
+        server.timeouts = Timeouts()
         with secure(server, client_context) as late:
             late.sendall(request("GET", "/small"))
             assert answer(late)[0] == 200
