@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import signal
 import subprocess
@@ -15,7 +14,7 @@ import pytest
 
 from imageio_testing import nbdpeer, qemu
 from imageio_testing.daemon import Daemon
-from imageio_testing.faults import DATA, SIZE, MiB, ask, assert_failed, assert_works, each_request
+from imageio_testing.faults import DATA, PATIENCE, SIZE, MiB, ask, assert_failed, assert_works, each_request
 from imageio_testing.httppeer import HttpPeer
 from imageio_testing.serving import Service
 from ovirt_imageio.common.backends.nbd import NbdBackend
@@ -131,21 +130,29 @@ def test_server_that_is_about_to_exit(daemon, image, tmp_path, kind):
 @qemu.needs_qemu
 @each_request
 def test_silent_storage_runs_into_its_time_limit(image, tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(auth, "Pool", functools.partial(Pool, timeout=1.0))
+    pools, limit = [], 1.0
+
+    def make_pool(*args, **options):
+        pools.append(Pool(*args, timeout=limit, **options))
+        return pools[-1]
+
+    def open_backend(ticket):
+        return NbdBackend(server.url, mode="r+", timeout=limit, greeting_timeout=limit)
+
+    monkeypatch.setattr(auth, "Pool", make_pool)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm"))
         top = os.path.join(folder, "top.qcow2")
         qemu.make_image(top, "qcow2", SIZE, backing=qemu.Backing(image, "raw"))
         server = stack.enter_context(Server(top, "qcow2"))
-        service = stack.enter_context(
-            Service(tmp_path, lambda ticket: NbdBackend(server.url, mode="r+", timeout=1.0, greeting_timeout=1.0))
-        )
+        service = stack.enter_context(Service(tmp_path, open_backend))
         path = service.add_ticket(size=SIZE)
         with service.client() as peer:
             assert peer.request("GET", path, headers=[("Range", "bytes=0-9")]).body == DATA[:10]
             os.kill(server.pid, signal.SIGSTOP)
             response = ask(peer, path, kind)
             assert response.status in (500, 503), response
+        pools[0]._timeout = limit = PATIENCE
         os.kill(server.pid, signal.SIGCONT)
         with service.client() as peer:
             assert_works(peer, path, kind)
