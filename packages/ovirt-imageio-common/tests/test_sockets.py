@@ -78,10 +78,11 @@ def test_connect_errors_name_the_address_and_keep_their_class(tmp_path):
     path = str(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match=path):
         sockets.connect_unix(path)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    with pytest.raises(ConnectionRefusedError, match=f"127.0.0.1:{port}"):
-        sockets.connect_tcp("127.0.0.1", port, timeout=5)
+    with socket.socket() as bound:  # but it does not listen
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+        with pytest.raises(ConnectionRefusedError, match=f"127.0.0.1:{port}"):
+            sockets.connect_tcp("127.0.0.1", port, timeout=5)
     with pytest.raises(socket.gaierror, match="no such host.invalid"):
         sockets.connect_tcp("no such host.invalid", 1, timeout=5)
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -766,21 +767,23 @@ def test_server_that_takes_nothing_times_out(image):
             release.set()
 
 
-def closed_port() -> str:
+@contextlib.contextmanager
+def closed_port():
+    """Nobody listens, and nobody else may meanwhile."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{s.getsockname()[1]}/images/{TICKET}"
+        yield f"http://127.0.0.1:{s.getsockname()[1]}/images/{TICKET}"
 
 
 def test_proxy_is_used_when_the_server_cannot_be_reached(server):
-    with HttpBackend(closed_port(), proxy_url=server.url) as backend:
+    with closed_port() as closed, HttpBackend(closed, proxy_url=server.url) as backend:
         assert backend.size == SIZE
 
 
 def test_unreachable_names_both_addresses():
-    first, second = closed_port(), closed_port()
-    with pytest.raises(Unreachable) as error:
-        HttpBackend(first, proxy_url=second)
+    with closed_port() as first, closed_port() as second:
+        with pytest.raises(Unreachable) as error:
+            HttpBackend(first, proxy_url=second)
     for url in (first, second):
         assert url.split("/")[2] in str(error.value)
 
