@@ -32,6 +32,8 @@ from typing import Iterator
 
 from ovirt_imageio.daemon import config
 
+from .ports import held_port
+
 NOT_RUN = "# not run by a test: "
 UNTESTED = "# untested"
 PATIENCE = 60.0
@@ -74,14 +76,14 @@ def blocks(text: str) -> list[Block]:
     return [Block(language, code) for language, code in _FENCE.findall(text)]
 
 
-def with_free_ports(text: str) -> str:
+@contextlib.contextmanager
+def with_free_ports(text: str) -> Iterator[str]:
     """Replace the daemon's ports by free ones, so that pages can be tested side by side."""
     with contextlib.ExitStack() as stack:
         for port in re.findall(r"\b5432[2-9]\b", text):
             if port in text:
-                sock = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-                text = text.replace(port, str(sock.getsockname()[1]))
-    return text
+                text = text.replace(port, str(stack.enter_context(held_port())))
+        yield text
 
 
 def commands(text: str) -> Iterator[Command]:
@@ -218,8 +220,8 @@ def run_page(page: Path, folder: Path) -> int:
         PageFailed: something is not as the page says.
     """
     count = 0
-    with Shell(folder) as shell:
-        for block in blocks(with_free_ports(page.read_text())):
+    with Shell(folder) as shell, with_free_ports(page.read_text()) as text:
+        for block in blocks(text):
             if block.run:
                 count += 1
                 _run_block(block, shell)

@@ -8,7 +8,6 @@ import contextlib
 import json
 import re
 import shutil
-import socket
 import subprocess
 import time
 import urllib.parse
@@ -20,6 +19,7 @@ import pytest
 
 from imageio_testing.daemon import Daemon
 from imageio_testing.httppeer import HttpPeer, request_head
+from imageio_testing.ports import held_port
 
 pytest.importorskip("prometheus_client", reason="prometheus_client is not installed")
 pytestmark = [
@@ -32,11 +32,10 @@ SIZE = 64 << 20
 
 
 class Prometheus:
-    """A Prometheus that scrapes one address, five times a second."""
+    """A Prometheus on a port that scrapes one address, five times a second."""
 
-    def __init__(self, folder: Path, target: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as sock:
-            self._address = f"127.0.0.1:{sock.getsockname()[1]}"
+    def __init__(self, folder: Path, port: int, target: str) -> None:
+        self._address = f"127.0.0.1:{port}"
         config = folder / "prometheus.json"  # YAML, like all JSON
         jobs = [{"job_name": "imageio", "static_configs": [{"targets": [target]}]}]
         config.write_text(json.dumps({"global": {"scrape_interval": "200ms"}, "scrape_configs": jobs}))
@@ -72,10 +71,11 @@ class Prometheus:
 
 @pytest.fixture
 def prometheus(tmp_path: Path) -> Iterator[tuple[Daemon, Prometheus]]:
-    with Daemon(tmp_path, tls=False, config={"metrics": {"enable": True, "port": 0}}) as daemon:
+    config = {"metrics": {"enable": True, "port": 0}}
+    with held_port() as port, Daemon(tmp_path, tls=False, config=config) as daemon:
         match = re.search(r"metrics on '(.*?)'", daemon.log)
         assert match
-        server = Prometheus(tmp_path, match[1])
+        server = Prometheus(tmp_path, port, match[1])
         try:
             yield daemon, server
         finally:
