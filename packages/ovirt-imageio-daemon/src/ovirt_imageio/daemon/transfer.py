@@ -279,7 +279,7 @@ class Transfer:
 
     @property
     def connection_count(self) -> int:
-        """Open connections whose last request was for this ticket."""
+        """Open connections that used this ticket last."""
         return len(self._connections)
 
     @property
