@@ -74,8 +74,8 @@ class Store:
         self.backends.append(backend)
         return backend
 
-    def add(self, *, ops=("read", "write"), timeout=300, uuid="t", url="file:///none"):
-        self.run(self.tickets.add(Ticket(uuid, SIZE, ops, timeout, url, 60)))
+    def add(self, *, ops=("read", "write"), timeout=300, uuid="t", url="file:///none", transfer_id=None):
+        self.run(self.tickets.add(Ticket(uuid, SIZE, ops, timeout, url, 60, transfer_id=transfer_id)))
         return self.tickets.get(uuid)
 
 
@@ -103,12 +103,14 @@ def test_ticket_cannot_forge_lines_of_the_log_nor_fill_it(store, caplog):
         store.add(uuid="a\nforged", url="file:///b\nforged")
         store.add(uuid="c", url="file:///" + "d" * 60000)
         store.add(uuid="e", url="HTTPS://host/images/0123456789")
-        store.run(store.tickets.add(Ticket("f", SIZE, ("read",), 300, "file:///g", 60, transfer_id="h" * 60000)))
-    assert len(caplog.messages) == 4
+        store.add(uuid="f", transfer_id="h" * 60000)
+        store.add(uuid="i", transfer_id="j\nforged")
+    assert len(caplog.messages) == 5
     assert all("\n" not in message and len(message) < 1200 for message in caplog.messages)
     assert caplog.messages[0].startswith(r"a\nforged: added")
     assert caplog.messages[2].endswith("url=HTTPS://host/images/01234567")
     assert caplog.messages[3].startswith("h" * 100 + "…: added")
+    assert caplog.messages[4].startswith(r"j\nforged: added")
 
 
 # Validity.

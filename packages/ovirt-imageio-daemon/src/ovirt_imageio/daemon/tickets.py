@@ -70,7 +70,7 @@ class Ticket(NamedTuple):
             timeout=params.integer(document, "timeout"),
             url=_url(document),
             inactivity_timeout=params.integer(document, "inactivity_timeout", default=inactivity_timeout, minimum=1),
-            transfer_id=_transfer_id(document),
+            transfer_id=params.optional_text(document, "transfer_id"),
             filename=_filename(document),
             sparse=params.boolean(document, "sparse"),
             dirty=params.boolean(document, "dirty"),
@@ -114,13 +114,6 @@ def _ops(document: Mapping[str, Any]) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or not all(op in OPS for op in value):
         raise params.invalid("ops", value, "a list of 'read', 'write' or both")
     return tuple(value)
-
-
-def _transfer_id(document: Mapping[str, Any]) -> str | None:
-    value = params.optional_text(document, "transfer_id")
-    if value is not None and not value.isprintable():
-        raise params.invalid("transfer_id", value, "printable text, for logs repeat it")
-    return value
 
 
 def _filename(document: Mapping[str, Any]) -> str | None:
