@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 import conformance
-from conformance.__main__ import main
 from conformance.options import add_options, check, named_server
 from conformance.server import Server
 from conformance.storage import Grants, Volume, qemu_nbd
@@ -167,9 +166,10 @@ def test_server_of_another_user_can_reach_an_image(tmp_path):
         assert sock.stat().st_mode & 0o777 == 0o777
 
 
-def test_help_begins_with_the_suites_own_options(capsys):
-    assert main(["--help"]) == 0
-    text = capsys.readouterr().out
+def test_help_begins_with_the_suites_own_options():
+    done = run("--help")
+    assert done.returncode == 0
+    text = done.stdout
     ours = text[: text.index("All options of pytest:")]
     for name in ("--control", "--remote", "--cafile", "--local", "--folder", "--report", "--peer", "--table"):
         assert f"\n  {name} " in ours
