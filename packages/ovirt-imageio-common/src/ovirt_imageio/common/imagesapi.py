@@ -118,8 +118,8 @@ def split_url(url: str) -> SplitResult:
         raise ValueError(f"invalid image URL {shown(url)}: expected https://HOST:PORT{IMAGES}/ID")
     if parts.query or parts.fragment or parts.username is not None:
         raise ValueError(f"invalid image URL {shown(url)}: expected no user, query or fragment")
-    if port == 0 or parts.path == _BELOW_IMAGES or "\0" in url:
-        raise ValueError(f"invalid image URL {shown(url)}: expected a port above 0, an id, and no NUL")
+    if port == 0 or parts.path == _BELOW_IMAGES or not url.isprintable():
+        raise ValueError(f"invalid image URL {shown(url)}: expected a port above 0, an id, and printable text")
     return parts
 
 
