@@ -46,6 +46,7 @@ def make(folder: str | os.PathLike[str]) -> str:
         names = {
             site.daemon.url: "https://host1:54322",
             ticket: "TICKET",
+            f"{ticket[:8]}…": "TICKET…",
             disk.id: "DISK_ID",
             site.server.url: "https://engine",
             f"{site.home}/": "/home/me/",
