@@ -187,6 +187,18 @@ def test_file_that_is_too_large_is_not_sent(daemon, browser, disk):
     assert seen == {"text": "This file is larger than the image.", "disabled": True}
 
 
+def stopped_upload(length):
+    """Script that uploads so many bytes, a MiB at a time, and stops after the first."""
+    return f"""
+        stopAtRequest(2);
+        await until(() => visible("facts") || visible("look-error"));
+        chooseFile({length});
+        $("piece").value = "1";
+        $("upload").click();
+        await until(() => visible("said"));
+    """
+
+
 def test_upload_goes_on_where_it_was_stopped(daemon, browser, disk):
     ticket = daemon.add_ticket(f"file://{disk}", size=SIZE, ops=["write"])
     length = 3 * MiB
@@ -194,12 +206,7 @@ def test_upload_goes_on_where_it_was_stopped(daemon, browser, disk):
         browser,
         f"{daemon.url}/images/{ticket}",
         f"""
-        stopAtRequest(2);
-        await until(() => visible("facts") || visible("look-error"));
-        chooseFile({length});
-        $("piece").value = "1";
-        $("upload").click();
-        await until(() => visible("said"));
+        {stopped_upload(length)}
         seen.stopped = $("said").textContent;
         seen.button = $("upload").textContent;
         $("upload").click();
@@ -226,12 +233,7 @@ def test_upload_begins_anew_at_another_address(daemon, browser, disk, tmp_path, 
         f"{daemon.url}/images/{tickets[0]}",
         f"""
         const other = "{daemon.url}/images/{tickets[1]}";
-        stopAtRequest(2);
-        await until(() => visible("facts") || visible("look-error"));
-        chooseFile({SIZE});
-        $("piece").value = "1";
-        $("upload").click();
-        await until(() => visible("said"));
+        {stopped_upload(SIZE)}
         seen.button = $("upload").textContent;
         {how};
         $("upload").click();
@@ -253,12 +255,7 @@ def test_button_tells_where_it_begins_at_an_address(daemon, browser, disk):
         browser,
         f"{daemon.url}/images/{ticket}",
         f"""
-        stopAtRequest(2);
-        await until(() => visible("facts") || visible("look-error"));
-        chooseFile({SIZE});
-        $("piece").value = "1";
-        $("upload").click();
-        await until(() => visible("said"));
+        {stopped_upload(SIZE)}
         const first = $("address").value, texts = [];
         for (const address of [first, first + "x", "", "nonsense", " " + first + "#top"]) {{
           write(address);
