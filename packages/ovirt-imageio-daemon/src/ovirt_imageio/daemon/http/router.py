@@ -110,7 +110,7 @@ class Router:
             while True:
                 if registry is not None:
                     registry.idle(connection)
-                data = None
+                data = None  # what is refused next is another request; and an idle connection keeps no head
                 data = await connection.read_head()
                 if data is None:
                     break
