@@ -20,14 +20,14 @@ pure=("$common"/nbd/{wire,replies,handshake,extents,uri}.py
 rm -rf .cache/coverage
 mkdir -p .cache/coverage
 failed=0
-"$bin/coverage" run --rcfile=ci/coverage.ini -m pytest -q -n auto "${tests[@]}" "$@" || failed=1
-"$bin/coverage" combine --rcfile=ci/coverage.ini -q
+"$bin/coverage" run --rcfile=pyproject.toml -m pytest -q -n auto "${tests[@]}" "$@" || failed=1
+"$bin/coverage" combine --rcfile=pyproject.toml -q
 
 echo "== pure files, 100 % expected"
-"$bin/coverage" report --rcfile=ci/coverage.ini --fail-under=100 --include="$(
+"$bin/coverage" report --rcfile=pyproject.toml --fail-under=100 --include="$(
     IFS=,
     echo "${pure[*]}"
 )" || failed=1
 echo "== all of ovirt-imageio-common, 95 % expected"
-"$bin/coverage" report --rcfile=ci/coverage.ini --fail-under=95 || failed=1
+"$bin/coverage" report --rcfile=pyproject.toml --fail-under=95 || failed=1
 exit "$failed"

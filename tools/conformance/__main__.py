@@ -56,7 +56,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def run(args: Sequence[str]) -> int:
     """Run the rules with these options of pytest."""
-    base = ["-c", str(TOP / "pytest.ini"), "--rootdir", str(TOP), "-p", "conformance.plugin", "-q"]
+    base = ["-c", str(TOP / "pyproject.toml"), "--rootdir", str(TOP), "-p", "conformance.plugin", "-q"]
     return int(pytest.main([*base, *args, str(HERE)]))
 
 

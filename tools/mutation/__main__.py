@@ -124,7 +124,7 @@ def preload() -> None:
 def _pytest(*options: str) -> int:
     plugins = [option for plugin in _PLUGINS for option in ("-p", plugin)]
     quiet = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    config = ["--rootdir", str(TOP), "-c", str(TOP / "pytest.ini")]
+    config = ["--rootdir", str(TOP), "-c", str(TOP / "pyproject.toml")]
     return int(pytest.main([*config, *plugins, *quiet, *options]))
 
 
