@@ -27,7 +27,9 @@ BENCH_OLDEST = --python oldest --unprivileged --minutes 5 --table docs/performan
 .PHONY: help $(MAKECMDGOALS)
 
 help:
-	@echo 'make check      tests, lint, types and import rules'
+	@echo 'make check      lint, types, import rules and tests; the first kind of failure ends it'
+	@echo 'make test T=…   the tests named, e.g. T=packages/ovirt-imageio-common/tests/nbd'
+	@echo 'make lint       lint, shell, types and import rules, without tests'
 	@echo 'make check-all  make check, every environment of tox.ini, packages installed and used'
 	@echo 'make fuzz       50,000 generated requests, and heads that h11 judges too'
 	@echo 'make conformance-peer   check 2.5.1 too, and compare in docs/reference/conformance.md'
@@ -50,6 +52,14 @@ check:
 	@ci/bootstrap.sh $(TEST_TOOLS)
 	@$(ENGINE_SDK)
 	@ci/check.sh
+
+test:
+	@ci/bootstrap.sh
+	@ci/check.sh --test $(T)
+
+lint:
+	@ci/bootstrap.sh
+	@ci/check.sh --style
 
 check-all: check
 	@ci/bootstrap.sh $(ALL_TOOLS)
