@@ -248,7 +248,8 @@ def _from_backup(engine: Engine, transfer: Transfer, backup_id: str) -> None:
 def _get_transfer(request: Request) -> tuple[int, ET.Element]:
     transfer = request.engine.transfer(*request.keys)
     request.engine.ask(transfer)
-    return 200, documents.transfer(request.engine, transfer)
+    # It may have ended just now, and be gone.
+    return 200, documents.transfer(request.engine, request.engine.transfer(transfer.id))
 
 
 @_route("POST", "imagetransfers/*/*")

@@ -66,6 +66,7 @@ class Disk:
         format: `raw` or `qcow2`.
         waits: Questions until it is ready.
         owner: Id of the transfer that holds it.
+        illegal: What was uploaded to it is no image.
         chain: Volumes from the oldest to the active one.
     """
 
@@ -79,11 +80,14 @@ class Disk:
     backup: str = "none"
     waits: int = 0
     owner: str | None = None
+    illegal: bool = False
     chain: list[Volume] = field(default_factory=list)
 
     @property
     def status(self) -> str:
-        """`ok`, or `locked` while somebody works on it."""
+        """`ok`, or `locked` while somebody works on it, or `illegal`."""
+        if self.illegal:
+            return "illegal"
         return "locked" if self.waits or self.owner else "ok"
 
     @property
@@ -154,11 +158,19 @@ class Engine:
     Args:
         storage: Where disks are.
         patience: Questions that a program must ask until something is ready.
+
+    Attributes:
+        finalizing: As patience, for a transfer to be finalized; None means as patience.
+        forgets: A transfer that has ended is removed at once, as by engines before 4.4.7.
+        refuses: What becomes of a disk whose upload is not accepted, `illegal` or `removed`; empty: all are.
     """
 
     def __init__(self, storage: Storage, *, patience: int = 1) -> None:
         self.storage = storage
         self.patience = patience
+        self.finalizing: int | None = None
+        self.forgets = False
+        self.refuses = ""
         self.storage_domain = Named("nfs1")
         self.data_center = Named("center1")
         self.cluster = Named("cluster1")
@@ -278,10 +290,21 @@ class Engine:
             self.storage.revoke(transfer.ticket_id)
             phases = {"pause": "paused_user", "finalize": "finalizing_success", "cancel": "finished_cleanup"}
             transfer.phase, transfer.waits = phases[action], self.patience
+            if action == "finalize" and self.finalizing is not None:
+                transfer.waits = self.finalizing
             if action == "cancel":
                 self._release(transfer, remove=transfer.direction == "upload")
         else:
             raise Fault(404, f"There is no action {action!r}")
+
+    def _finish(self, transfer: Transfer) -> None:
+        """Let the disk of a finalized transfer be used."""
+        refused = transfer.direction == "upload" and self.refuses
+        transfer.phase = "finished_failure" if refused else "finished_success"
+        self.disk(transfer.disk_id).illegal = refused == "illegal"
+        self._release(transfer, remove=refused == "removed")
+        if self.forgets:
+            del self.transfers[transfer.id]
 
     def _release(self, transfer: Transfer, *, remove: bool = False) -> None:
         disk = self.disk(transfer.disk_id)
@@ -340,8 +363,7 @@ class Engine:
         elif isinstance(thing, Transfer) and thing.phase in ("initializing", "resuming"):
             thing.phase = "transferring"
         elif isinstance(thing, Transfer) and thing.phase == "finalizing_success":
-            thing.phase = "finished_success"
-            self._release(thing)
+            self._finish(thing)
         elif isinstance(thing, Backup) and thing.phase in ("starting", "finalizing"):
             thing.phase = {"starting": "ready", "finalizing": "succeeded"}[thing.phase]
 

@@ -160,11 +160,51 @@ def test_examples_of_the_help_are_accepted_by_the_parser():
             cli.make_parser().parse_args(line.split())
 
 
-def test_commands_with_an_engine_say_what_to_install(capsys, image, monkeypatch):
+def test_no_command_names_them_all(capsys):
+    with pytest.raises(SystemExit):
+        cli.main([])
+    error = lines(capsys)[-1]
+    assert error == f"ovirt-img: error: give a command, one of {', '.join(cli.COMMANDS)}"
+
+
+ENGINE = ["--engine-url", "https://engine", "--username", "admin@internal", "--password-file", "password"]
+UUID = "0cd81a7e-1f1a-4e3b-9a8f-5b3f7a1f0c52"
+
+
+@pytest.fixture
+def no_sdk(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ovirtsdk4", None)
-    assert cli.main(["upload-disk", "-s", "nfs1", image]) == 1
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "password").write_text("secret\n")
+
+
+@pytest.mark.parametrize("command", [["upload-disk", "-s", "nfs1", "image"], ["download-disk", UUID, "image"]])
+def test_commands_with_an_engine_say_what_to_install(capsys, no_sdk, command):
+    assert cli.main([*command, *ENGINE]) == 1
     (error,) = lines(capsys)
     assert "pip install 'ovirt-imageio-client[engine]'" in error
+
+
+@pytest.mark.parametrize("command", [["upload-disk", "-s", "nfs1", "image"], ["download-disk", UUID, "image"]])
+@pytest.mark.parametrize(
+    ("engine", "text"),
+    [
+        ([], "give --engine-url"),
+        (["--engine-url", "engine"], "'engine' is no address of an engine"),
+        (["--engine-url", "https://engine"], "give --username"),
+        ([*ENGINE[:-1], "none"], "cannot read the password file none"),
+    ],
+)
+def test_arguments_are_checked_before_the_sdk_is_looked_for(capsys, no_sdk, command, engine, text):
+    assert cli.main([*command, *engine]) == 2
+    (error,) = lines(capsys)
+    assert text in error
+
+
+def test_sdk_is_looked_for_before_the_password_is_asked_for(capsys, no_sdk, monkeypatch):
+    monkeypatch.setattr(options.getpass, "getpass", lambda prompt: pytest.fail("asked"))
+    assert cli.main(["download-disk", UUID, "image", *ENGINE[:4]]) == 1
 
 
 # Results.
@@ -251,7 +291,8 @@ def test_refused_image_names_an_option_of_the_command(command, tmp_path, capsys,
     header[72:80] = (4).to_bytes(8, "big")
     (tmp_path / "image").write_bytes(header + b"DATA" + struct.pack(">I8s8x", 8, b"/etc/foo"))
     monkeypatch.setattr(disks, "load_sdk", lambda: None)
-    line = {"upload": ["image", URL], "upload-disk": ["-s", "nfs1", "image"]}.get(command, ["image"])
+    (tmp_path / "password").write_text("secret\n")
+    line = {"upload": ["image", URL], "upload-disk": ["-s", "nfs1", *ENGINE, "image"]}.get(command, ["image"])
     monkeypatch.chdir(tmp_path)
     assert cli.main([command, *line]) == 1
     (error,) = lines(capsys)[-1:]

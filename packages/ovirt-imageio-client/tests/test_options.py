@@ -45,7 +45,7 @@ def given(**keys):
 
 def engine(**keys):
     args = given(**keys)
-    return options.engine(args, options.merge_section(args))
+    return options.with_password(options.engine(args, options.merge_section(args)))
 
 
 def test_everything_comes_from_the_section():
@@ -148,6 +148,12 @@ def test_empty_password_file_is_refused(tmp_path):
     (tmp_path / "password").write_text("\n")
     with pytest.raises(UsageError, match="no password on its first line"):
         options.read_password(str(tmp_path / "password"))
+
+
+def test_password_is_asked_for_by_itself(monkeypatch):
+    monkeypatch.setattr(getpass, "getpass", lambda prompt: pytest.fail("asked"))
+    args = given(engine_url="https://x", username="u")
+    assert options.engine(args, {}).password is None
 
 
 def test_without_a_terminal_nobody_is_asked(monkeypatch):

@@ -8,6 +8,8 @@ import json
 import signal
 import subprocess
 import sys
+import uuid
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -17,7 +19,7 @@ from fakeengine.site import SECTION, Site
 from imageio_testing import enginesdk
 from imageio_testing.enginesdk import needs_engine_sdk
 from imageio_testing.qemu import Fill, MiB, make_image, needs_qemu
-from ovirt_imageio.client import cli
+from ovirt_imageio.client import cli, disks, engine
 from ovirt_imageio.common.qemu import img
 
 pytestmark = [pytest.mark.system, needs_qemu, needs_engine_sdk]
@@ -203,6 +205,60 @@ def test_disk_that_is_never_ready_ends_after_the_timeout(site, ovirt_img, tmp_pa
     done = ovirt_img("upload-disk", "-c", SECTION, "-s", "nfs1", "my.raw")
     assert done.returncode == 1
     assert "in 0.2 seconds, see disk_timeout" in only_line(done)
+
+
+def test_finalizing_may_take_longer_than_disk_timeout(site, ovirt_img, tmp_path, monkeypatch):
+    """A disk is made in seconds; what was uploaded is checked and copied, which takes minutes."""
+    make_image(tmp_path / "slow.raw", "raw", SIZE, FILLS)
+    config = site.home / ".config" / "ovirt-img.conf"
+    (tmp_path / "ovirt-img.conf").write_text(config.read_text() + "disk_timeout = 5\n")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    clock = Clock()
+    monkeypatch.setattr(disks, "Engine", partial(engine.Engine, pause=clock.pause, now=clock))
+    monkeypatch.setattr(site.engine, "finalizing", 100)
+    assert ovirt_img("upload-disk", "-c", SECTION, "-s", "nfs1", "slow.raw").stderr == ""
+    assert 90 < clock.seconds < 120
+    monkeypatch.setattr(site.engine, "finalizing", 1000)
+    done = ovirt_img("upload-disk", "-c", SECTION, "-s", "nfs1", "slow.raw")
+    assert done.returncode == 1
+    assert "in 300 seconds" in only_line(done)
+
+
+class Clock:
+    """Time that passes by pauses only."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def __call__(self):
+        return self.seconds
+
+    def pause(self, seconds):
+        self.seconds += seconds
+
+
+@pytest.mark.parametrize("direction", ["upload", "download"])
+def test_transfer_that_the_engine_has_forgotten_ended_as_the_disk_says(
+    site, ovirt_img, tmp_path, monkeypatch, direction
+):
+    """Engines before 4.4.7 remove a transfer when it is finished, so that asking for it is a 404."""
+    make_image(tmp_path / "my.raw", "raw", SIZE, FILLS)
+    disk = site.add_disk("known", SIZE, FILLS)
+    monkeypatch.setattr(site.engine, "forgets", True)
+    args = ["upload-disk", "-s", "nfs1", "my.raw"] if direction == "upload" else ["download-disk", disk.id, "copy"]
+    done = ovirt_img(args[0], "-c", SECTION, *args[1:])
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("fate", "text"), [("illegal", "disk {} is illegal"), ("removed", "disk {} was removed")])
+def test_forgotten_upload_that_the_engine_did_not_accept_is_told(site, ovirt_img, tmp_path, monkeypatch, fate, text):
+    make_image(tmp_path / "my.raw", "raw", SIZE, FILLS)
+    monkeypatch.setattr(site.engine, "forgets", True)
+    monkeypatch.setattr(site.engine, "refuses", fate)
+    disk_id = str(uuid.uuid4())
+    done = ovirt_img("upload-disk", "-c", SECTION, "-s", "nfs1", "--disk-id", disk_id, "my.raw")
+    assert done.returncode == 1
+    assert only_line(done) == f"ovirt-img: the upload was not accepted: {text.format(disk_id)}"
 
 
 def test_missing_folder_is_told_before_the_disk_is_locked(site, ovirt_img, tmp_path):

@@ -115,7 +115,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     _complete(parser)
     try:
         with _signals():
-            return _run(parser.parse_args(argv))
+            args = parser.parse_args(argv)
+            if args.command is None:
+                parser.error(f"give a command, one of {', '.join(COMMANDS)}")
+            return _run(args)
     except KeyboardInterrupt:
         return _interrupted(signal.SIGINT)
     except Interrupted as e:
@@ -202,7 +205,7 @@ def make_parser() -> argparse.ArgumentParser:
         "oVirt engine; the others need nothing but a server and a ticket.",
     )
     parser.add_argument("--version", action="version", version=f"{PROG} {__version__}")
-    subparsers = parser.add_subparsers(prog=PROG, title="commands", metavar="COMMAND", required=True, dest="command")
+    subparsers = parser.add_subparsers(prog=PROG, title="commands", metavar="COMMAND", dest="command")
     for name, command in COMMANDS.items():
         examples = "\n".join(f"  {PROG} {line}" for line in command.examples.splitlines())
         sub = _parser(

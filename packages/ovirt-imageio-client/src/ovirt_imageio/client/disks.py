@@ -55,9 +55,8 @@ def add_download(parser: argparse.ArgumentParser) -> None:
 
 def upload(args: argparse.Namespace, section: dict[str, str]) -> None:
     """Make a disk and upload an image to it."""
-    load_sdk()
+    settings = _engine(args, section)
     plan = properties(args)
-    settings = options.engine(args, section)
     plan["description"] = settings.description or f"Uploaded by ovirt-img from {os.path.basename(args.filename)}"
     with commands.progress_bar(args, "creating disk", "upload failed") as progress:
         with Engine(settings) as engine:
@@ -83,12 +82,11 @@ def upload(args: argparse.Namespace, section: dict[str, str]) -> None:
 
 def download(args: argparse.Namespace, section: dict[str, str]) -> None:
     """Download a disk."""
-    load_sdk()
+    settings = _engine(args, section)
     folder = os.path.dirname(os.path.abspath(args.filename))
     if not os.path.isdir(folder):
         # Before the engine locks the disk.
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder)
-    settings = options.engine(args, section)
     with commands.progress_bar(args, "creating transfer", "download failed") as progress:
         with Engine(settings) as engine:
             storage_domain = engine.storage_domain_of(args.disk_id)
@@ -106,6 +104,13 @@ def download(args: argparse.Namespace, section: dict[str, str]) -> None:
                 )
                 progress.phase = "finalizing transfer"
         progress.phase = "download completed"
+
+
+def _engine(args: argparse.Namespace, section: dict[str, str]) -> options.Engine:
+    """Check arguments, then look for the SDK, and only then ask for the password."""
+    settings = options.engine(args, section)
+    load_sdk()
+    return options.with_password(settings)
 
 
 def properties(args: argparse.Namespace) -> dict[str, Any]:

@@ -40,6 +40,9 @@ _AUTH_ERROR = re.compile(r"^Error during SSO authentication \w+ ?: ")
 _CERTIFICATE_ERRORS = (51, 58, 60, 77, 83, 90, 91)
 """See libcurl-errors(3): a certificate is missing, or was not accepted."""
 
+FINALIZE_TIMEOUT = 300.0
+"""Seconds for the engine to finalize a transfer, as 2.5.1 waits; more if `disk_timeout` is more."""
+
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0
 """Seconds between two questions if something is ready; doubled each time."""
 
@@ -200,7 +203,8 @@ class Engine:
             storage_domain: Name of the disk's, to find out if this host can do it.
 
         Raises:
-            EngineError: The engine refused, or was not done in time.
+            EngineError: The engine refused, or was not done in time: in `disk_timeout` to start,
+                and in FINALIZE_TIMEOUT to finalize, if that is longer.
         """
         transfers = self._system.image_transfers_service()
         transfer: Any = None
@@ -218,7 +222,7 @@ class Engine:
             elif direction == "upload":
                 self._remove(disk_id)
             raise
-        self._finalize(service, transfer.id, direction)
+        self._finalize(service, transfer.id, disk_id=disk_id, direction=direction)
 
     def _wanted(self, disk_id: str, direction: str, storage_domain: str | None) -> Any:
         types = self._sdk.types
@@ -259,16 +263,40 @@ class Engine:
                 raise EngineError(f"the engine could not start transfer {transfer_id}: it is {transfer.phase.value}")
         return Transfer(transfer_id, str(transfer.transfer_url), transfer.proxy_url or None)
 
-    def _finalize(self, service: Any, transfer_id: str, direction: str) -> None:
+    def _finalize(self, service: Any, transfer_id: str, *, disk_id: str, direction: str) -> None:
         phases = self._sdk.types.ImageTransferPhase
-        with self._errors(f"finalize transfer {transfer_id}"):
+        what = f"finalize transfer {transfer_id}"
+        with self._errors(what):
             service.finalize()
-        for _ in self._polls(f"finalize transfer {transfer_id}"):
-            phase = self._get(service, transfer_id).phase
-            if phase == phases.FINISHED_SUCCESS:
+        for _ in self._polls(what, at_least=FINALIZE_TIMEOUT):
+            phase = self._phase(service, transfer_id)
+            if phase == phases.FINISHED_SUCCESS or (phase is None and self._is_usable(disk_id, direction)):
                 break
-            if phase not in (phases.FINALIZING_SUCCESS, phases.TRANSFERRING):
+            if phase not in (None, phases.FINALIZING_SUCCESS, phases.TRANSFERRING):
                 raise EngineError(f"the {direction} was not accepted: transfer {transfer_id} is {phase.value}")
+
+    def _phase(self, service: Any, transfer_id: str) -> Any:
+        """Return the phase of a transfer; None when the engine has none of it any more."""
+        with self._errors(f"look at transfer {transfer_id}"), contextlib.suppress(self._sdk.NotFoundError):
+            return service.get().phase
+        return None
+
+    def _is_usable(self, disk_id: str, direction: str) -> bool:
+        """Tell if a disk can be used after its transfer, of which the engine has forgotten how it ended.
+
+        Engines before 4.4.7 remove a transfer at its end, when the disk has the status that it keeps.
+
+        Raises:
+            EngineError: It never will: what was uploaded was not accepted.
+        """
+        statuses = self._sdk.types.DiskStatus
+        status = None
+        with self._errors(f"look at disk {disk_id}"), contextlib.suppress(self._sdk.NotFoundError):
+            status = self._system.disks_service().disk_service(disk_id).get().status
+        if status in (statuses.OK, statuses.LOCKED):
+            return bool(status == statuses.OK)
+        how = "was removed" if status is None else f"is {status.value}"
+        raise EngineError(f"the {direction} was not accepted: disk {disk_id} {how}")
 
     def _get(self, service: Any, transfer_id: str) -> Any:
         with self._errors(f"look at transfer {transfer_id}"):
@@ -290,14 +318,14 @@ class Engine:
         except self._sdk.Error as e:
             log.warning("Cannot remove disk %s, do it in the engine: %s", disk_id, self._reason(e))
 
-    def _polls(self, what: str) -> Iterator[None]:
-        """Go round until the caller breaks; fail after `disk_timeout`."""
-        deadline = self._now() + self._settings.disk_timeout
+    def _polls(self, what: str, *, at_least: float = 0.0) -> Iterator[None]:
+        """Go round until the caller breaks; fail after `disk_timeout`, or at_least that many seconds."""
+        limit = max(self._settings.disk_timeout, at_least)
+        deadline = self._now() + limit
         seconds = _FIRST_PAUSE
         while True:
             yield
             if self._now() >= deadline:
-                limit = self._settings.disk_timeout
                 raise EngineError(f"the engine did not {what} in {limit:g} seconds, see disk_timeout")
             self._pause(seconds)
             seconds = min(2 * seconds, _LONGEST_PAUSE)

@@ -20,7 +20,7 @@ import os
 import re
 import uuid
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.units import KiB, MiB, parse_size
@@ -54,7 +54,7 @@ class Engine:
     Attributes:
         url: Address, without the path of its API.
         username: With its profile, like `admin@internal`.
-        password: Of the user.
+        password: Of the user; None while it was not asked for, see `with_password`.
         cafile: CA certificates of engine and hosts; None means the system's.
         secure: Verify their certificates.
         disk_timeout: Seconds that the engine may take for one thing.
@@ -63,7 +63,7 @@ class Engine:
 
     url: str
     username: str
-    password: str
+    password: str | None
     cafile: str | None = None
     secure: bool = True
     disk_timeout: float = DISK_TIMEOUT
@@ -140,7 +140,7 @@ def merge_section(args: argparse.Namespace) -> dict[str, str]:
 
 
 def engine(args: argparse.Namespace, section: dict[str, str]) -> Engine:
-    """Put together what reaches the engine; ask for the password if nobody gave it.
+    """Put together what reaches the engine.
 
     Args:
         args: Of a command with an engine.
@@ -195,17 +195,24 @@ def _bad(name: str, key: str, value: str, expected: str) -> UsageError:
     return UsageError(f"{config_path()}, section [{name}]: {key} = {value!r}: expected {expected}")
 
 
-def _password(path: str | None, section: dict[str, str]) -> str:
-    """Get the password: from a file of its own, the section, or the terminal."""
-    if path:
-        return read_password(path)
-    if "password" in section:
-        return section["password"]
+def _password(path: str | None, section: dict[str, str]) -> str | None:
+    """Get the password from a file of its own or from the section; None leaves it to the terminal."""
+    return read_password(path) if path else section.get("password")
+
+
+def with_password(settings: Engine) -> Engine:
+    """Ask for the password at the terminal, if no option and no section had it.
+
+    Raises:
+        UsageError: There is no terminal.
+    """
+    if settings.password is not None:
+        return settings
     try:
         with warnings.catch_warnings():
             # Without a terminal it would warn, and read a line that is no password.
             warnings.simplefilter("error", getpass.GetPassWarning)
-            return getpass.getpass("Engine password: ")
+            return replace(settings, password=getpass.getpass("Engine password: "))
     except (getpass.GetPassWarning, EOFError) as e:
         raise UsageError("there is no terminal to ask for the password: give --password-file") from e
 
