@@ -282,6 +282,26 @@ def test_smaller_image_leaves_the_rest_of_the_disk(data, tmp_path):
     assert data == expected
 
 
+# A layer of a chain: the disk has the layers below.
+
+LAYER = [Fill(0, MiB, 0x11), Fill(MiB, MiB, 0)]
+HELD = {"qcow2": 2 * MiB, "qed": 2 * MiB, "vmdk": MiB, "qcow": MiB, "raw": 4 * MiB}
+"""Bytes from the start that an image of LAYER holds; vmdk and qcow keep no zeroes."""
+
+
+@needs_qemu
+@pytest.mark.parametrize("is_zero", [False, True])
+@pytest.mark.parametrize("fmt", HELD)
+def test_layer_hides_what_it_holds_and_shows_the_rest(tmp_path, fmt, is_zero):
+    make_image(tmp_path / "layer", fmt, 4 * MiB, LAYER if HELD[fmt] > MiB else LAYER[:1])
+    below = bytes(random.Random(7).randbytes(4 * MiB))
+    disk = bytearray(below)
+    with ScriptedServer(Image(disk)) as server:
+        client.upload(tmp_path / "layer", server.url, None, backing_chain=False, disk_is_zero=is_zero, fmt=fmt)
+    expected = (b"\x11" * MiB).ljust(HELD[fmt], b"\0") + below[HELD[fmt] :]
+    assert disk == expected
+
+
 def test_read_ticket_refuses_an_upload_before_a_byte_is_sent(data, tmp_path):
     class ReadOnly(Image):
         def do_options(self, got, query):

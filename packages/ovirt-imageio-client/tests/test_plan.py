@@ -95,6 +95,13 @@ def test_upload_without_chain_skips_holes_and_zeroes_the_rest():
     ]
 
 
+def test_upload_of_a_layer_zeroes_what_it_zeroes_on_a_zero_disk_as_well():
+    # Below the layer the disk may hold data, which a zero of the layer hides.
+    extents = zero_extents((10, DATA), (20, ZERO), (30, HOLE))
+    layer = list(plan.upload_steps(extents, backing_chain=False))
+    assert list(plan.upload_steps(extents, backing_chain=False, disk_is_zero=True)) == layer
+
+
 def test_download_skips_zeroes_of_a_new_image():
     extents = zero_extents((10, DATA), (20, ZERO), (30, HOLE))
     assert kinds(plan.download_steps(extents)) == [(Action.COPY, 0, 10), (Action.SKIP, 10, 50)]

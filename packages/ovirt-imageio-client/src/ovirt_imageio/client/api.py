@@ -76,7 +76,9 @@ def upload(
         member: Name of the image inside filename, a tar file (OVA).
         backing_chain: Upload what the backing chain holds as well; else only the image's
             own data, and what it does not hold is left as it is on the disk.
-        disk_is_zero: The disk reads as zeroes already.
+        disk_is_zero: The disk reads as zeroes already: zeroes of the image are left out.
+            Not heeded with `backing_chain=False`: a zero of the layer hides what the
+            disk has below it.
         fmt: Format of the image, which is then not guessed from its content.
         allow_external: Allow an image that uses data files, devices, or protocols.
         verify: Compare both ends by block hashes at the end. What was uploaded is hashed
@@ -236,8 +238,9 @@ def download(
 
 def _send(transfer: Transfer, source: Source, remote: HttpBackend, *, backing_chain: bool, disk_is_zero: bool) -> None:
     """Upload a source that is open."""
-    # An earlier run may have written something where it did not get to the end.
-    disk_is_zero = disk_is_zero and not transfer.resumed
+    # A zero of a single layer hides what the disk has below. An earlier run may have
+    # written something where it did not get to the end.
+    disk_is_zero = disk_is_zero and backing_chain and not transfer.resumed
 
     def open_pair(follower: Follower | None) -> UploadPair:
         return UploadPair(

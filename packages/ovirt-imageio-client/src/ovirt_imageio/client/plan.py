@@ -76,7 +76,8 @@ def upload_steps(
         extents: Of the source, in order.
         disk_is_zero: The disk reads as zeroes already: zero extents need no request.
         backing_chain: False when only the top image of a chain is uploaded: holes are
-            what it does not hold, and leave the disk's backing chain visible.
+            what it does not hold, and leave the disk's backing chain visible. Zeroes
+            that it holds hide that chain, so `disk_is_zero` has no say.
         copy_limit: Most bytes of a COPY step.
     """
 
@@ -84,7 +85,7 @@ def upload_steps(
         if extent.hole and not backing_chain:
             return Action.SKIP
         if extent.zero:
-            return Action.SKIP if disk_is_zero else Action.ZERO
+            return Action.SKIP if disk_is_zero and backing_chain else Action.ZERO
         return Action.COPY
 
     return _steps(extents, choose, copy_limit)

@@ -93,7 +93,8 @@ class Server:
             f"--discard={'unmap' if discard else 'ignore'}",
             f"--detect-zeroes={detect_zeroes}",
         ]
-        if fmt == "qcow2":
+        if fmt != "raw":
+            # In a raw image nothing shows through, and it has no holes.
             self._command.append("--allocation-depth")
         if aio:
             self._command.append(f"--aio={aio}")
