@@ -32,6 +32,7 @@ from array import array
 from dataclasses import dataclass
 from typing import Callable, Iterable, Sequence, TypeVar
 
+from ovirt_imageio.client.gaveup import gave_up
 from ovirt_imageio.client.plan import Action, Step
 from ovirt_imageio.client.progress import Counter
 from ovirt_imageio.common import defaults
@@ -41,7 +42,6 @@ from ovirt_imageio.common.errors import (
     ImageioError,
     OperationCancelled,
     PeerGone,
-    TransferError,
 )
 
 log = logging.getLogger(__name__)
@@ -297,7 +297,7 @@ class Executor:
             steps: In any order; made while the first ones are being done.
 
         Raises:
-            TransferError: A passing failure did not pass.
+            GaveUp: A passing failure did not pass; its kind is that of the last failure.
             What the ends or steps raise: the first failure of all.
             KeyboardInterrupt: As it came; workers were told to stop.
         """
@@ -472,7 +472,7 @@ class _Worker:
         if not is_passing(error):
             raise error
         if failures >= executor._retry.attempts:
-            raise TransferError(f"cannot {what}, gave up after {failures} attempts: {error}") from error
+            raise gave_up(f"cannot {what}, gave up after {failures} attempts: {error}", error) from error
         delay = executor._retry.pause(failures)
         log.warning("Cannot %s: %s; trying again in %.1f seconds", what, error, delay)
         executor._counter.trouble(f"attempt {failures + 1} of {executor._retry.attempts}: {error}")

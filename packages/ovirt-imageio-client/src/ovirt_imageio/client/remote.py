@@ -12,13 +12,14 @@ from ovirt_imageio.common import defaults, imagesapi
 from ovirt_imageio.common.backends.base import Reader, Writer
 from ovirt_imageio.common.buffers import Buffer
 from ovirt_imageio.common.checksum import ChecksumResult
+from ovirt_imageio.common.errors import OutOfRange
 from ovirt_imageio.common.extents import Extent
 
 if TYPE_CHECKING:
     from ovirt_imageio.common.backends.http import HttpBackend
 
 
-class OutOfBounds(ValueError, RuntimeError):
+class OutOfBounds(OutOfRange, RuntimeError):
     """A range is not inside the image. Clients of 2.x expect a RuntimeError."""
 
 
@@ -212,7 +213,7 @@ class ImageioClient:
     def _check(self, offset: int, length: int) -> int:
         try:
             self._backend.check_range(offset, length)
-        except ValueError as e:
+        except OutOfRange as e:
             raise OutOfBounds(str(e)) from e
         return length
 

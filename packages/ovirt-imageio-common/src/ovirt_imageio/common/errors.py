@@ -20,7 +20,37 @@ def shown(text: str) -> str:
 
 
 class ImageioError(Exception):
-    """Root of the errors of this project."""
+    """Root of the errors of this project. All of them can be pickled and copied."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Say how to make the same error again, whatever arguments its class takes."""
+        return _again, (type(self), self.args), self.__dict__
+
+
+def _again(kind: type[ImageioError], args: tuple[object, ...]) -> ImageioError:
+    base: type[Exception] = OSError if issubclass(kind, OSError) else Exception
+    error = kind.__new__(kind)
+    base.__init__(error, *args)
+    return error
+
+
+class AlsoOSError(ImageioError, OSError):
+    """An error that is an `OSError` as well.
+
+    Args:
+        message: All of it.
+        cause: The error of the system, whose `errno` this one gets.
+
+    Attributes:
+        errno: See errno(3); None where the system told none.
+        strerror: The message.
+    """
+
+    def __init__(self, message: str, *, cause: BaseException | None = None) -> None:
+        OSError.__init__(self, getattr(cause, "errno", None), message)
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 class ProtocolError(ImageioError):

@@ -8,6 +8,33 @@ backend ─► origin ─► channel ─► adapters ─► connections ─► h
 """
 
 from .backend import HttpBackend
-from .errors import Forbidden, NotSupported, Refused, Unreachable, Untrusted
+from .errors import (
+    ConnectionLost,
+    Forbidden,
+    HandshakeBroken,
+    NoGreeting,
+    NotListening,
+    NoTls,
+    NotSupported,
+    Refused,
+    ServerSilent,
+    UnknownHost,
+    Unreachable,
+    Untrusted,
+)
 
-__all__ = ["Forbidden", "HttpBackend", "NotSupported", "Refused", "Unreachable", "Untrusted"]
+__all__ = [
+    "ConnectionLost",
+    "Forbidden",
+    "HandshakeBroken",
+    "HttpBackend",
+    "NoGreeting",
+    "NoTls",
+    "NotListening",
+    "NotSupported",
+    "Refused",
+    "ServerSilent",
+    "UnknownHost",
+    "Unreachable",
+    "Untrusted",
+]

@@ -23,7 +23,7 @@ from ovirt_imageio.common.errors import ConnectionTimeout
 from ovirt_imageio.common.sockets import connect_tcp, connect_unix
 
 from .connections import Line, Opener, Pool
-from .errors import Unreachable
+from .errors import unreachable
 from .streams import Stream, TlsStream
 
 _IDLE, _INTERVAL, _PROBES = 30, 10, 3  # seconds, seconds, count: a dead host shows in a minute
@@ -124,7 +124,7 @@ class TcpAdapter(Adapter):
         try:
             sock = connect_tcp(self._host, self._port, self._connect_timeout)
         except (OSError, ConnectionTimeout) as e:
-            raise Unreachable(f"cannot connect to {self.name}: {e}") from e
+            raise unreachable(f"cannot connect to {self.name}", e) from e
         try:
             _keep_alive(sock)
             if self._context is None:
@@ -172,7 +172,7 @@ class UnixAdapter(Adapter, requests_unixsocket.adapters.UnixAdapter):  # type: i
         try:
             sock = connect_unix(self._address, self._connect_timeout)
         except (OSError, ValueError, ConnectionTimeout) as e:
-            raise Unreachable(f"cannot connect to {self.name}: {e}") from e
+            raise unreachable(f"cannot connect to {self.name}", e) from e
         # The sender's buffer rules a Unix socket; the server sets its own.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, defaults.HTTP_SNDBUF)
         return Stream(sock, self.name, self._timeout)

@@ -22,8 +22,8 @@ from ovirt_imageio.common.units import KiB, MiB
 from ovirt_imageio.common.version import __version__
 
 from .adapters import Adapter
-from .connections import BodyFailed, BodyResponse, Connection
-from .errors import refusal
+from .connections import BodyResponse, Carried, Connection
+from .errors import NotHttp, refusal
 
 _TEXT_LIMIT = 4 * KiB  # of an error's text
 _DOCUMENT_LIMIT = 64 * MiB  # of JSON that is read as a whole
@@ -271,10 +271,10 @@ class Channel:
     def _send_once(self, prepared: requests.PreparedRequest, timeout: float | None) -> requests.Response:
         try:
             return self.adapter.send(prepared, stream=True, timeout=timeout)
-        except BodyFailed as e:
+        except Carried as e:
             raise e.error from e.error.__cause__
         except (requests.RequestException, http.client.HTTPException) as e:
-            raise ProtocolError(f"{prepared.method} at {self.name}: {e}") from e
+            raise NotHttp(f"{prepared.method} at {self.name}: {e}") from e
 
 
 _KEPT = {"", "?flush=n", "?flush=y"}

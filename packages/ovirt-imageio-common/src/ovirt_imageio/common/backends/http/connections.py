@@ -24,6 +24,7 @@ from typing import Any, Callable, Iterator, Mapping
 
 from ovirt_imageio.common.errors import ConnectionTimeout, ImageioError, PeerGone, ServerGone
 
+from .errors import BodyCut
 from .heads import read_head
 from .streams import Reader, Stream
 
@@ -41,8 +42,8 @@ class Line:
         self.connection: Connection | None = None
 
 
-class BodyFailed(Exception):
-    """What feeds a body failed; carries its error past requests, which keeps OSErrors."""
+class Carried(Exception):
+    """Carries an error past requests, which makes errors of its own of each `OSError`."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
@@ -150,7 +151,7 @@ class BodyResponse(http.client.HTTPResponse):
 
     def _took_some(self, count: int, left: int) -> int:
         if not count:
-            raise ServerGone(f"connection lost {left} bytes before the end of a response")
+            raise BodyCut(f"connection lost {left} bytes before the end of a response")
         self.took(count)
         return count
 
@@ -271,7 +272,7 @@ class Connection(http.client.HTTPConnection):
         except ImageioError:
             raise
         except Exception as e:
-            raise BodyFailed(e) from e
+            raise Carried(e) from e
 
 
 class Pool:
@@ -304,14 +305,17 @@ class Pool:
             **_: What requests always says the same about.
 
         Raises:
+            Carried: An OSError, as its `error`.
             As Connection.exchange.
         """
         connection, self._idle = self._idle or self._make(), None
         try:
             connection.drop_if_ended()
             response = connection.exchange(method, url, fields=headers, body=body, timeout=timeout.read_timeout)
-        except BaseException:
+        except BaseException as e:
             connection.close()
+            if isinstance(e, OSError):
+                raise Carried(e) from e
             raise
         response.release = partial(self._release, connection)
         return response

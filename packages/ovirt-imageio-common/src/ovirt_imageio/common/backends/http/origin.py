@@ -29,7 +29,7 @@ from ovirt_imageio.common.errors import ImageioError, ProtocolError
 
 from .adapters import TcpAdapter, UnixAdapter
 from .channel import Channel, Reply
-from .errors import Unreachable, Untrusted
+from .errors import NoCertificates, Unreachable, Untrusted
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Origin:
             try:
                 return self._connect(self.proxy_url)
             except Unreachable as second:
-                raise type(second)(f"{second}; nor directly: {e}") from e
+                raise second.extended(f"; nor directly: {e}") from e
 
     def _connect(self, url: str) -> tuple[Channel, Channel | None, Offer]:
         channel = self._channel(imagesapi.split_url(url))
@@ -134,7 +134,7 @@ class Origin:
             try:
                 return ssl.create_default_context(cafile=self.cafile)
             except ssl.SSLError as e:
-                raise ValueError(f"cafile {self.cafile!r} holds no certificate: {e.reason}") from e
+                raise NoCertificates(f"cafile {self.cafile!r} holds no certificate: {e.reason}", cause=e) from e
             except OSError as e:
                 raise OSError(e.errno, f"cannot read cafile: {os.strerror(e.errno or 0)}", self.cafile) from e
         # The default context would read all of the system's certificates, which takes 20 ms.

@@ -8,6 +8,8 @@ from ovirt_imageio.common.backends.base import Reader, Writer
 from ovirt_imageio.common.buffers import Buffer
 from ovirt_imageio.common.errors import PeerGone
 
+from .errors import SourceEnded
+
 
 class ReaderPeer:
     """A reader as a peer that sends."""
@@ -33,7 +35,7 @@ class ReaderPeer:
         """Read into view."""
         count = self._reader.readinto(view)
         if not count:
-            raise PeerGone("the source ended too early")
+            raise SourceEnded("the source ended too early")
         return count
 
 

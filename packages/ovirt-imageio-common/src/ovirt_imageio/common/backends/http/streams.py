@@ -24,7 +24,7 @@ from ovirt_imageio.common.errors import ConnectionTimeout, ProtocolError, Server
 from ovirt_imageio.common.sockets import set_timeouts
 from ovirt_imageio.common.units import KiB
 
-from .errors import Unreachable, Untrusted
+from .errors import ConnectionLost, NoTls, ServerSilent, Untrusted, unreachable
 
 _HEAD = 16 * KiB  # received at a time while a head is expected: a small body comes along
 _RAW = 256 * KiB  # of TLS, received and sent at a time
@@ -156,8 +156,8 @@ class Stream:
 
     def _failure(self, error: OSError, verb: str) -> ServerGone | ConnectionTimeout:
         if isinstance(error, BlockingIOError):  # the answer of SO_RCVTIMEO and SO_SNDTIMEO
-            return ConnectionTimeout(f"{self._name} {verb} nothing for {self._timeout} seconds")
-        return ServerGone(f"connection to {self._name} lost: {error.strerror or error}")
+            return ServerSilent(f"{self._name} {verb} nothing for {self._timeout} seconds")
+        return ConnectionLost(f"connection to {self._name} lost: {error.strerror or error}", cause=error)
 
 
 class TlsStream(Stream):
@@ -173,7 +173,7 @@ class TlsStream(Stream):
 
     Raises:
         Untrusted: The server's certificate was not accepted.
-        Unreachable: The handshake failed.
+        Unreachable: The handshake failed; its kind tells how.
     """
 
     def __init__(
@@ -251,12 +251,11 @@ class TlsStream(Stream):
         try:
             self._shake_hands()
         except ssl.SSLCertVerificationError as e:
-            raise Untrusted(f"the certificate of {self._name} was not accepted: {e.verify_message}") from e
+            raise Untrusted(f"the certificate of {self._name} was not accepted: {e.verify_message}", cause=e) from e
         except ssl.SSLError as e:
-            reason = e.reason or e
-            raise Unreachable(f"no TLS connection to {self._name}: {reason}") from e
+            raise NoTls(f"no TLS connection to {self._name}: {e.reason or e}", cause=e) from e
         except (ServerGone, ConnectionTimeout) as e:
-            raise Unreachable(f"no TLS connection to {self._name}: {e}") from e
+            raise unreachable(f"no TLS connection to {self._name}", e) from e
 
     def _shake_hands(self) -> None:
         while True:
@@ -280,7 +279,7 @@ class TlsStream(Stream):
                 self._send_pending()
                 self._receive()
             except ssl.SSLError as e:
-                raise ServerGone(f"connection to {self._name} lost: {e.reason or e}") from e
+                raise ConnectionLost(f"connection to {self._name} lost: {e.reason or e}") from e
             else:
                 self._send_pending()
                 return
@@ -416,5 +415,5 @@ class Reader:
         block = memoryview(bytearray(_HEAD))
         count = self._stream.recv_into(block)
         if not count:
-            raise ServerGone(f"{self._name} closed the connection without an answer")
+            raise ConnectionLost(f"{self._name} closed the connection without an answer")
         self._buffer += bytes(block[:count])
