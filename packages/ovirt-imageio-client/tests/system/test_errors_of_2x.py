@@ -12,6 +12,7 @@ import contextlib
 import json
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -149,6 +150,11 @@ def is_of_image(got, method):
     return got.method == method and not got.target.endswith("/extents?context=zero")
 
 
+def hang_up(got):
+    """Take the whole request, so that the end of the connection is no reset."""
+    assert got.body is not None
+
+
 def half(got):
     return response(206, b"xxxxx", Content_Length=10, Content_Range=f"bytes 0-9/{SIZE}", Connection="close")
 
@@ -169,9 +175,15 @@ def context(pki, **limits):
 
 @contextlib.contextmanager
 def closing():
-    """A server that closes each connection as it comes, after the first bytes."""
+    """A server that resets each connection after the first bytes."""
+
+    def serve(sock, number):
+        sock.recv(1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.close()
+
     with ScriptedServer(lambda got: None) as server:
-        server._serve = lambda sock, number: (sock.recv(1), sock.close())
+        server._serve = serve
         yield server.url.replace("http:", "https:")
 
 
@@ -189,7 +201,7 @@ def urls(tmp_path_factory):
         answers[str(status)] = answer(None, status)
     for method, status in (("GET", 403), ("GET", 416), ("PUT", 403), ("PUT", 500), ("PUT", 503), ("PUT", 507)):
         answers[f"{method} {status}"] = answer(method, status)
-    answers.update({"GET closes": broken("GET", lambda got: None), "PUT closes": broken("PUT", lambda got: None)})
+    answers.update({"GET closes": broken("GET", hang_up), "PUT closes": broken("PUT", hang_up)})
     answers.update({"GET half": broken("GET", half), "GET silent": broken("GET", silent)})
     with contextlib.ExitStack() as stack:
         free = stack.enter_context(socket.socket())
