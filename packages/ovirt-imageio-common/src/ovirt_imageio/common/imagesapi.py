@@ -28,6 +28,9 @@ READ_FEATURES = (FEATURE_CHECKSUM, FEATURE_CHECKSUM_RANGE, FEATURE_EXTENTS)
 WRITE_FEATURES = (FEATURE_FLUSH, FEATURE_ZERO)
 """What a ticket that allows writing offers as well."""
 
+CHALLENGE = "Imageio-Challenge"
+PROOF = "Imageio-Proof"
+
 OP_ZERO = "zero"
 OP_FLUSH = "flush"
 
@@ -49,6 +52,7 @@ class Options(TypedDict, total=False):
     """Answer to OPTIONS. Servers before 2.x left out the numbers."""
 
     unix_socket: str
+    unix_socket_proof: dict[str, str]
     features: list[str]
     max_readers: int
     max_writers: int

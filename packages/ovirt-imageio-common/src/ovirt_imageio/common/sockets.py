@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import socket
 import struct
-from typing import Union
+from typing import NamedTuple, Union
 
 from ovirt_imageio.common.errors import ConnectionTimeout, PeerGone, shown
 
 _TIMEVAL = struct.Struct("@ll")
+_CREDENTIALS = struct.Struct("@iii")  # unix(7), struct ucred
 
 
 def unix_address(text: str) -> Union[str, bytes]:
@@ -106,6 +107,28 @@ def connect_tcp(host: str, port: int, timeout: float | None = None) -> socket.so
 def _naming(error: OSError, address: str) -> OSError:
     """Return the same error, of the same class, with the address that connect(2) leaves out."""
     return OSError(error.errno, error.strerror, address) if error.errno else error
+
+
+class Credentials(NamedTuple):
+    """The process at the other end of a Unix socket, see unix(7), SO_PEERCRED.
+
+    Attributes:
+        pid: Process, 0 if it is in another pid namespace.
+        uid: User, 65534 if it has no number in our user namespace.
+        gid: Group.
+    """
+
+    pid: int
+    uid: int
+    gid: int
+
+
+def peer_credentials(sock: socket.socket) -> Credentials:
+    """Return the process that connected a Unix socket; for a client, the one that listens.
+
+    The kernel noted them at connect(2) and listen(2): they cannot be forged.
+    """
+    return Credentials(*_CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)))
 
 
 def set_timeouts(sock: socket.socket, seconds: float) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from imageio_testing.imageserver import TICKET, Got, Image, ScriptedServer, response
 from imageio_testing.streams import Count
-from ovirt_imageio.common import defaults
+from ovirt_imageio.common import defaults, sameserver
 from ovirt_imageio.common.backends.base import NullOperation
 from ovirt_imageio.common.backends.http import (
     Forbidden,
@@ -28,6 +28,7 @@ from ovirt_imageio.common.backends.http import (
     Refused,
     Unreachable,
     Untrusted,
+    adapters,
 )
 from ovirt_imageio.common.backends.http.adapters import TcpAdapter
 from ovirt_imageio.common.backends.http.channel import Channel
@@ -925,6 +926,79 @@ def test_unix_socket_of_another_daemon_is_not_used(tmp_path, what):
             assert not backend.unix_socket_used
             assert backend.size == SIZE
         assert local.methods() == ["OPTIONS"]
+
+
+class Proving(Image):
+    """A server of version 3: it gives keys by TLS, and its Unix socket proves itself."""
+
+    secret = bytes(32)
+
+    def __init__(self, **options):
+        super().__init__(content(), server="imageio/3.0.0", **options)
+
+    def do_options(self, got, query):
+        fields = {"Server": self.server, "Allow": "OPTIONS,GET,PUT,PATCH"}
+        challenge = got.headers.get("imageio-challenge")
+        if challenge:
+            fields["Imageio_Proof"] = sameserver.answer(self.secret, challenge)
+        return response(200, json.dumps(self.document).encode(), **fields)
+
+
+def proving(path):
+    key = sameserver.make_key(Proving.secret, bytes(16))
+    return Proving(unix_socket=path, unix_socket_proof=key._asdict())
+
+
+def test_unix_socket_that_proves_itself_is_used(tmp_path, pki, tls):
+    path = str(tmp_path / "sock")
+    image = proving(path)
+    with ScriptedServer(image, context=tls) as server, ScriptedServer(image, unix=path) as local:
+        with HttpBackend(server.url, cafile=pki.ca_file) as backend:
+            assert backend.unix_socket_used
+            assert [got.target for got in local.requests] == ["/images/*", f"/images/{TICKET}"]
+            # The connection that was proven gets the secret.
+            assert {got.connection for got in local.requests} == {1}
+
+
+@pytest.mark.parametrize("what", ["another secret", "no proof", "no key"])
+def test_ticket_is_not_sent_to_a_socket_that_proves_nothing(tmp_path, pki, tls, what):
+    path = str(tmp_path / "sock")
+    image = proving(path)
+    other = Image(content(), unix_socket=path, server="imageio/3.0.0") if what == "no proof" else proving(path)
+    other.secret = bytes(range(32))
+    if what == "no key":
+        del image.document["unix_socket_proof"]
+    with ScriptedServer(image, context=tls) as server, ScriptedServer(other, unix=path) as local:
+        with HttpBackend(server.url, cafile=pki.ca_file) as backend:
+            assert not backend.unix_socket_used
+            data = bytearray(10)
+            backend.read_into(0, data)
+            assert data == image.data[:10]
+        assert [got.target for got in local.requests] == ([] if what == "no key" else ["/images/*"])
+        assert all(TICKET not in str(got.headers) for got in local.requests)
+
+
+def test_malformed_key_is_an_error_of_the_server(tmp_path, pki, tls):
+    image = Proving(unix_socket=str(tmp_path / "sock"), unix_socket_proof={"id": "x"})
+    with ScriptedServer(image, context=tls) as server:
+        with pytest.raises(ProtocolError, match="unix_socket_proof"):
+            HttpBackend(server.url, cafile=pki.ca_file)
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_nothing_is_sent_to_the_socket_of_another_user(tmp_path, pki, tls, monkeypatch, encrypted):
+    path = str(tmp_path / "sock")
+    image = proving(path)
+    monkeypatch.setattr(adapters, "trusted_users", lambda: frozenset({os.geteuid() + 1}))
+    with ScriptedServer(image, context=tls if encrypted else None) as server, ScriptedServer(image, unix=path) as local:
+        with HttpBackend(server.url, cafile=pki.ca_file) as backend:
+            assert not backend.unix_socket_used
+            assert backend.size == SIZE
+        assert local.requests == []
+
+
+def test_users_of_servers_are_trusted():
+    assert adapters.trusted_users() >= {0, os.geteuid()}
 
 
 def test_unix_socket_can_be_declined(tmp_path):

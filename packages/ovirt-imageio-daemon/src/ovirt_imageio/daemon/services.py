@@ -23,7 +23,7 @@ from .http.connection import Connection, Timeouts
 from .http.cors import local_only
 from .http.listeners import Listener
 from .http.loop import Loop
-from .http.message import Request
+from .http.message import LOCAL, REMOTE, Request
 from .http.registry import Connections
 from .http.router import Guard, Observer, Route, Router
 from .http.tls import TlsConnection
@@ -142,7 +142,7 @@ class RemoteService(Service):
         port: the TCP port, once bound.
     """
 
-    name = "remote"
+    name = REMOTE
     cors = True
 
     def __init__(self, cfg: Config) -> None:
@@ -185,7 +185,7 @@ class RemoteService(Service):
 class LocalService(Service):
     """HTTP on a Unix socket for any process of this host that holds a ticket."""
 
-    name = "local"
+    name = LOCAL
     cors = True
 
     def __init__(self, cfg: Config) -> None:

@@ -6,18 +6,19 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Tuple
 
-from ovirt_imageio.common import imagesapi
+from ovirt_imageio.common import imagesapi, sameserver
 
 from .. import params
 from ..auth import Tickets
 from ..config import Config
 from ..errors import HttpError
 from ..http.connection import Connection
-from ..http.message import Request, Response
+from ..http.message import LOCAL, REMOTE, Request, Response
 from ..http.ranges import parse_content_range, parse_range
 from ..http.router import Route
 from ..operations import FLUSH, READ, WRITE, ZERO
@@ -52,6 +53,8 @@ class Images:
         self._inline_limit = cfg.daemon.inline_limit
         self._quick_reads = cfg.daemon.quick_reads
         self._unix_socket = unix_socket
+        self._secret = os.urandom(2 * sameserver.SIZE)
+        self._has_tls = cfg.tls.enable
 
     def routes(self) -> list[Route]:
         """List the resources."""
@@ -66,6 +69,10 @@ class Images:
         address = self._unix_socket()
         if address is not None:
             document["unix_socket"] = address
+            if request.service == REMOTE and self._has_tls:
+                # Without TLS a key would be no secret.
+                key = sameserver.make_key(self._secret, os.urandom(sameserver.SIZE))
+                document["unix_socket_proof"] = key._asdict()
         writable = True
         if ticket_id != "*":
             transfer = self._tickets.authorize(ticket_id, "read")
@@ -77,7 +84,19 @@ class Images:
         if writable:
             features += imagesapi.WRITE_FEATURES
         allow = "OPTIONS,GET,PUT,PATCH" if writable else "OPTIONS,GET"
-        return Response(200, [("Allow", allow), _JSON], to_json(document))
+        return Response(200, [("Allow", allow), _JSON, *self._proof(request)], to_json(document))
+
+    def _proof(self, request: Request) -> Iterator[tuple[str, str]]:
+        """Answer a challenge at the local service; the remote one would answer for programs far away."""
+        challenge = request.headers.get(imagesapi.CHALLENGE.lower())
+        if challenge is None:
+            return
+        try:
+            proof = sameserver.answer(self._secret, challenge)
+        except ValueError as e:
+            raise HttpError(400, f"invalid {imagesapi.CHALLENGE}: {e}") from e
+        if request.service == LOCAL:
+            yield imagesapi.PROOF, proof
 
     async def get(self, request: Request) -> Response:
         """Send the image or a range of it."""

@@ -9,9 +9,10 @@ import errno
 import logging
 import math
 import socket
-import struct
 from collections.abc import Callable
 from typing import Any
+
+from ovirt_imageio.common.sockets import peer_credentials
 
 from .connection import Connection
 from .loop import Loop, Task
@@ -22,7 +23,6 @@ from .router import Router
 _BATCH = 8  # connections accepted in one turn of the loop at most: each takes 100 to 200 µs
 _PAUSE = 1.0  # seconds until the next try where nothing else ends the wait
 _NO_RESOURCES = frozenset([errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
-_CREDENTIALS = struct.Struct("3i")
 
 MakeConnection = Callable[[socket.socket, str], Connection]
 
@@ -127,9 +127,8 @@ class Listener:
 def peer_name(sock: socket.socket, address: Any) -> str:
     """Return what logs call a client: its address, or process and user on a Unix socket."""
     if sock.family == socket.AF_UNIX:
-        data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        pid, uid, _ = _CREDENTIALS.unpack(data)
-        return f"unix:pid={pid},uid={uid}"
+        credentials = peer_credentials(sock)
+        return f"unix:pid={credentials.pid},uid={credentials.uid}"
     host, port = address[:2]
     if host.startswith("::ffff:"):
         host = host[len("::ffff:") :]

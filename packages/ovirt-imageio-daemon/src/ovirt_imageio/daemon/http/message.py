@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 # take 20 ms.
 _SHORT_CHUNKED = 4 * 1024
 
+REMOTE = "remote"
+LOCAL = "local"
+"""Names of services, see `Request.service`."""
+
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -169,7 +173,7 @@ class Request:
         headers: Fields by lower-case name, values stripped; repeated ones joined by a comma.
         version: Of the protocol, (1, 0) or (1, 1).
         params: Decoded parts of the path that the route names.
-        service: Name of the service it came by.
+        service: Name of the service it came by, such as `REMOTE`.
         peer: Address of the client, for logs.
         body: The body.
         connection: The connection, of which the handler has sole use until it returns.

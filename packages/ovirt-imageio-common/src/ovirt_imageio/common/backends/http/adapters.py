@@ -9,6 +9,8 @@ and no cookies, and follows no redirect, which is what contract and speed ask fo
 from __future__ import annotations
 
 import abc
+import functools
+import os
 import socket
 import ssl
 from typing import Any
@@ -20,11 +22,13 @@ import requests_unixsocket.adapters
 
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.errors import ConnectionTimeout
-from ovirt_imageio.common.sockets import connect_tcp, connect_unix
+from ovirt_imageio.common.sockets import connect_tcp, connect_unix, peer_credentials
 
 from .connections import Line, Opener, Pool
-from .errors import unreachable
+from .errors import Unreachable, unreachable
 from .streams import Stream, TlsStream
+
+_USER = "ovirtimg"
 
 _IDLE, _INTERVAL, _PROBES = 30, 10, 3  # seconds, seconds, count: a dead host shows in a minute
 
@@ -143,7 +147,9 @@ class TcpAdapter(Adapter):
 
 
 class UnixAdapter(Adapter, requests_unixsocket.adapters.UnixAdapter):  # type: ignore[misc]
-    """Connects to a Unix socket.
+    """Connects to a Unix socket that root, this user or the service's user listens on.
+
+    Tickets and data pass in plain text, so another user's program gets no request.
 
     Args:
         address: Path, or abstract name that starts with NUL.
@@ -173,9 +179,28 @@ class UnixAdapter(Adapter, requests_unixsocket.adapters.UnixAdapter):  # type: i
             sock = connect_unix(self._address, self._connect_timeout)
         except (OSError, ValueError, ConnectionTimeout) as e:
             raise unreachable(f"cannot connect to {self.name}", e) from e
+        uid = peer_credentials(sock).uid
+        if uid not in trusted_users():
+            sock.close()
+            raise Unreachable(f"the program at {self.name} belongs to user {uid}, not to root, us or {_USER!r}")
         # The sender's buffer rules a Unix socket; the server sets its own.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, defaults.HTTP_SNDBUF)
         return Stream(sock, self.name, self._timeout)
+
+
+def trusted_users() -> frozenset[int]:
+    """Return the users whose Unix sockets are taken for a server's."""
+    return frozenset({0, os.geteuid(), *_service_user()})
+
+
+@functools.cache
+def _service_user() -> tuple[int, ...]:
+    import pwd  # it may load libraries of the system's name service
+
+    try:
+        return (pwd.getpwnam(_USER).pw_uid,)
+    except KeyError:
+        return ()
 
 
 def _keep_alive(sock: socket.socket) -> None:

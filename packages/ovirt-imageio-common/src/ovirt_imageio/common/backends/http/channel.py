@@ -169,10 +169,18 @@ class Channel:
         make_adapter: Returns what connects.
         path: Of the image, such as `/images/` and the ticket's id.
         timeout: Seconds that the server may be silent.
+        adapter: The adapter of another channel, to share its connection.
     """
 
-    def __init__(self, make_adapter: Callable[[], Adapter], path: str, *, timeout: float | None) -> None:
-        self.adapter = make_adapter()
+    def __init__(
+        self,
+        make_adapter: Callable[[], Adapter],
+        path: str,
+        *,
+        timeout: float | None,
+        adapter: Adapter | None = None,
+    ) -> None:
+        self.adapter = adapter or make_adapter()
         self._make_adapter = make_adapter
         self._path = path
         self._ticket_id = unquote(path.rpartition("/")[2])

@@ -7,10 +7,12 @@
      └─ no connection: proxy_url, then the same                            ▼
                                                                     Unix socket, else TLS
 
-A server is on this host if both ends of our own TCP connection have the same address.
-That alone could be a forwarded port, so the daemon behind the Unix socket must also know
-the same ticket and describe itself in the same words. Ticket ids are secrets that cannot
-be guessed: another daemon refuses with 403.
+A server is on this host if both ends of our own TCP connection have the same address. That
+alone could be a forwarded port: then the socket's name may belong to another program here. So
+the kernel is asked which user listens there, and the socket proves that it is the same
+server's, before the ticket's id is sent to it; see `sameserver`. Servers of 2.x give no proof:
+for them the user counts. At last the daemon behind the Unix socket must know the same ticket
+and describe itself in the same words.
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ import json
 import logging
 import os
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from urllib.parse import SplitResult
 
-from ovirt_imageio.common import imagesapi
+from ovirt_imageio.common import imagesapi, sameserver
 from ovirt_imageio.common.errors import ImageioError, ProtocolError
 
 from .adapters import TcpAdapter, UnixAdapter
@@ -120,14 +122,35 @@ class Origin:
             timeout=self.timeout,
             connect_timeout=self.connect_timeout,
         )
-        channel = Channel(make_adapter, imagesapi.split_url(url).path, timeout=self.timeout)
+        parts = imagesapi.split_url(url)
+        channel = Channel(make_adapter, parts.path, timeout=self.timeout)
         try:
+            if parts.scheme == "https" and (offer.proof or offer.is_ours):
+                self._demand_proof(channel, offer.proof)
             if read_offer(channel.request("OPTIONS")) == offer:
                 return channel
         except ImageioError as e:
             log.debug("Unix socket of the server is not usable: %s", e)
         channel.close()
         return None
+
+    def _demand_proof(self, channel: Channel, key: sameserver.Key | None) -> None:
+        """Let the owner of a Unix socket prove that it is the server that gave us a key.
+
+        Raises:
+            Unreachable: It does not.
+            ImageioError: It does not answer as a server does.
+        """
+        if key is not None:
+            challenge = sameserver.make_challenge(key, os.urandom(sameserver.SIZE))
+            anonymous = Channel(
+                lambda: channel.adapter, f"{imagesapi.IMAGES}/*", timeout=self.timeout, adapter=channel.adapter
+            )
+            reply = anonymous.request("OPTIONS", headers={imagesapi.CHALLENGE: challenge})
+            reply.document()
+            if sameserver.holds(key, challenge, reply.headers.get(imagesapi.PROOF, "")):
+                return
+        raise Unreachable(f"the program at {channel.name} does not prove that it is the server of the image")
 
     def _context(self) -> ssl.SSLContext:
         if self.secure:
@@ -154,6 +177,8 @@ class Offer:
         max_readers: Connections that may read side by side.
         max_writers: Connections that may write side by side.
         writable: PUT is allowed, as far as the server tells.
+        is_ours: The server is of version 3 or newer, so it proves that its Unix socket is its own.
+        proof: With what it does; see `sameserver`.
         flushes_all: A flush covers what other connections wrote.
     """
 
@@ -163,6 +188,8 @@ class Offer:
     max_writers: int = 1
     writable: bool = True
     flushes_all: bool = False
+    is_ours: bool = False
+    proof: sameserver.Key | None = field(default=None, compare=False)
 
 
 def read_offer(reply: Reply) -> Offer:
@@ -180,14 +207,26 @@ def read_offer(reply: Reply) -> Offer:
     allow = reply.headers.get("Allow")
     server = reply.headers.get("Server", "")
     document = _parse(reply.document())
+    is_ours = not server.startswith(("imageio/1.", "imageio/2.")) and server.startswith("imageio/")
     return Offer(
         features=frozenset(map(str, document.get("features", ()))),
         unix_socket=document.get("unix_socket"),
         max_readers=document.get("max_readers", 1),
         max_writers=document.get("max_writers", 1),
         writable=allow is None or "PUT" in [method.strip() for method in allow.split(",")],
-        flushes_all=not server.startswith(("imageio/1.", "imageio/2.")) and server.startswith("imageio/"),
+        flushes_all=is_ours,
+        is_ours=is_ours,
+        proof=_proof(document),
     )
+
+
+def _proof(document: dict[str, Any]) -> sameserver.Key | None:
+    if "unix_socket_proof" not in document:
+        return None
+    try:
+        return sameserver.parse_key(document["unix_socket_proof"])
+    except ValueError as e:
+        raise ProtocolError(f"the server's options make no sense: {e}") from e
 
 
 def _parse(data: bytes) -> dict[str, Any]:
