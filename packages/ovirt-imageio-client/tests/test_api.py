@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import os
@@ -16,7 +17,7 @@ import time
 import pytest
 
 from imageio_testing.imageserver import Image, ScriptedServer, response
-from imageio_testing.qemu import Fill, make_image, needs_qemu
+from imageio_testing.qemu import Backing, Fill, fill_image, make_image, needs_qemu
 from ovirt_imageio import client
 from ovirt_imageio.client.local import UnsafeImage
 from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
@@ -136,10 +137,26 @@ def test_checksum_does_not_depend_on_how_zeroes_are_found(raw, detect):
 def test_checksum_takes_other_algorithms_and_blocks(raw):
     result = client.checksum(raw, block_size=MiB, algorithm="sha256")
     assert (result["algorithm"], result["block_size"], len(result["checksum"])) == ("sha256", MiB, 64)
-    with pytest.raises(ValueError, match="block_size"):
-        client.checksum(raw, block_size=MiB + 1)
     with pytest.raises(ValueError, match="algorithm"):
         client.checksum(raw, algorithm="rot13")
+
+
+@pytest.mark.parametrize("block_size", [1000, 4096, 64 * KiB, MiB + 1, 64 * MiB])
+def test_checksum_of_a_local_image_takes_any_block_size(raw, block_size):
+    # Servers of 2.x take from 1 MiB to 16 MiB, its client whatever it is given.
+    data = raw.read_bytes()
+    digests = [
+        hashlib.blake2b(data[start : start + block_size], digest_size=32).digest()
+        for start in range(0, len(data), block_size)
+    ]
+    expected = hashlib.blake2b(b"".join(digests), digest_size=32).hexdigest()
+    assert client.checksum(raw, block_size=block_size)["checksum"] == expected
+
+
+@pytest.mark.parametrize("block_size", [0, -1])
+def test_block_without_bytes_is_refused(raw, block_size):
+    with pytest.raises(ValueError, match=f"block_size {block_size}: expected 1 byte or more"):
+        client.checksum(raw, block_size=block_size)
 
 
 def test_member_is_told_with_its_place(raw, tmp_path):
@@ -174,6 +191,19 @@ def test_dirty_extents_of_a_bitmap(tmp_path):
     extents = list(client.extents(path, bitmap="since"))
     assert [(e.start, e.length) for e in extents if e.dirty] == [(2 * MiB, 64 * KiB)]
     assert {type(extent) for extent in extents} == {DirtyExtent}
+
+
+@needs_qemu
+def test_dirty_extents_tell_data_of_the_backing_file_from_zeroes(tmp_path):
+    base, top = str(tmp_path / "base.qcow2"), str(tmp_path / "top.qcow2")
+    make_image(base, "qcow2", 4 * MiB, [Fill(0, MiB, 1)])
+    make_image(top, "qcow2", 4 * MiB, backing=Backing(base, "qcow2"))
+    subprocess.check_call(["qemu-img", "bitmap", "--add", top, "since"])
+    fill_image(top, "qcow2", [Fill(2 * MiB, 64 * KiB, 5), Fill(3 * MiB, 64 * KiB, 0)])
+    kinds = {(e.dirty, e.data): (e.start, e.length) for e in client.extents(top, bitmap="since")}
+    assert kinds[False, True] == (0, MiB)
+    assert kinds[True, True] == (2 * MiB, 64 * KiB)
+    assert kinds[True, False] == (3 * MiB, 64 * KiB)
 
 
 @pytest.mark.parametrize(

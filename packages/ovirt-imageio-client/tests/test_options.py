@@ -176,6 +176,7 @@ def test_without_a_terminal_nobody_is_asked(monkeypatch):
         (options.buffer_size, "16M", 16 * MiB),
         (options.block_size, "1m", MiB),
         (options.block_size, "1028k", 1028 * KiB),
+        (options.block_size, "512", 512),
         (options.disk_id, "0CD81A7E1F1A4E3B9A8F5B3F7A1F0C52", "0cd81a7e-1f1a-4e3b-9a8f-5b3f7a1f0c52"),
     ],
 )
@@ -194,11 +195,22 @@ def test_argument_is_read(read, text, value):
         (options.buffer_size, "63k"),
         (options.buffer_size, "17m"),
         (options.buffer_size, "4x"),
-        (options.block_size, "512k"),
-        (options.block_size, "1025k"),
+        (options.block_size, "0"),
+        (options.block_size, "4x"),
         (options.disk_id, "disk1"),
     ],
 )
 def test_argument_out_of_its_limits_is_named(read, text):
     with pytest.raises(argparse.ArgumentTypeError, match=text):
         read(text)
+
+
+@pytest.mark.parametrize("size", [None, MiB, 1028 * KiB, 16 * MiB])
+def test_server_takes_some_sizes_of_blocks(size):
+    options.check_server_block(size)
+
+
+@pytest.mark.parametrize("size", [4 * KiB, MiB - 1, MiB + 1, 16 * MiB + 4 * KiB])
+def test_size_that_no_server_takes_is_refused(size):
+    with pytest.raises(UsageError, match=f"{size} bytes: a server takes 1m to 16m"):
+        options.check_server_block(size)

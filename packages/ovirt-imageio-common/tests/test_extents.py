@@ -12,7 +12,6 @@ from ovirt_imageio.common.extents import (
     dirty_from_json,
     merge,
     overlay_dirty,
-    to_json,
     zero_from_json,
 )
 
@@ -87,6 +86,12 @@ def test_overlay_says_for_each_byte_if_dirty_and_zero(dirty_parts, zero_parts):
     assert list(check_cover(found, size)) == found
 
 
+@pytest.mark.parametrize("zero", [False, True])
+def test_every_kind_of_extent_tells_if_it_is_data(zero):
+    assert ZeroExtent(0, 10, zero, hole=zero).data is not zero
+    assert DirtyExtent(0, 10, dirty=True, zero=zero).data is not zero
+
+
 def test_overlay_refuses_contexts_of_different_size():
     with pytest.raises(ValueError, match="end at different offsets"):
         list(overlay_dirty([(0, 10, True)], [z(0, 20)]))
@@ -113,7 +118,7 @@ def test_check_cover_refuses_what_does_not_cover(extents):
 @pytest.mark.parametrize("extent", [z(1, 2, True, False), DirtyExtent(1, 2, True, False)])
 def test_json_and_back(extent):
     read = zero_from_json if isinstance(extent, ZeroExtent) else dirty_from_json
-    assert read(to_json(extent)) == extent
+    assert read(extent.to_dict()) == extent
 
 
 def test_json_of_old_servers_lacks_hole():

@@ -8,7 +8,7 @@
         client.upload("disk.qcow2", url, "ca.pem", progress=progress)
 
 Whole images: `upload` and `download`. Random access: `ImageioClient`. Images on this
-machine: `info`, `measure`, `checksum`, `extents`.
+machine: `info`, `measure`, `checksum`, `extents`. What extents are: `ZeroExtent`, `DirtyExtent`.
 
 Each of them is loaded when it is first used (PEP 562): many programs import the package and
 need one of them, or only ask for its version.
@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
+    from ovirt_imageio.common.extents import DirtyExtent, ZeroExtent
+
     from .api import BUFFER_SIZE, MAX_WORKERS, download, upload
     from .inspection import checksum, extents, info, measure
     from .progress import ProgressBar
@@ -30,8 +32,10 @@ if TYPE_CHECKING:
 __all__ = [
     "BUFFER_SIZE",
     "MAX_WORKERS",
+    "DirtyExtent",
     "ImageioClient",
     "ProgressBar",
+    "ZeroExtent",
     "__version__",
     "checksum",
     "download",
@@ -42,19 +46,25 @@ __all__ = [
 ]
 
 _MODULES = {
-    "ImageioClient": "remote",
-    "ProgressBar": "progress",
-    **dict.fromkeys(("checksum", "extents", "info", "measure"), "inspection"),
+    "ImageioClient": ".remote",
+    "ProgressBar": ".progress",
+    **dict.fromkeys(("checksum", "extents", "info", "measure"), ".inspection"),
+    **dict.fromkeys(("DirtyExtent", "ZeroExtent"), "ovirt_imageio.common.extents"),
 }
 
 
-def __getattr__(name: str) -> Any:
+def _load(name: str) -> Any:
     """Load what is used for the first time."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_MODULES.get(name, 'api')}"), name)
+    value = getattr(import_module(_MODULES.get(name, ".api"), __name__), name)
     globals()[name] = value
     return value
+
+
+if not TYPE_CHECKING:
+    # A checker that saw it would take every misspelt name for one that exists.
+    __getattr__ = _load
 
 
 def __dir__() -> list[str]:

@@ -18,7 +18,7 @@ from ovirt_imageio.client import options
 from ovirt_imageio.client.options import UsageError
 from ovirt_imageio.client.target import FORMATS
 from ovirt_imageio.common.checksum import DEFAULT_ALGORITHM, DEFAULT_BLOCK_SIZE
-from ovirt_imageio.common.extents import Extent, to_json
+from ovirt_imageio.common.extents import Extent
 from ovirt_imageio.common.units import format_size
 
 _URL = re.compile(r"https?://", re.IGNORECASE)
@@ -94,7 +94,7 @@ def add_checksum(parser: argparse.ArgumentParser) -> None:
         "--block-size",
         metavar="SIZE",
         type=options.block_size,
-        help="bytes hashed on their own, 1m to 16m (default 4m)",
+        help="bytes hashed on their own, of a URL 1m to 16m (default 4m)",
     )
     add_member(parser)
     add_remote(parser)
@@ -229,6 +229,7 @@ def extents(args: argparse.Namespace) -> None:
 def checksum(args: argparse.Namespace) -> None:
     """Compute the block hash of an image, or let the server compute that of a disk."""
     if is_url(args.image):
+        options.check_server_block(args.block_size)
         with _remote(args) as disk:
             answer = disk.checksum(algorithm=args.algorithm, block_size=args.block_size)
         result = {"algorithm": answer.algorithm, "block_size": answer.block_size, "checksum": answer.checksum}
@@ -329,7 +330,7 @@ def _extents_as_json(extents: Iterable[Extent]) -> None:
     """Print a JSON list, an extent a line, as they come: there may be millions."""
     before = "["
     for extent in extents:
-        sys.stdout.write(f"{before}\n  {json.dumps(to_json(extent))}")
+        sys.stdout.write(f"{before}\n  {json.dumps(extent.to_dict())}")
         before = ","
     print("[]" if before == "[" else "\n]")
 
@@ -341,7 +342,7 @@ def _extents_as_table(extents: Iterable[Extent]) -> None:
 
 
 def _kind(extent: Extent) -> str:
-    flags = extent._asdict()
+    flags = extent.to_dict()
     words = []
     if "dirty" in flags:
         words.append("dirty" if flags["dirty"] else "clean")

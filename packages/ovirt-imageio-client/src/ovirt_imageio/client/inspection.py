@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Iterator
+from typing import Any, Iterator, overload
 
 from ovirt_imageio.client.hashing import local_checksum
 from ovirt_imageio.client.local import Path, Source, backing_node, look
 from ovirt_imageio.common.checksum import DEFAULT_ALGORITHM, DEFAULT_BLOCK_SIZE
-from ovirt_imageio.common.extents import Extent
+from ovirt_imageio.common.extents import DirtyExtent, Extent, ZeroExtent
 from ovirt_imageio.common.qemu import img
 
 
@@ -121,7 +121,8 @@ def checksum(
     Args:
         filename: Path of the image, or of a tar file.
         member: Name of the image inside the tar file.
-        block_size: Bytes of a block; 1 MiB to 16 MiB, a multiple of 4096.
+        block_size: Bytes of a block, 1 or more. A server takes 1 MiB to 16 MiB, and
+            multiples of 4096.
         algorithm: Name of an algorithm of fixed digest length, see hashlib.
         detect_zeroes: Kept for 2.x programs; zeroes are always looked for, which
             changes the time it takes and never the result.
@@ -132,7 +133,7 @@ def checksum(
         `algorithm`, `block_size` (bytes) and `checksum` (hexadecimal).
 
     Raises:
-        ValueError: The algorithm or the block size is not supported.
+        ValueError: The algorithm is not supported, or the block size below 1.
         UnsafeImage: The image refers to something that was not allowed.
         OSError: The image cannot be read.
     """
@@ -140,6 +141,50 @@ def checksum(
     with Source(layers, trusted=allow_external) as source:
         result = local_checksum(source.open, block_size=block_size, algorithm=algorithm)
     return {"algorithm": result.algorithm, "block_size": result.block_size, "checksum": result.checksum}
+
+
+@overload
+def extents(
+    filename: Path,
+    member: str | None = None,
+    bitmap: None = None,
+    *,
+    fmt: str | None = None,
+    allow_external: bool = False,
+) -> Iterator[ZeroExtent]: ...
+
+
+@overload
+def extents(
+    filename: Path,
+    member: str | None,
+    bitmap: str,
+    *,
+    fmt: str | None = None,
+    allow_external: bool = False,
+) -> Iterator[DirtyExtent]: ...
+
+
+@overload
+def extents(
+    filename: Path,
+    member: str | None = None,
+    *,
+    bitmap: str,
+    fmt: str | None = None,
+    allow_external: bool = False,
+) -> Iterator[DirtyExtent]: ...
+
+
+@overload
+def extents(
+    filename: Path,
+    member: str | None = None,
+    bitmap: str | None = None,
+    *,
+    fmt: str | None = None,
+    allow_external: bool = False,
+) -> Iterator[Extent]: ...
 
 
 def extents(
@@ -155,7 +200,8 @@ def extents(
     Args:
         filename: Path of the image, or of a tar file.
         member: Name of the image inside the tar file.
-        bitmap: Name of a dirty bitmap; dirty extents are told, of the image alone.
+        bitmap: Name of a dirty bitmap: what changed is told. What reads as zeroes is
+            told of the whole chain, as without it.
         fmt: Format of the image, which is then not guessed from its content.
         allow_external: Allow an image that uses data files, devices, or protocols.
 
@@ -166,8 +212,6 @@ def extents(
         UnsafeImage: The image refers to something that was not allowed.
         OSError: The image cannot be read.
     """
-    chain = bitmap is None
-    layers = look(filename, fmt=fmt, member=member, backing_chain=chain, allow_external=allow_external)
-    trusted = allow_external and chain
-    with Source(layers, connections=1, bitmap=bitmap, trusted=trusted) as source, source.open() as backend:
+    layers = look(filename, fmt=fmt, member=member, allow_external=allow_external)
+    with Source(layers, connections=1, bitmap=bitmap, trusted=allow_external) as source, source.open() as backend:
         yield from backend.extents("dirty" if bitmap else "zero")

@@ -34,7 +34,7 @@ MIN_WORKERS, MAX_WORKERS = 1, 8
 
 MIN_BUFFER, MAX_BUFFER = 64 * KiB, 16 * MiB
 
-MIN_BLOCK, MAX_BLOCK, BLOCK_STEP = 1 * MiB, 16 * MiB, 4 * KiB
+MIN_BLOCK, MAX_BLOCK, BLOCK_STEP = 1 * MiB, 16 * MiB, 4 * KiB  # of what a server hashes
 """Blocks of a checksum, see "GET /images/{id}/checksum"."""
 
 DISK_TIMEOUT = 120.0
@@ -252,10 +252,20 @@ def buffer_size(text: str) -> int:
 
 def block_size(text: str) -> int:
     """Read the size of a checksum's blocks."""
-    size = _size(text, MIN_BLOCK, MAX_BLOCK, "1m to 16m")
-    if size % BLOCK_STEP:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a multiple of 4k")
+    size = _parsed(text)
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected 1 byte or more")
     return size
+
+
+def check_server_block(size: int | None) -> None:
+    """Refuse a size of blocks that servers do not hash.
+
+    Raises:
+        UsageError: It says what they do.
+    """
+    if size is not None and (not MIN_BLOCK <= size <= MAX_BLOCK or size % BLOCK_STEP):
+        raise UsageError(f"--block-size of {size} bytes: a server takes 1m to 16m, and multiples of 4k")
 
 
 def disk_id(text: str) -> str:
@@ -267,13 +277,17 @@ def disk_id(text: str) -> str:
 
 
 def _size(text: str, least: int, most: int, words: str) -> int:
-    try:
-        size = parse_size(text)
-    except ValueError as e:
-        raise argparse.ArgumentTypeError(str(e)) from e
+    size = _parsed(text)
     if not least <= size <= most:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a size from {words}")
     return size
+
+
+def _parsed(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(str(e)) from e
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Iterator
+from typing import TYPE_CHECKING, Iterator, Literal, overload
 
 from ovirt_imageio.client.executor import FIRST_CONTACT, persist
 from ovirt_imageio.common import defaults, imagesapi
@@ -13,7 +13,7 @@ from ovirt_imageio.common.backends.base import Reader, Writer
 from ovirt_imageio.common.buffers import Buffer
 from ovirt_imageio.common.checksum import ChecksumResult
 from ovirt_imageio.common.errors import OutOfRange
-from ovirt_imageio.common.extents import Extent
+from ovirt_imageio.common.extents import DirtyExtent, Extent, ZeroExtent
 
 if TYPE_CHECKING:
     from ovirt_imageio.common.backends.http import HttpBackend
@@ -83,12 +83,22 @@ class ImageioClient:
         """
         return self._backend.size
 
+    @overload
+    def extents(self, context: Literal["zero"] = "zero") -> Iterator[ZeroExtent]: ...
+
+    @overload
+    def extents(self, context: Literal["dirty"]) -> Iterator[DirtyExtent]: ...
+
+    @overload
+    def extents(self, context: str) -> Iterator[Extent]: ...
+
     def extents(self, context: str = imagesapi.CONTEXT_ZERO) -> Iterator[Extent]:
         """Return what of the image is data, in order, without gaps.
 
         Args:
             context: `zero` for `ZeroExtent` (start, length, zero, hole); `dirty` for
                 `DirtyExtent` (start, length, dirty, zero), during incremental backup.
+                Both have the property `data`: not zero.
 
         Raises:
             ovirt_imageio.common.errors.UnsupportedOperation: No dirty extents here.

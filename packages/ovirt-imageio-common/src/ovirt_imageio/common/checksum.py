@@ -38,6 +38,9 @@ _DIGEST_SIZES = {"blake2b": 32, "blake2s": 32}
 
 _ZEROES = bytes(1 * MiB)
 
+_SHORT = 128 * KiB
+"""Blocks up to this are hashed by one thread: handing one over costs as much as hashing it."""
+
 
 class Source(Protocol):
     """What blocks are read from, such as a backend. One thread uses it at a time."""
@@ -90,14 +93,23 @@ def _works(name: str) -> bool:
         return False
 
 
+def check_algorithm(algorithm: str) -> None:
+    """Refuse an algorithm that is unknown here.
+
+    Raises:
+        ValueError: It names the algorithm, and those that work.
+    """
+    if algorithm not in algorithms():
+        raise ValueError(f"unsupported algorithm {algorithm[:50]!r}: expected one of {', '.join(algorithms())}")
+
+
 def check_arguments(algorithm: str, block_size: int) -> None:
-    """Refuse what cannot be computed.
+    """Refuse what a server computes for no client.
 
     Raises:
         ValueError: It names the argument, its value, and what is expected.
     """
-    if algorithm not in algorithms():
-        raise ValueError(f"unsupported algorithm {algorithm[:50]!r}: expected one of {', '.join(algorithms())}")
+    check_algorithm(algorithm)
     if not MIN_BLOCK_SIZE <= block_size <= MAX_BLOCK_SIZE or block_size % BLOCK_ALIGNMENT:
         raise ValueError(
             f"invalid block_size {block_size}: expected a multiple of {BLOCK_ALIGNMENT} "
@@ -215,7 +227,7 @@ class BlockHash:
 
     Args:
         algorithm: One of `algorithms()`.
-        block_size: Bytes of a block.
+        block_size: Bytes of a block, 1 or more.
         keep: Keep the digests of the blocks for the result.
 
     Raises:
@@ -225,7 +237,9 @@ class BlockHash:
     def __init__(
         self, algorithm: str = DEFAULT_ALGORITHM, block_size: int = DEFAULT_BLOCK_SIZE, *, keep: bool = False
     ) -> None:
-        check_arguments(algorithm, block_size)
+        check_algorithm(algorithm)
+        if block_size < 1:
+            raise ValueError(f"invalid block_size {block_size}: expected 1 byte or more")
         self.algorithm = algorithm
         self.block_size = block_size
         self._lock = threading.Lock()
@@ -324,7 +338,7 @@ def checksum(
         op: Asked between pieces if to go on, and told of every block, in order.
         offset: Start of the range, a multiple of block_size.
         algorithm: One of `algorithms()`.
-        block_size: Bytes of a block.
+        block_size: Bytes of a block, 1 or more.
         blocks: The digests of the blocks are wanted as well.
         size: Bytes of the sources that count as the image, which ends there; None means all.
 
@@ -340,7 +354,8 @@ def checksum(
     gaps = Gaps()
     runs = list(block_runs(_watched(extents or (), watch), offset, offset + length, block_size, gaps))
     data_blocks = sum(-(-(stop - start) // block_size) for start, stop, zero in runs if not zero)
-    _Hashing(sources[: max(data_blocks, 1)], total, watch, gaps).run(runs)
+    count = 1 if block_size <= _SHORT else max(data_blocks, 1)
+    _Hashing(sources[:count], total, watch, gaps).run(runs)
     return total.result()
 
 

@@ -30,6 +30,15 @@ class ZeroExtent(NamedTuple):
     zero: bool
     hole: bool
 
+    @property
+    def data(self) -> bool:
+        """The range may hold something else than zeroes."""
+        return not self.zero
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the extent as the HTTP API writes it."""
+        return self._asdict()
+
 
 class DirtyExtent(NamedTuple):
     """A range of one kind, for the context `dirty`.
@@ -45,6 +54,15 @@ class DirtyExtent(NamedTuple):
     length: int
     dirty: bool
     zero: bool
+
+    @property
+    def data(self) -> bool:
+        """The range may hold something else than zeroes, also where it is clean."""
+        return not self.zero
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the extent as the HTTP API writes it."""
+        return self._asdict()
 
 
 Extent = Union[ZeroExtent, DirtyExtent]
@@ -146,11 +164,6 @@ def check_cover(extents: Iterable[E], size: int) -> Iterator[E]:
         yield extent
     if position != size:
         raise ValueError(f"extents end at {position}, expected {size}")
-
-
-def to_json(extent: Extent) -> dict[str, Any]:
-    """The extent as the HTTP API writes it."""
-    return extent._asdict()
 
 
 def zero_from_json(document: Any) -> ZeroExtent:
