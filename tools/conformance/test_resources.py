@@ -216,3 +216,11 @@ def test_own_host_at_control(tcp_control, host):
     """Over TCP the control service answers to the names of this machine, with or without a port."""
     with tcp_control.connect("control") as control:
         expect_error(control.get(f"/tickets/{uuid.uuid4()}", ("Host", host)), 404)
+
+
+def test_control_without_host(server):
+    """The control service takes HTTP/1.1 without Host: the HTTP library of ovirt-engine sends none."""
+    with server.connect("control") as control:
+        for _ in range(2):
+            control.send(f"GET /tickets/{uuid.uuid4()} HTTP/1.1\r\nAccept: */*\r\n\r\n".encode())
+            expect_error(control.response(), 404)

@@ -190,6 +190,45 @@ def test_control_over_tcp_refuses_other_names(control_tcp: ControlService, host:
     assert ask_tcp(control_tcp, Host=host).status == 400
 
 
+def ask_without_host(sock: socket.socket, *fields: str) -> int:
+    """Send HTTP/1.1 without a Host, and return the status."""
+    with sock:
+        sock.settimeout(10)
+        sock.sendall("\r\n".join(["GET /hello HTTP/1.1", *fields, "", ""]).encode())
+        response = http.client.HTTPResponse(sock)
+        response.begin()
+        return response.status
+
+
+def connect_unix(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(path)
+    return sock
+
+
+def test_control_takes_requests_without_a_host(control_tcp: ControlService, folder: Path) -> None:
+    assert ask_without_host(socket.create_connection(("127.0.0.1", port_of(control_tcp)))) == 200
+    with serving(ControlService(Config(control=Control(socket=str(folder / "sock"))))) as service:
+        assert ask_without_host(connect_unix(service.address)) == 200
+
+
+@pytest.mark.parametrize("field", ["Host:", "Host: evil.example"])
+def test_control_over_tcp_looks_at_a_host_that_is_there(control_tcp: ControlService, field: str) -> None:
+    assert ask_without_host(socket.create_connection(("127.0.0.1", port_of(control_tcp))), field) == 400
+
+
+def test_page_without_a_host_is_refused_by_control(control_tcp: ControlService) -> None:
+    sock = socket.create_connection(("127.0.0.1", port_of(control_tcp)))
+    assert ask_without_host(sock, "Origin: null") == 403
+
+
+def test_other_services_want_a_host(folder: Path) -> None:
+    with serving(LocalService(Config(local=Local(socket=str(folder / "sock"))))) as service:
+        assert ask_without_host(connect_unix(service.address)) == 400
+    with serving(RemoteService(Config(remote=Remote(host="127.0.0.1", port=0), tls=Tls(enable=False)))) as service:
+        assert ask_without_host(socket.create_connection(("127.0.0.1", port_of(service)))) == 400
+
+
 @pytest.mark.parametrize("origin", ["http://localhost", "null", "https://evil.example"])
 def test_control_over_tcp_refuses_web_pages_without_cors(control_tcp: ControlService, origin: str) -> None:
     response = ask_tcp(control_tcp, Origin=origin)

@@ -45,6 +45,7 @@ class Service(ABC):
     name: str
     cors = False
     trusted = False
+    needs_host = True
 
     def __init__(self, cfg: Config) -> None:
         self.cfg = cfg
@@ -79,6 +80,7 @@ class Service(ABC):
             cors=self.cors,
             guard=self.guard(),
             trusted=self.trusted,
+            needs_host=self.needs_host,
         )
         router.observer = observer
         self.router = router
@@ -214,6 +216,7 @@ class ControlService(Service):
 
     name = "control"
     trusted = True
+    needs_host = False  # the HTTP library of ovirt-engine sends none with HTTP/1.1
 
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)

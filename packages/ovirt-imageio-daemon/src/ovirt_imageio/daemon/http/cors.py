@@ -62,9 +62,10 @@ def local_only(request: Request) -> None:
     Raises:
         HttpError: 403 for a request with an Origin, 400 for a Host other than this
             host's local names (a page whose own name was made to resolve to this host).
+            A request without a Host is none of a page: browsers send it always.
     """
     if "origin" in request.headers:
         raise HttpError(403, "web pages may not use this service")
-    host = request.headers.get("host", "")
-    if not re.match(_LOCAL_HOST, host):
+    host = request.headers.get("host")
+    if host is not None and not re.match(_LOCAL_HOST, host):
         raise HttpError(400, f"Host is {host[:100]!r}, expected localhost, 127.0.0.1 or [::1]")

@@ -88,12 +88,13 @@ def _bad(text: str, status: int = 400) -> HttpError:
     return HttpError(status, text, close=True)
 
 
-def parse_head(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Head:
+def parse_head(data: bytes, limits: Limits = DEFAULT_LIMITS, *, needs_host: bool = True) -> Head:
     """Parse a request head.
 
     Args:
         data: The head up to, without, the empty line that ends it.
         limits: What is too large.
+        needs_host: HTTP/1.1 without a Host field is refused, RFC 9112 §3.2.
 
     Raises:
         HttpError: 400 for a malformed head, 414 and 431 for a too large one, 417 for
@@ -119,7 +120,7 @@ def parse_head(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Head:
     if method not in _METHODS:
         raise _bad(f"method {method[:50]!r} is not known", 501)
     if "host" not in headers:
-        if version == _HTTP_1_1:
+        if needs_host and version == _HTTP_1_1:
             raise _bad("the Host field is missing")
     elif not _host(headers["host"]):
         raise _bad("the Host field is malformed")

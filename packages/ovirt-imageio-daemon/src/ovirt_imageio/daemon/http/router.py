@@ -72,6 +72,7 @@ class Router:
         cors: Whether pages of any origin may use it.
         guard: Called with each request before its handler; raises what refuses it.
         trusted: Its clients need no ticket. Elsewhere, who shows none has to wait for others.
+        needs_host: HTTP/1.1 without a Host field is refused.
 
     Attributes:
         stopping: Set when the server stops: running requests are finished and their
@@ -88,9 +89,11 @@ class Router:
         cors: bool = False,
         guard: Guard | None = None,
         trusted: bool = False,
+        needs_host: bool = True,
     ) -> None:
         self.name = name
         self.trusted = trusted
+        self._needs_host = needs_host
         self.cors = cors
         self.stopping = False
         self.observer: Observer | None = None
@@ -146,7 +149,7 @@ class Router:
     async def _serve_one(self, connection: Connection, data: bytes) -> bool:
         """Serve one request; tell whether the connection can serve another."""
         connection.repeat = None
-        head = parse_head(data, connection.limits)
+        head = parse_head(data, connection.limits, needs_host=self._needs_host)
         connection.head_sent = False
         body = RequestBody(
             connection,
