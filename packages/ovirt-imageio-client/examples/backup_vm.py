@@ -10,8 +10,11 @@ changed since the last, which it has as its backing file: opened, it shows the w
 `last.json` remembers for each disk the file, and the checkpoint to go on from.
 """
 
+from __future__ import annotations
+
 import json
 import os
+from typing import Any
 
 import helper
 from ovirtsdk4 import types
@@ -27,15 +30,16 @@ args = helper.parse(parser)
 memory = os.path.join(args.folder, "last.json")
 
 
-def recall():
+def recall() -> dict[str, Any]:
     """Return what the last backup left: its checkpoint, and a file for each disk."""
     if args.kind == "full":
         return {"checkpoint": None, "files": {}}
     with open(memory, encoding="utf-8") as f:
-        return json.load(f)
+        left: dict[str, Any] = json.load(f)
+        return left
 
 
-def download(system, backup, disk, last):
+def download(system: Any, backup: types.Backup, disk: types.Disk, last: dict[str, Any]) -> str:
     """Download one disk of a backup; return the name of its file."""
     # For a disk that is new since the checkpoint the engine offers a full backup only.
     incremental = disk.backup_mode == types.DiskBackupMode.INCREMENTAL

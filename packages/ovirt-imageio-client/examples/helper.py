@@ -12,11 +12,14 @@ for the command `ovirt-img`:
     cafile = /etc/pki/east-ca.pem
 """
 
+from __future__ import annotations
+
 import argparse
 import configparser
 import contextlib
 import os
 import time
+from typing import Any, Callable, Iterator
 
 import ovirtsdk4 as sdk
 from ovirtsdk4 import types
@@ -24,14 +27,14 @@ from ovirtsdk4 import types
 TIMEOUT = 120
 
 
-def arguments(description):
+def arguments(description: str) -> argparse.ArgumentParser:
     """Return a parser with the option that all examples have."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("-c", "--config", required=True, metavar="SECTION", help="section of ~/.config/ovirt-img.conf")
     return parser
 
 
-def parse(parser):
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse the command line, and add what the section of the file says."""
     args = parser.parse_args()
     config = configparser.ConfigParser(interpolation=None)
@@ -46,7 +49,7 @@ def parse(parser):
 
 
 @contextlib.contextmanager
-def connect(args):
+def connect(args: argparse.Namespace) -> Iterator[Any]:
     """Log in to the engine, and out in the end."""
     connection = sdk.Connection(
         url=args.engine_url + "/ovirt-engine/api",
@@ -61,7 +64,7 @@ def connect(args):
         connection.close()
 
 
-def wait_until(condition):
+def wait_until(condition: Callable[[], bool]) -> None:
     """Ask again and again, at most two minutes."""
     deadline = time.monotonic() + TIMEOUT
     pause = 0.1
@@ -72,7 +75,7 @@ def wait_until(condition):
         pause = min(2 * pause, 1)
 
 
-def create_disk(system, storage_domain, **properties):
+def create_disk(system: Any, storage_domain: str, **properties: Any) -> Any:
     """Make a disk, and wait until a transfer can have it."""
     disks = system.disks_service()
     disk = disks.add(types.Disk(storage_domains=[types.StorageDomain(name=storage_domain)], **properties))
@@ -82,7 +85,7 @@ def create_disk(system, storage_domain, **properties):
 
 
 @contextlib.contextmanager
-def transfer(system, direction, **what):
+def transfer(system: Any, direction: types.ImageTransferDirection, **what: Any) -> Iterator[Any]:
     """Permit to move the data of a disk; `transfer_url` and `proxy_url` say where.
 
     A transfer that failed is cancelled: the engine then removes a disk that was being
