@@ -153,6 +153,30 @@ def test_failed_block_ends_with_the_error_phase(clock):
     assert records(out)[-1]["description"] == "command failed"
 
 
+@pytest.mark.parametrize("fmt", ["text", "json"])
+def test_closed_bar_counts_on_and_draws_nothing(clock, fmt):
+    out = io.StringIO()
+    bar = ProgressBar(size=100, output=out, format=fmt, now=clock)
+    bar.update(50)
+    bar.close()
+    drawn = out.getvalue()
+    clock.time = 100.0
+    bar.update(50)
+    bar.phase = "verifying"
+    bar.size = 200
+    bar.close()
+    assert out.getvalue() == drawn
+    assert (bar.done, bar.phase, bar.size) == (100, "verifying", 200)
+
+
+def test_bar_of_a_closed_stream_ends_in_peace(clock):
+    out = io.StringIO()
+    bar = ProgressBar(size=100, output=out, now=clock)
+    bar.close()
+    out.close()
+    bar.phase = "done"
+
+
 def test_close_twice_ends_one_line(clock):
     out = io.StringIO()
     bar = ProgressBar(size=10, output=out, now=clock)

@@ -11,14 +11,20 @@ from ovirt_imageio.client.hashing import Passed
 from ovirt_imageio.client.verify import VerificationFailed, compare, verify
 from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
 from ovirt_imageio.common.checksum import checksum
-from ovirt_imageio.common.errors import PeerGone, ProtocolError
+from ovirt_imageio.common.errors import PeerGone, ProtocolError, UnsupportedOperation
 from ovirt_imageio.common.extents import ZeroExtent
 from ovirt_imageio.common.units import MiB
 
 BLOCK = 4 * MiB
 SIZE = 3 * BLOCK + 4096
 
-KINDS = {"ranges": {"checksum", "checksum-range"}, "whole": {"checksum"}, "none": set()}
+KINDS = {
+    "ranges": {"checksum", "checksum-range"},
+    "whole": {"checksum"},
+    "none": set(),
+    "offered": {"checksum", "not really"},
+}
+"""Features of the server; `offered` is one that has no checksum though it says so."""
 
 
 class Remote(MemoryBackend):
@@ -39,6 +45,8 @@ class Remote(MemoryBackend):
 
     def checksum(self, *, algorithm, block_size, offset=0, length=None, blocks=False):
         self.calls.append(("checksum", offset, length))
+        if "not really" in self.features:
+            raise UnsupportedOperation("the server has no checksum")
         return checksum(
             [MemoryBackend(self.memory)],
             length,

@@ -135,7 +135,7 @@ class ProgressBar:
                 self._redraw()
 
     def close(self) -> None:
-        """Draw for the last time and end the line. Idempotent."""
+        """Draw for the last time and end the line; what comes later is counted, not drawn. Idempotent."""
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -160,6 +160,8 @@ class ProgressBar:
         return min(100, self._done * 100 // self._size) if self._size else 100
 
     def _redraw(self, last: bool = False) -> None:
+        if self._closed and not last:
+            return
         now = self._now()
         self._drawn = (self._percent(), now)
         self._draw(now - self._start, last)

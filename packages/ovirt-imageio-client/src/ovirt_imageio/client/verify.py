@@ -4,7 +4,7 @@
 
     server has checksum-range     digests of blocks, local ones often known from the transfer
     checksum of the image only    equal: all is well; else, and
-    no checksum at all            both ends are read; what both know to be zero is not
+    no checksum, though offered   both ends are read; what both know to be zero is not
 
 The comparison is a transfer like any other: steps, workers, pairs, and repeated where
 the connection breaks. A pair compares instead of copying.
@@ -24,7 +24,7 @@ from ovirt_imageio.common import defaults, imagesapi
 from ovirt_imageio.common.backends.base import Backend, pieces
 from ovirt_imageio.common.blockruns import block_runs
 from ovirt_imageio.common.checksum import BLOCK_ALIGNMENT, BlockHash, zero_digest
-from ovirt_imageio.common.errors import TransferError
+from ovirt_imageio.common.errors import TransferError, UnsupportedOperation
 from ovirt_imageio.common.units import MiB
 
 if TYPE_CHECKING:
@@ -83,10 +83,10 @@ def verify(
     same_size = passed.size == remote.size and not passed.size % BLOCK_ALIGNMENT
     whole = imagesapi.FEATURE_CHECKSUM in remote.features and same_size
     by_block = imagesapi.FEATURE_CHECKSUM_RANGE in remote.features
-    if by_block or not whole:
+    same = None if by_block or not whole else _same_checksum(remote, open_image, passed, workers)
+    if not same:
         compare(remote, open_image, [(0, passed.size)], passed, workers=workers, retry=retry)
-    elif not _same_checksum(remote, open_image, passed, workers):
-        compare(remote, open_image, [(0, passed.size)], passed, workers=workers, retry=retry)
+    if same is False:
         raise VerificationFailed("the image has another checksum than the server's, though each block reads the same")
 
 
@@ -165,8 +165,12 @@ def _without_common_zeroes(steps: Iterator[Step], remote: HttpBackend, passed: P
             yield step
 
 
-def _same_checksum(remote: HttpBackend, open_image: OpenImage, passed: Passed, workers: int) -> bool:
-    """Compare the checksum of the whole image; blocks that are not known are hashed."""
+def _same_checksum(remote: HttpBackend, open_image: OpenImage, passed: Passed, workers: int) -> bool | None:
+    """Compare the checksum of the whole image; blocks that are not known are hashed.
+
+    Returns:
+        None if the server has no checksum: some offer what they do not have.
+    """
     hashing = Executor(lambda: HashingPair(open_image(), passed), Counter(None, 0), workers=workers)
     total = BlockHash(passed.algorithm, passed.block_size)
     with open_image() as listing:
@@ -177,7 +181,10 @@ def _same_checksum(remote: HttpBackend, open_image: OpenImage, passed: Passed, w
             zero = step.action is Action.ZERO
             digest = zero_digest(passed.algorithm, length) if zero else passed.digests[start // passed.block_size]
             total.add(start // passed.block_size, digest)
-    answer = persist(
-        lambda: remote.checksum(algorithm=passed.algorithm, block_size=passed.block_size), "get the checksum"
-    )
+    try:
+        answer = persist(
+            lambda: remote.checksum(algorithm=passed.algorithm, block_size=passed.block_size), "get the checksum"
+        )
+    except UnsupportedOperation:
+        return None
     return answer.checksum == total.digest().hex()

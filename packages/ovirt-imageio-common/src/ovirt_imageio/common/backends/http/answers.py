@@ -44,22 +44,6 @@ def check_range_reply(reply: Reply, offset: int, length: int) -> None:
         raise ProtocolError(f"{reply.name} answered {text!r} instead of {what}")
 
 
-def size_of(reply: Reply) -> int | None:
-    """The size in bytes that an answer to a GET of the first byte tells, None if it tells none.
-
-    Raises:
-        ImageioError: It is an error, but for that an empty image has no first byte.
-    """
-    if reply.status == 200:
-        return reply.body.left
-    if reply.status not in (206, 416):
-        raise reply.error()
-    try:
-        return imagesapi.parse_content_range(reply.headers.get("Content-Range", "")).size
-    except ValueError:
-        return None
-
-
 def read_checksum(data: bytes) -> ChecksumResult:
     """Read the document with the block hash of an image.
 

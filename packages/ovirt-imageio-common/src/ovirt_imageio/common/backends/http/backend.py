@@ -30,21 +30,21 @@ from ovirt_imageio.common.backends.base import (
 from ovirt_imageio.common.backends.pausing import is_paused
 from ovirt_imageio.common.buffers import Buffer, borrow
 from ovirt_imageio.common.checksum import ChecksumResult
-from ovirt_imageio.common.errors import ProtocolError, UnsupportedOperation
+from ovirt_imageio.common.errors import UnsupportedOperation
 from ovirt_imageio.common.extents import Extent, clip
 
-from .answers import check_range_reply, read_checksum, size_of
+from .answers import check_range_reply, read_checksum
 from .channel import Reply
 from .connections import StreamedBody
-from .errors import NotSupported, Unreachable
+from .errors import Unreachable, not_there
 from .listing import read_listing
 from .origin import Origin
 from .peers import DownloadPeer, UploadPeer, Watched, relay
 from .readers import ReaderPeer, WriterPeer
+from .size import ask_size
 from .streams import Stream
 
 _PATIENCE = 10  # times the timeout, for answers that storage has to work for
-_PROBE = "bytes=0-0"
 
 
 class HttpBackend(Backend):
@@ -132,7 +132,8 @@ class HttpBackend(Backend):
             As read_into.
         """
         if self._size is None:
-            self._size = self._ask_size()
+            extents = self.capabilities.can_extents
+            self._size = ask_size(self._request, extents=extents, timeout=self._patience)
         return self._size
 
     def clone(self) -> HttpBackend:
@@ -244,7 +245,7 @@ class HttpBackend(Backend):
         suffix = f"/{imagesapi.EXTENTS}?context={context}"
         with self._request("GET", suffix, timeout=self._patience) as reply:
             if reply.status == 404 and context == imagesapi.CONTEXT_DIRTY:
-                raise NotSupported(f"the server has no dirty extents: {reply.error()}", status=404, text="")
+                raise not_there("dirty extents", reply.error())
             reply.require(200)
             # Those that flush all connections at once are ours.
             old_server = not self._offer.flushes_all
@@ -270,7 +271,7 @@ class HttpBackend(Backend):
             blocks: Digests of all blocks are wanted.
 
         Raises:
-            UnsupportedOperation: The server has no checksums, or none of ranges.
+            UnsupportedOperation: The server has no checksums, even if it offers them, or none of ranges.
             As read_into.
         """
         query = {"algorithm": algorithm, "block_size": block_size}
@@ -283,6 +284,8 @@ class HttpBackend(Backend):
         given = "&".join(f"{key}={value}" for key, value in query.items() if value is not None)
         suffix = f"/{imagesapi.CHECKSUM}" + (f"?{given}" if given else "")
         with self._request("GET", suffix, timeout=None) as reply:
+            if reply.status == 404:
+                raise not_there("checksum", reply.error())
             return read_checksum(reply.require(200).document())
 
     def stream_read(
@@ -481,20 +484,6 @@ class HttpBackend(Backend):
                     op.advance(got)
                 if got < count:
                     return
-
-    def _ask_size(self) -> int:
-        with self._request("GET", headers={"Range": _PROBE}) as reply:
-            size = size_of(reply)
-            if reply.status == 200:
-                reply.close()
-        if size is not None:
-            return size
-        with self._request("GET") as reply:
-            size = reply.require(200).body.left
-            reply.close()
-        if size is None:
-            raise ProtocolError(f"{reply.name} does not tell the size of the image")
-        return size
 
 
 def _checked(receive: Callable[[memoryview], int], op: Operation) -> Callable[[memoryview], int]:

@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import errno
 import http.client
+import json
 import socket
 import ssl
 from typing import TypeVar
@@ -41,6 +42,7 @@ from ovirt_imageio.common.errors import (
     AlsoOSError,
     AuthorizationError,
     ConnectionTimeout,
+    ImageioError,
     PeerGone,
     ProtocolError,
     RequestError,
@@ -201,6 +203,22 @@ _KINDS: tuple[tuple[type[BaseException], type[Unreachable]], ...] = (
 )
 
 
+def not_there(what: str, error: ImageioError) -> NotSupported:
+    """Return the error for a 404 of what hangs below an image."""
+    return NotSupported(f"the server has no {what}: {error}", status=404, text=getattr(error, "text", ""))
+
+
+def _words(text: str) -> str:
+    """What an error says: other servers say it as {"error": "…"}."""
+    if not text.startswith("{"):
+        return text
+    try:
+        error = json.loads(text).get("error")
+    except (ValueError, RecursionError):
+        return text
+    return error if error and isinstance(error, str) else text
+
+
 def refusal(what: str, status: int, reason: str, text: str) -> Refused:
     """Return the error that a response means.
 
@@ -210,7 +228,7 @@ def refusal(what: str, status: int, reason: str, text: str) -> Refused:
         reason: Reason phrase, used where there is no text.
         text: Body of the response.
     """
-    text = text.strip()
+    text = _words(text.strip())
     message = f"{what}: the server answered {status} {reason}"
     if text and text != reason:
         message += f": {text}"

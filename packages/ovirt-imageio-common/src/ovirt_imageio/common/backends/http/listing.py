@@ -85,6 +85,26 @@ def read_listing(receive: Callable[[memoryview], int], context: str, size: int, 
         raise ProtocolError(f"the server sent invalid {context} extents: {e}") from e
 
 
+def read_end(receive: Callable[[memoryview], int]) -> int:
+    """Receive the answer to GET extents, and return where the last one ends.
+
+    Args:
+        receive: As for read_listing.
+
+    Raises:
+        ProtocolError: It is no list of zero extents without gaps.
+    """
+    end = 0
+    try:
+        for extent in map(zero_from_json, _objects(receive)):
+            if extent.start != end:
+                raise ValueError(f"expected an extent at {end}, got {extent}")
+            end += extent.length
+    except (ValueError, RecursionError) as e:
+        raise ProtocolError(f"the server sent invalid zero extents: {e}") from e
+    return end
+
+
 def _trimmed(extents: Iterable[Extent], size: int) -> Iterator[Extent]:
     """Leave out what is empty or past the end."""
     for extent in extents:

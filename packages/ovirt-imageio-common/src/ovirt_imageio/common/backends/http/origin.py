@@ -207,13 +207,16 @@ def read_offer(reply: Reply) -> Offer:
     allow = reply.headers.get("Allow")
     server = reply.headers.get("Server", "")
     document = _parse(reply.document())
+    max_writers = document.get("max_writers", 1)
+    may_put = allow is None or "PUT" in [method.strip() for method in allow.split(",")]
     is_ours = not server.startswith(("imageio/1.", "imageio/2.")) and server.startswith("imageio/")
     return Offer(
         features=frozenset(map(str, document.get("features", ()))),
         unix_socket=document.get("unix_socket"),
-        max_readers=document.get("max_readers", 1),
-        max_writers=document.get("max_writers", 1),
-        writable=allow is None or "PUT" in [method.strip() for method in allow.split(",")],
+        max_readers=max(document.get("max_readers", 1), 1),
+        max_writers=max(max_writers, 1),
+        # Apache CloudStack tells of no writers where an image can only be read.
+        writable=may_put and max_writers > 0,
         flushes_all=is_ours,
         is_ours=is_ours,
         proof=_proof(document),
@@ -234,14 +237,17 @@ def _parse(data: bytes) -> dict[str, Any]:
         return {}
     try:
         document = json.loads(data)
-    except (ValueError, RecursionError) as e:
-        raise ProtocolError(f"the server's options are no JSON: {data[:80]!r}") from e
+    except (ValueError, RecursionError):
+        # As 2.x: a server that answers each OPTIONS in words of its own may still serve ranges.
+        log.warning("The server's options are no JSON, so it has no features: %r", data[:80])
+        return {}
     if not isinstance(document, dict):
         raise ProtocolError(f"the server's options are no JSON object: {data[:80]!r}")
+    told = {key: value for key, value in document.items() if value is not None}
     for key, kind in _KINDS.items():
-        if key in document and type(document[key]) is not kind:
-            raise ProtocolError(f"the server's options have {key} {document[key]!r}, expected {kind.__name__}")
-    return document
+        if key in told and type(told[key]) is not kind:
+            raise ProtocolError(f"the server's options have {key} {told[key]!r}, expected {kind.__name__}")
+    return told
 
 
 _KINDS: dict[str, type] = {"features": list, "unix_socket": str, "max_readers": int, "max_writers": int}
