@@ -399,3 +399,8 @@ def test_sections_of_the_configuration_are_completed(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     (tmp_path / "ovirt-img.conf").write_text("[east]\n[west]\n")
     assert set(complete("ovirt-img upload-disk -c ", tmp_path)) >= {"east", "west"}
+
+
+def test_log_file_on_a_full_disk_is_told_once_and_fails_nothing(image, capsys):
+    assert cli.main(["info", "--log-file", "/dev/full", "--log-level", "debug", image]) == 0
+    assert lines(capsys) == ["ovirt-img: cannot write the log file /dev/full: [Errno 28] No space left on device"]

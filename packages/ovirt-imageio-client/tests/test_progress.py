@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import io
 import json
+import os
 import pty
 import struct
 import termios
@@ -12,7 +13,7 @@ import threading
 
 import pytest
 
-from ovirt_imageio.client.progress import Counter, ProgressBar, set_phase
+from ovirt_imageio.client.progress import Counter, Parts, ProgressBar, set_phase
 from ovirt_imageio.common.units import GiB, MiB
 
 
@@ -115,13 +116,103 @@ def test_long_transfers_fit_a_terminal_of_80_columns(clock):
     assert line == "[  55% ] 555 GiB of 999 GiB, 1:02:03, 153 MiB/s, 49:38 left | uploading image".ljust(79)
 
 
-def test_line_fits_a_narrow_terminal(clock):
+def test_line_fits_a_narrow_terminal_also_when_it_becomes_one(clock):
     main, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     with open(terminal, "w") as out, open(main, "rb", buffering=0) as screen:
         bar = ProgressBar(phase="uploading image", size=GiB, output=out, now=clock)
-        assert screen.read(1000) == b"[   0% ] 0 bytes of 1.00 GiB, 0.00 s, 0\r"
+        assert len(screen.read(1000)) == 79 + 1
+        clock.time = 2.0
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+        bar.update(512 * MiB)
+        assert screen.read(1000) == b"[  50% ] 512 MiB of 1.00 GiB, 2 s left".ljust(39) + b"\r"
         bar.close()
+
+
+PARTS = Parts(" 55%", "555 GiB", " of 999 GiB", "1:02:03", "153 MiB/s", "49:38 left", "uploading (attempt 2 of 7)")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[  55% ] 555 GiB of 999 GiB, 1:02:03, 153 MiB/s, 49:38 left | uploading (attempt 2 of 7)",
+        "[  55% ] 555 GiB of 999 GiB, 153 MiB/s, 49:38 left | uploading (attempt 2 of 7)",
+        "[  55% ] 555 GiB of 999 GiB, 49:38 left | uploading (attempt 2 of 7)",
+        "[  55% ] 555 GiB of 999 GiB | uploading (attempt 2 of 7)",
+        "[  55% ] 555 GiB of 999 GiB, 153 MiB/s, 49:38 left",
+        "[  55% ] 555 GiB of 999 GiB, 49:38 left",
+        "[  55% ] 555 GiB of 999 GiB",
+        "[  55% ] 555 GiB",
+        "[  55% ]",
+        "55%",
+        "",
+    ],
+)
+def test_line_of_a_width_leaves_out_what_matters_least(line):
+    assert PARTS.fit(len(line)) == line
+
+
+def test_no_width_cuts_a_number_or_a_word():
+    whole = set(str(PARTS).replace(",", "").split())
+    for width in range(len(str(PARTS)) + 1):
+        line = PARTS.fit(width)
+        assert len(line) <= width
+        assert set(line.replace(",", "").split()) <= whole
+
+
+class Broken(io.StringIO):
+    """Fails from some line on."""
+
+    def __init__(self, error, lines):
+        super().__init__()
+        self.error, self.lines = error, lines
+
+    def write(self, text):
+        self.lines -= 1
+        if self.lines < 0:
+            raise self.error
+        return super().write(text)
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("I/O operation on closed file.")])
+@pytest.mark.parametrize("lines", [0, 2])
+def test_output_that_fails_is_told_once_and_dropped(clock, caplog, format, error, lines):
+    out = Broken(error, lines)
+    with ProgressBar("copying", size=100, output=out, format=format, now=clock) as bar:
+        for _ in range(10):
+            bar.update(10)
+    assert bar.done == 100
+    (record,) = caplog.records
+    assert record.getMessage() == f"Progress is not shown any more: {getattr(error, 'strerror', None) or error}"
+
+
+def test_name_that_the_output_cannot_encode_is_shown_somehow(clock, tmp_path, caplog):
+    with open(tmp_path / "out", "w", encoding="ascii") as out:
+        ProgressBar("copying d\xefsk\udcff", size=0, output=out, now=clock).close()
+    assert "copying d\\xefsk\\udcff" in (tmp_path / "out").read_text()
+    assert caplog.records == []
+
+
+def test_what_a_slow_reader_has_no_room_for_is_left_out_but_for_the_last_line(clock):
+    read, write = os.pipe()
+    with open(read) as reader, open(write, "w") as out:
+        bar = ProgressBar("copying", size=1 << 20, output=out, format="json", now=clock)
+        for _ in range(1 << 10):
+            clock.time += 1.0
+            bar.update(1 << 10)
+        got = []
+        thread = threading.Thread(target=lambda: got.extend(reader))
+        thread.start()
+        bar.phase = "done"
+        bar.close()
+        out.close()
+        thread.join()
+    transferred = [json.loads(line)["transferred"] for line in got]
+    assert transferred == sorted(transferred)
+    assert len(got) < 1 << 10
+    last = json.loads(got[-1])
+    assert (last["transferred"], last["description"]) == (1 << 20, "done")
 
 
 def test_line_is_whole_on_a_terminal_that_does_not_know_its_size(clock):

@@ -18,7 +18,7 @@ import sys
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Callable, Iterator, NamedTuple, NoReturn, Sequence
 
-from ovirt_imageio.client import commands, disks, options
+from ovirt_imageio.client import commands, disks, options, standard
 from ovirt_imageio.client.failures import in_options, one_line
 from ovirt_imageio.client.options import UsageError
 from ovirt_imageio.client.version import __version__
@@ -111,6 +111,14 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    standard.hold()
+    try:
+        return _main(argv)
+    finally:
+        standard.let_go()
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = make_parser()
     _complete(parser)
     try:
@@ -124,9 +132,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as e:
         return _interrupted(e.number)
     except BrokenPipeError:
-        # Nobody reads what we write: what is left in the buffer must not fail again.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
 
 
@@ -137,20 +142,20 @@ def _run(args: argparse.Namespace) -> int:
             log.info("%s %s: %s", PROG, __version__, args.command)
             try:
                 args.run(args, section) if args.needs_engine else args.run(args)
+                # Written now, a full disk or a closed pipe is still told.
+                standard.finish()
             except (UsageError, BrokenPipeError):
                 raise
             except Exception as e:
                 log.debug("Failed", exc_info=True)
                 return _fail(1, one_line(e))
-            # Written now, a full disk or a closed pipe is still told.
-            sys.stdout.flush()
     except UsageError as e:
         return _fail(2, f"{e} (see {PROG} {args.command} --help)")
     return 0
 
 
 def _fail(status: int, text: str) -> int:
-    print(f"{PROG}: {text}", file=sys.stderr)
+    standard.say(f"{PROG}: {text}")
     return status
 
 
@@ -255,10 +260,27 @@ else:
 class _OverProgress(_StreamHandler):
     """Writes to standard error, on a terminal in place of the line of progress."""
 
-    def emit(self, record: logging.LogRecord) -> None:
-        if self.stream.isatty():
-            self.stream.write("\r\x1b[K")
-        super().emit(record)
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return f"\r\x1b[K{text}" if self.stream.isatty() else text
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Lose a record that standard error does not take."""
+
+
+class _LogFile(logging.FileHandler):
+    """Writes to a file; says once if that fails, and nothing else fails of it."""
+
+    _failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        if not self._failed:
+            self._failed = True
+            standard.say(f"{PROG}: cannot write the log file {self.baseFilename}: {sys.exc_info()[1]}")
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 class _InOptions(logging.Formatter):
@@ -274,7 +296,7 @@ def _logging(args: argparse.Namespace) -> Iterator[None]:
     handler: logging.Handler
     if args.log_file:
         try:
-            handler = logging.FileHandler(args.log_file)
+            handler = _LogFile(args.log_file)
         except OSError as e:
             raise UsageError(f"cannot write the log file {args.log_file}: {e.strerror}") from e
         handler.setFormatter(_InOptions("%(asctime)s %(levelname)-7s (%(threadName)s) [%(name)s] %(message)s"))

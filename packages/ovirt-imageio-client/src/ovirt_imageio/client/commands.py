@@ -16,6 +16,7 @@ from typing import Any, Iterable
 from ovirt_imageio import client
 from ovirt_imageio.client import options
 from ovirt_imageio.client.options import UsageError
+from ovirt_imageio.client.standard import show
 from ovirt_imageio.client.target import FORMATS
 from ovirt_imageio.common.checksum import DEFAULT_ALGORITHM, DEFAULT_BLOCK_SIZE
 from ovirt_imageio.common.extents import Extent
@@ -213,17 +214,17 @@ def measure(args: argparse.Namespace) -> None:
 
 def extents(args: argparse.Namespace) -> None:
     """List what of an image is data, zero, a hole or changed."""
-    show = _extents_as_json if args.output == "json" else _extents_as_table
+    write = _extents_as_json if args.output == "json" else _extents_as_table
     if is_url(args.image):
         if args.bitmap:
             raise UsageError("--bitmap is for files: for a URL give --dirty")
         with _remote(args) as disk:
-            show(disk.extents("dirty" if args.dirty else "zero"))
+            write(disk.extents("dirty" if args.dirty else "zero"))
         return
     if args.dirty:
         raise UsageError("--dirty is for URLs: for a file give --bitmap NAME")
     _check_local(args)
-    show(client.extents(args.image, bitmap=args.bitmap, **image_arguments(args)))
+    write(client.extents(args.image, bitmap=args.bitmap, **image_arguments(args)))
 
 
 def checksum(args: argparse.Namespace) -> None:
@@ -299,10 +300,10 @@ def _remote(args: argparse.Namespace) -> client.ImageioClient:
 def _show(args: argparse.Namespace, result: dict[str, Any]) -> None:
     """Print a result: JSON as the library has it, or a line for each value."""
     if args.output == "json":
-        print(json.dumps(result, indent=2))
+        show(json.dumps(result, indent=2) + "\n")
         return
     for key, value in _flat(result):
-        print(f"{key}: {value}")
+        show(f"{key}: {value}\n")
 
 
 def _flat(result: dict[str, Any]) -> Iterable[tuple[str, str]]:
@@ -330,15 +331,15 @@ def _extents_as_json(extents: Iterable[Extent]) -> None:
     """Print a JSON list, an extent a line, as they come: there may be millions."""
     before = "["
     for extent in extents:
-        sys.stdout.write(f"{before}\n  {json.dumps(extent.to_dict())}")
+        show(f"{before}\n  {json.dumps(extent.to_dict())}")
         before = ","
-    print("[]" if before == "[" else "\n]")
+    show("[]\n" if before == "[" else "\n]\n")
 
 
 def _extents_as_table(extents: Iterable[Extent]) -> None:
-    print(f"{'start':>16} {'length':>16}  what")
+    show(f"{'start':>16} {'length':>16}  what\n")
     for extent in extents:
-        print(f"{extent.start:>16} {extent.length:>16}  {_kind(extent)}")
+        show(f"{extent.start:>16} {extent.length:>16}  {_kind(extent)}\n")
 
 
 def _kind(extent: Extent) -> str:

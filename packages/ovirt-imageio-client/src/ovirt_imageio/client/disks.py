@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 from ovirt_imageio import client
-from ovirt_imageio.client import commands, options
+from ovirt_imageio.client import commands, options, standard
 from ovirt_imageio.client.engine import Engine, load_sdk
 from ovirt_imageio.client.local import Source, look
 
@@ -77,7 +77,11 @@ def upload(args: argparse.Namespace, section: dict[str, str]) -> None:
                 progress.phase = "finalizing transfer"
         progress.phase = "upload completed"
     if args.output == "text":
-        print(f"Disk: {disk_id}")
+        try:
+            standard.show(f"Disk: {disk_id}\n")
+            standard.finish()
+        except OSError:
+            standard.say(f"Disk: {disk_id}")
 
 
 def download(args: argparse.Namespace, section: dict[str, str]) -> None:

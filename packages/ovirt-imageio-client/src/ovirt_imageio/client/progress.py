@@ -9,14 +9,17 @@ whether it was copied, zeroed or skipped.
 from __future__ import annotations
 
 import json
-import os
+import logging
 import sys
 import threading
 import time
 from types import TracebackType
-from typing import Any, Callable, Protocol, TextIO, Union
+from typing import Any, Callable, Iterator, NamedTuple, Protocol, TextIO, Union
 
+from ovirt_imageio.client.output import Output, columns, is_file
 from ovirt_imageio.common.units import format_size
+
+log = logging.getLogger(__name__)
 
 REDRAW_INTERVAL = 1.0
 """Seconds after which a bar is drawn again though its percentage is the same: one percent
@@ -24,6 +27,9 @@ of a large disk takes minutes."""
 
 QUIET_STEP = 10
 """Percents between the lines that go to a file or a pipe."""
+
+_LAST_WORDS = 0.5
+"""Seconds that a slow reader gets to take the last line when a Control-C ends the block."""
 
 
 class ProgressLike(Protocol):
@@ -48,11 +54,15 @@ class ProgressBar:
     line of its own, with the keys `transferred` and, once known, `size` (integers, bytes),
     `elapsed` (seconds) and `description`.
 
+    It never ends or delays what it shows: output that fails is told once, by the log, and
+    dropped; what a slow reader has no room for is left out, but for the last line. Once closed it
+    draws nothing.
+
     Args:
         phase: What is going on, in a few words.
         error_phase: The phase to end with when the block of the context manager raised.
         size: Bytes in all; None while not known.
-        output: Text stream to write to.
+        output: Text stream to write to; None means standard output.
         format: `text` or `json`.
         step: Not used; 2.x programs may pass it.
         width: Columns of the line on a terminal; fewer if the terminal is narrower.
@@ -78,12 +88,14 @@ class ProgressBar:
         self._phase = phase or ""
         self._error_phase = error_phase
         self._size = None if size is None else int(size)
-        self._output = sys.stdout if output is None else output
-        self._width = min(width, _columns(self._output, width))
+        stream = sys.stdout if output is None else output
+        self._output = Output(stream, lambda why: log.warning("Progress is not shown any more: %s", why))
+        self._stream = stream
+        self._width = width
         self._now = now
         self._draw = self._draw_json if format == "json" else self._draw_text
         # A StringIO of a caller is drawn into as 2.x did; files and pipes get quiet lines.
-        self._quiet = format == "text" and _is_file(self._output)
+        self._quiet = format == "text" and is_file(stream)
         self._lock = threading.Lock()
         self._start = now()
         self._done = 0
@@ -136,10 +148,7 @@ class ProgressBar:
 
     def close(self) -> None:
         """Draw for the last time and end the line; what comes later is counted, not drawn. Idempotent."""
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._redraw(last=True)
+        self._close(None)
 
     def __enter__(self) -> ProgressBar:
         return self
@@ -152,22 +161,29 @@ class ProgressBar:
     ) -> None:
         if kind is not None:
             self.phase = self._error_phase
-        self.close()
+        self._close(None if error is None or isinstance(error, Exception) else _LAST_WORDS)
+
+    def _close(self, seconds: float | None) -> None:
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._redraw(last=True, seconds=seconds)
 
     def _percent(self) -> int | None:
         if self._size is None:
             return None
         return min(100, self._done * 100 // self._size) if self._size else 100
 
-    def _redraw(self, last: bool = False) -> None:
-        if self._closed and not last:
+    def _redraw(self, *, last: bool = False, seconds: float | None = 0) -> None:
+        if (self._closed and not last) or self._output.lost:
             return
         now = self._now()
-        self._drawn = (self._percent(), now)
-        self._draw(now - self._start, last)
-        self._output.flush()
+        text = self._draw(now - self._start, last)
+        if self._output.write(text, seconds=seconds):
+            self._drawn = (self._percent(), now)
+            self._told = self._state()
 
-    def _draw_json(self, elapsed: float, last: bool) -> None:
+    def _draw_json(self, elapsed: float, last: bool) -> str:
         record: dict[str, Any] = {
             "transferred": self._done,
             "elapsed": elapsed,
@@ -175,30 +191,69 @@ class ProgressBar:
         }
         if self._size is not None:
             record["size"] = self._size
-        self._output.write(json.dumps(record) + "\n")
+        return json.dumps(record) + "\n"
 
-    def _draw_text(self, elapsed: float, last: bool) -> None:
-        line = self._line(elapsed)
-        if self._quiet:
-            # The end adds nothing if its numbers were told.
-            state = (self._done, self._size, self._phase)
-            if state != self._told:
-                self._output.write(line + "\n")
-            self._told = state
-        else:
-            self._output.write(line[: self._width].ljust(self._width) + ("\n" if last else "\r"))
+    def _draw_text(self, elapsed: float, last: bool) -> str:
+        parts = self._parts(elapsed)
+        if not self._quiet:
+            # A terminal may have become narrower.
+            width = min(self._width, columns(self._stream, self._width))
+            return parts.fit(width).ljust(width) + ("\n" if last else "\r")
+        # The end adds nothing if its numbers were told.
+        return "" if self._told == self._state() else f"{parts}\n"
 
-    def _line(self, elapsed: float) -> str:
+    def _state(self) -> tuple[object, ...]:
+        return (self._done, self._size, self._phase)
+
+    def _parts(self, elapsed: float) -> Parts:
         percent = self._percent()
-        mark = " ---- " if percent is None else f" {percent:3d}% "
         rate = self._done / elapsed if elapsed > 0 else 0.0
-        done = format_size(self._done)
-        if self._size is not None and self._done != self._size:
-            done += f" of {format_size(self._size)}"
-        line = f"[{mark}] {done}, {_elapsed(elapsed)}, {format_size(rate)}/s"
-        if self._size is not None and rate and self._done < self._size:
-            line += f", {_duration((self._size - self._done) / rate)} left"
-        return f"{line} | {self._phase}" if self._phase else line
+        unfinished = self._size is not None and self._done < self._size
+        return Parts(
+            percent="----" if percent is None else f"{percent:3d}%",
+            done=format_size(self._done),
+            size="" if self._size is None or self._done == self._size else f" of {format_size(self._size)}",
+            elapsed=_elapsed(elapsed),
+            rate=f"{format_size(rate)}/s",
+            left=f"{_duration(((self._size or 0) - self._done) / rate)} left" if unfinished and rate else "",
+            phase=self._phase,
+        )
+
+
+class Parts(NamedTuple):
+    """What a line of progress tells, each in words. Pure.
+
+    [  55% ] 555 GiB of 999 GiB, 1:02:03, 153 MiB/s, 49:38 left | uploading image
+     percent    done       size  elapsed       rate        left             phase
+    """
+
+    percent: str
+    done: str
+    size: str
+    elapsed: str
+    rate: str
+    left: str
+    phase: str
+
+    def __str__(self) -> str:
+        return self._join(self.elapsed, self.rate, self.left, phase=self.phase)
+
+    def fit(self, width: int) -> str:
+        """Return a line of at most width characters that leaves out what matters least, and cuts no word."""
+        return next(line for line in self._lines() if len(line) <= width)
+
+    def _lines(self) -> Iterator[str]:
+        """Lines from the longest to the shortest, more or less."""
+        numbers = [(self.elapsed, self.rate, self.left), (self.rate, self.left), (self.left,), ()]
+        yield from (self._join(*some, phase=self.phase) for some in numbers)
+        words = self.phase.split(" ")
+        for some in numbers:
+            yield from (self._join(*some, phase=" ".join(words[:count])) for count in range(len(words) - 1, -1, -1))
+        yield from (f"[ {self.percent} ] {self.done}", f"[ {self.percent} ]", self.percent.strip(), "")
+
+    def _join(self, *numbers: str, phase: str) -> str:
+        line = ", ".join([f"[ {self.percent} ] {self.done}{self.size}", *filter(None, numbers)])
+        return f"{line} | {phase}" if phase else line
 
 
 class Counter:
@@ -274,25 +329,6 @@ def _tell_size(progress: Any, size: int) -> None:
             progress.refresh()
     else:
         progress.size = size
-
-
-def _is_file(output: TextIO) -> bool:
-    """Tell if output is a real stream that is no terminal."""
-    try:
-        output.fileno()
-    except (OSError, AttributeError, ValueError):
-        return False
-    return not output.isatty()
-
-
-def _columns(output: TextIO, default: int) -> int:
-    """Columns of a terminal that can be drawn in without going to the next line."""
-    try:
-        columns = os.get_terminal_size(output.fileno()).columns
-    except (OSError, AttributeError, ValueError):
-        return default
-    # Serial lines and some containers do not know their size, and say 0.
-    return columns - 1 if columns else default
 
 
 def _elapsed(seconds: float) -> str:
