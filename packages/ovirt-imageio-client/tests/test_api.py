@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import inspect
 import json
@@ -372,6 +373,46 @@ def test_disk_of_another_makers_server_is_uploaded_and_verified(tmp_path):
     with ScriptedServer(image) as server:
         client.upload(tmp_path / "disk", server.url, None, verify=True)
     assert image.data == data
+
+
+@pytest.mark.parametrize("at", [0, 2 * MiB])
+def test_source_that_cannot_be_read_is_named_at_the_first_try(data, tmp_path, monkeypatch, at):
+    (tmp_path / "disk").write_bytes(b"x" * len(data))
+    read = os.preadv
+    tries = []
+
+    def preadv(fd, buffers, offset, *flags):
+        if offset >= at and not flags:
+            tries.append(offset)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(fd, buffers, offset, *flags)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    with ScriptedServer(Image(data)) as server, pytest.raises(OSError, match="Input/output error") as e:
+        client.upload(tmp_path / "disk", server.url, None, max_workers=1)
+    assert e.value.filename == str(tmp_path / "disk")
+    assert len(tries) == 1
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo"])
+@pytest.mark.parametrize("call", [client.info, client.checksum, lambda path: list(client.extents(path))])
+def test_what_is_no_file_is_named(tmp_path, kind, call):
+    path = tmp_path / "thing"
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    words = {"folder": "Is a directory", "fifo": "neither a regular file nor a block device"}
+    with pytest.raises(OSError, match=words[kind]) as e:
+        call(path)
+    assert e.value.filename == str(path)
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo"])
+def test_what_is_no_file_is_named_as_the_source_of_an_upload(tmp_path, data, kind):
+    path = tmp_path / "thing"
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    for member in (None, "disk"):
+        with ScriptedServer(Image(data)) as server, pytest.raises(OSError, match="directory|regular file") as e:
+            client.upload(path, server.url, None, member=member)
+        assert e.value.filename == str(path)
 
 
 def test_redirect_is_not_followed(data, tmp_path):

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
@@ -69,6 +70,19 @@ def test_zero_runs_are_found_by_looking(data):
 def test_zero_runs_of_a_part_stay_inside_it(data):
     runs = list(zero_runs(MemoryBackend(Memory(data)), 3 * MiB, 100))
     assert runs == [(3 * MiB, 100, True)]
+
+
+@pytest.mark.parametrize("at", [0, MiB, 2 * MiB + 64 * KiB])
+def test_error_of_the_source_is_told_as_it_is(data, at):
+    class Failing(MemoryBackend):
+        def read_into(self, offset, buf):
+            view = memoryview(buf)
+            if offset + len(view) > at:
+                raise OSError(errno.EIO, "Input/output error")
+            super().read_into(offset, buf)
+
+    with pytest.raises(OSError, match="Input/output error"):
+        list(zero_runs(Failing(Memory(bytes(at) + data)), 0, len(data)))
 
 
 def test_upload_sends_data_and_zeroes_what_it_finds(data):

@@ -19,7 +19,7 @@ from ovirt_imageio.common.backends import file as file_module
 from ovirt_imageio.common.backends.direct import DirectFile, write_all
 from ovirt_imageio.common.backends.file import FileBackend
 from ovirt_imageio.common.backends.zeroing import Zeroing
-from ovirt_imageio.common.errors import OperationCancelled, PeerGone, PeerTimeout, UnsupportedOperation
+from ovirt_imageio.common.errors import AlsoOSError, OperationCancelled, PeerGone, PeerTimeout, UnsupportedOperation
 from ovirt_imageio.common.extents import ZeroExtent
 
 KiB, MiB = 1 << 10, 1 << 20
@@ -59,7 +59,7 @@ def failing(*codes, then=None):
 @contextlib.contextmanager
 def raises(code):
     with pytest.raises(OSError, match=rf"Errno {code}\b") as e:
-        yield
+        yield e
     assert e.value.errno == code
 
 
@@ -123,6 +123,49 @@ def test_read_passes_the_error_of_storage(backend, monkeypatch):
     monkeypatch.setattr(file_module.os, "preadv", failing(errno.EIO))
     with raises(errno.EIO):
         backend.read_into(0, bytearray(8192))
+
+
+def test_error_of_storage_names_the_file(path, backend, monkeypatch):
+    for name in ("preadv", "pwrite", "fsync"):
+        monkeypatch.setattr(file_module.os, name, failing(*[errno.EIO] * 9))
+    for name in ("fallocate", "seek_data", "splice"):
+        monkeypatch.setattr(linux, name, failing(*[errno.EIO] * 9))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(bytes(4096))
+        calls = {
+            "read": lambda: backend.read_into(0, bytearray(4096)),
+            "write": lambda: backend.write(0, bytes(4096)),
+            "zero": lambda: backend.zero(0, MiB),
+            "extents": lambda: list(backend.extents()),
+            "receive": lambda: backend.receive_from(SocketPeer(ours, splice=True), 0, 4096, Count()),
+            "send": lambda: backend.send_to(SocketPeer(ours, splice=True), 0, 4096, Count()),
+            "flush": backend.flush,
+        }
+        for name, call in calls.items():
+            with pytest.raises(OSError, match=f"Errno {errno.EIO}") as e:
+                call()
+            assert e.value.filename == path, name
+
+
+def test_error_of_the_page_cache_names_the_file(path, monkeypatch):
+    ours, theirs = socket.socketpair()
+    with ours, theirs, FileBackend(path, splice_out=True) as backend:
+        monkeypatch.setattr(linux, "splice", failing(errno.EIO))
+        with raises(errno.EIO) as e:
+            backend.send_to(SocketPeer(ours, splice=True), 0, 4096, Count())
+    assert e.value.filename == path
+
+
+def test_error_of_the_peer_is_not_named_after_the_file(path, backend):
+    class Broken(SocketPeer):
+        def send_all(self, data):
+            raise AlsoOSError("the server left")
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs, pytest.raises(AlsoOSError) as e:
+        backend.send_to(Broken(ours, splice=False), 0, 4096, Count())
+    assert e.value.filename is None
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])

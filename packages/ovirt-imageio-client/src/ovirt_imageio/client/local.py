@@ -14,6 +14,7 @@ say by then.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat
@@ -106,9 +107,19 @@ def look(
     return tuple(layers)
 
 
+def _check_kind(path: str) -> None:
+    """Refuse what no image can be in: opening a FIFO would wait for its writer."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+        raise OSError(errno.EINVAL, "neither a regular file nor a block device", path)
+
+
 def _top(path: str, fmt: str | None, member: str | None) -> Layer:
     if fmt is not None and fmt not in formats.SOURCES:
         raise ValueError(f"unknown image format {fmt!r}: expected one of {', '.join(formats.SOURCES)}")
+    _check_kind(path)
     offset, size = (None, None) if member is None else find_member(path, member)
     fmt = fmt or formats.probe(_read(path, offset, size, 0, formats.PROBE_SIZE))
     return Layer(path, fmt, offset, size)
@@ -172,6 +183,9 @@ def _read(path: str, start: int | None, size: int | None, offset: int, length: i
         return os.pread(fd, length, (start or 0) + offset)
     except OverflowError as e:
         raise ValueError(f"a reference to offset {offset}") from e
+    except OSError as e:
+        e.filename = path
+        raise
     finally:
         os.close(fd)
 

@@ -15,7 +15,7 @@ from ovirt_imageio.client.executor import Pair
 from ovirt_imageio.client.hashing import Followed, Follower
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.base import Backend, Capabilities, Operation, Peer, pieces
-from ovirt_imageio.common.buffers import Buffer, aligned, is_zero
+from ovirt_imageio.common.buffers import Buffer, borrow, is_zero
 from ovirt_imageio.common.units import KiB
 
 _SAMPLE = 4 * KiB
@@ -177,7 +177,7 @@ def zero_runs(source: Backend, offset: int, length: int) -> Iterator[tuple[int, 
     Only pieces that begin with zeroes are looked at as a whole.
     """
     start, last = offset, False
-    with aligned(defaults.PIECE) as buf, memoryview(buf) as view:
+    with borrow(defaults.PIECE) as view:
         for at, count in pieces(offset, length):
             zero = _piece_is_zero(source, at, view[:count])
             if zero is not last and at > start:

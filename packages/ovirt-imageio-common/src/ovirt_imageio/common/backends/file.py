@@ -20,6 +20,7 @@ import stat
 import threading
 import time
 import weakref
+from types import TracebackType
 from typing import Iterator, Sequence
 
 from ovirt_imageio.common import defaults, linux
@@ -29,7 +30,7 @@ from ovirt_imageio.common.backends.direct import DirectFile, shrunk, write_all
 from ovirt_imageio.common.backends.pausing import is_paused, note_silence
 from ovirt_imageio.common.backends.zeroing import Zeroing
 from ovirt_imageio.common.buffers import Buffer, borrow
-from ovirt_imageio.common.errors import PeerGone, UnsupportedOperation
+from ovirt_imageio.common.errors import ImageioError, PeerGone, UnsupportedOperation
 from ovirt_imageio.common.extents import Extent, ZeroExtent, merge
 
 _PAGE = 4096
@@ -70,6 +71,25 @@ def _shared_by(fd: int) -> _Shared:
         return _open_files.setdefault(key, _Shared())
 
 
+class _Named:
+    """While it is entered, an error of storage gets the name of the file, which system calls leave out."""
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # What the other end of a stream raises is no error of the file.
+        if isinstance(error, OSError) and not isinstance(error, ImageioError) and error.filename is None:
+            error.filename = self._path
+
+
 class FileBackend(Backend):
     """A regular file or a block device. One instance, one thread.
 
@@ -103,15 +123,16 @@ class FileBackend(Backend):
         if mode not in _MODES:
             raise ValueError(f"unknown mode {mode!r}: expected 'r' or 'r+'")
         self.path = path
+        self._named = _Named(path)
         self._options = {"mode": mode, "sparse": sparse, "connections": connections, "direct": direct}
         self._options["splice_out"] = splice_out
         # O_NONBLOCK: not to wait for the writer of a FIFO, which is refused below.
         self._fd = os.open(path, _MODES[mode] | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            block = self._choose_way(mode, direct)
-        except OSError as e:
+            with self._named:
+                block = self._choose_way(mode, direct)
+        except OSError:
             self.close()
-            e.filename = path
             raise
         self.capabilities = Capabilities(
             max_readers=connections,
@@ -156,7 +177,7 @@ class FileBackend(Backend):
         Raises:
             OSError: `EIO` also if the file became shorter than it was when it was opened.
         """
-        with memoryview(buf) as raw, raw.cast("B") as view:
+        with self._named, memoryview(buf) as raw, raw.cast("B") as view:
             self.check_range(offset, len(view))
             if not view:
                 return
@@ -198,7 +219,7 @@ class FileBackend(Backend):
         Raises:
             OSError: `ENOSPC` where storage is full.
         """
-        with memoryview(buf) as raw, raw.cast("B") as view:
+        with self._named, memoryview(buf) as raw, raw.cast("B") as view:
             self._check_write(offset, len(view))
             if not view:
                 return
@@ -224,8 +245,11 @@ class FileBackend(Backend):
             start = min(-(-offset // _PAGE) * _PAGE, end)
             end = max(end // _PAGE * _PAGE, start)
         self._write_zeroes(offset, start - offset)
-        if start < end and not self._zeroing.zero(start, end - start):
-            self._write_zeroes(start, end - start)
+        if start < end:
+            with self._named:
+                done = self._zeroing.zero(start, end - start)
+            if not done:
+                self._write_zeroes(start, end - start)
         self._write_zeroes(end, offset + length - end)
 
     def _write_zeroes(self, offset: int, length: int) -> None:
@@ -248,22 +272,23 @@ class FileBackend(Backend):
         earlier = self._shared.flush_error
         if earlier:
             raise OSError(earlier.errno, f"an earlier flush failed: {earlier.strerror}", self.path) from earlier
-        try:
-            os.fsync(self._fd)
-        except OSError as e:
-            self._shared.flush_error = self.broken = e
-            raise
-        if not self._device:
-            size = linux.file_size(self._fd)
-            if size < self.size:
-                raise shrunk(size, self.size)
+        with self._named:
+            try:
+                os.fsync(self._fd)
+            except OSError as e:
+                self._shared.flush_error = self.broken = e
+                raise
+            if not self._device:
+                size = linux.file_size(self._fd)
+                if size < self.size:
+                    raise shrunk(size, self.size)
         self.unflushed = False
 
     def send_to(self, peer: Peer, offset: int, length: int, op: Operation, *, others: Sequence[Backend] = ()) -> None:
         """See Backend. With `splice_out` payload goes from the page cache to a plain socket by splice(2)."""
         if self._sends_pages and length and peer.splice_fd is not None:
             self.check_range(offset, length)
-            with contextlib.suppress(filesplice.CannotSplice), linux.pipes.borrow() as pipe:
+            with contextlib.suppress(filesplice.CannotSplice), self._named, linux.pipes.borrow() as pipe:
                 if pipe is not None:
                     filesplice.send(self._fd, self.size, pipe, peer, offset, length, op)
                     return
@@ -275,7 +300,7 @@ class FileBackend(Backend):
         """See Backend. From a plain socket payload goes into the page cache by splice(2)."""
         if not self._direct and not self._device and peer.splice_fd is not None:
             self._check_write(offset, length)
-            with linux.pipes.borrow() as pipe:
+            with self._named, linux.pipes.borrow() as pipe:
                 if pipe is not None:
                     self._splice_from(peer, pipe, offset, length, op)
                     return
@@ -320,7 +345,11 @@ class FileBackend(Backend):
             return super().extents(context, offset=offset, length=length, op=op)
         length = self.size - offset if length is None else length
         self.check_range(offset, length)
-        return merge(self._zero_extents(offset, offset + length, op or NullOperation()))
+        return self._listed(merge(self._zero_extents(offset, offset + length, op or NullOperation())))
+
+    def _listed(self, extents: Iterator[ZeroExtent]) -> Iterator[ZeroExtent]:
+        with self._named:
+            yield from extents
 
     def _zero_extents(self, offset: int, end: int, op: Operation) -> Iterator[ZeroExtent]:
         number = 0
@@ -335,7 +364,7 @@ class FileBackend(Backend):
                 return
             hole = linux.seek_hole(self._fd, data)
             if hole is None or hole <= data:
-                raise OSError(errno.EIO, f"the file changed at {data} while its extents were read", self.path)
+                raise OSError(errno.EIO, f"the file changed at {data} while its extents were read")
             hole = min(hole, end)
             yield ZeroExtent(data, hole - data, zero=False, hole=False)
             offset = hole
