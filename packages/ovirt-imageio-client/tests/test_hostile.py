@@ -118,7 +118,7 @@ def test_extents_that_are_no_list_of_extents_are_refused(data, tmp_path, text):
         b'{"features": 5}',
         b'{"max_readers": "8"}',
         b'{"max_readers": ' + b"9" * 5000 + b"}",
-        b"\xff\xfe",
+        b'{"\xff\xfe',
     ],
     ids=range(6),
 )

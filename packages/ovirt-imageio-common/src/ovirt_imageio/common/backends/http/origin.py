@@ -235,12 +235,14 @@ def _proof(document: dict[str, Any]) -> sameserver.Key | None:
 def _parse(data: bytes) -> dict[str, Any]:
     if not data.strip():
         return {}
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
+    if not data.lstrip().startswith((b"{", b"[")):
         # As 2.x: a server that answers each OPTIONS in words of its own may still serve ranges.
         log.warning("The server's options are no JSON, so it has no features: %r", data[:80])
         return {}
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as e:
+        raise ProtocolError(f"the server's options are no JSON: {data[:80]!r}") from e
     if not isinstance(document, dict):
         raise ProtocolError(f"the server's options are no JSON object: {data[:80]!r}")
     told = {key: value for key, value in document.items() if value is not None}
