@@ -375,7 +375,7 @@ def test_disk_of_another_makers_server_is_uploaded_and_verified(tmp_path):
     assert image.data == data
 
 
-@pytest.mark.parametrize("at", [0, 2 * MiB])
+@pytest.mark.parametrize("at", [0, MiB])
 def test_source_that_cannot_be_read_is_named_at_the_first_try(data, tmp_path, monkeypatch, at):
     (tmp_path / "disk").write_bytes(b"x" * len(data))
     read = os.preadv
