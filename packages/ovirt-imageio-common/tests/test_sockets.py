@@ -1,11 +1,15 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
+import contextlib
+import select
 import socket
+import threading
 
 import pytest
 
 from ovirt_imageio.common import sockets
-from ovirt_imageio.common.errors import ConnectionTimeout, PeerGone
+from ovirt_imageio.common.cancel import Cancel
+from ovirt_imageio.common.errors import ConnectionTimeout, OperationCancelled, PeerGone
 
 
 @pytest.mark.parametrize(
@@ -118,3 +122,119 @@ def test_host_that_no_name_server_can_know_is_an_unknown_one(host):
 )
 def test_is_local_host(host, local):
     assert sockets.is_local_host(host) is local
+
+
+@pytest.fixture
+def full():
+    """A Unix socket that takes nobody more: connect(2) waits."""
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(b"")
+        listener.listen(0)
+        first.connect(listener.getsockname())
+        yield listener.getsockname().decode()
+
+
+def cancelled_while(call):
+    """Call something that waits for ever, and cancel it when it does."""
+    cancel = Cancel()
+    looked = threading.Event()
+    check = cancel.check
+
+    def check_and_tell():
+        check()
+        looked.set()
+
+    cancel.check = check_and_tell
+
+    def end():
+        assert looked.wait(10)
+        cancel.cancel()
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    try:
+        with pytest.raises(OperationCancelled):
+            call(cancel)
+    finally:
+        thread.join()
+
+
+def test_connecting_to_a_full_unix_socket_is_cancelled(full):
+    cancelled_while(lambda cancel: sockets.connect_unix(full, 1000, cancel=cancel))
+
+
+def test_connecting_to_a_full_unix_socket_ends_in_time_with_a_cancel_as_well(full):
+    with pytest.raises(ConnectionTimeout, match=r"within 0\.01 seconds"):
+        sockets.connect_unix(full, 0.01, cancel=Cancel())
+
+
+@pytest.fixture
+def deaf():
+    """A TCP port whose backlog is full: the kernel answers nobody more."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(2):
+            s = stack.enter_context(socket.socket())
+            s.setblocking(False)
+            s.connect_ex(listener.getsockname())
+            if not select.select([], [s], [], 0.2)[1]:
+                break
+        yield listener.getsockname()[1]
+
+
+def test_connecting_to_a_deaf_host_is_cancelled(deaf):
+    cancelled_while(lambda cancel: sockets.connect_tcp("127.0.0.1", deaf, 1000, cancel=cancel))
+
+
+def test_connecting_to_a_deaf_host_ends_in_time(deaf):
+    for cancel in (None, Cancel()):
+        with pytest.raises(ConnectionTimeout, match=r"within 0\.01 seconds"):
+            sockets.connect_tcp("127.0.0.1", deaf, 0.01, cancel=cancel)
+
+
+def test_looking_up_a_name_is_cancelled(monkeypatch):
+    asked, answer = threading.Event(), threading.Event()
+
+    def getaddrinfo(*args, **keys):
+        asked.set()
+        answer.wait(10)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    cancel = Cancel()
+
+    def end():
+        asked.wait(10)
+        cancel.cancel()
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    try:
+        with pytest.raises(OperationCancelled):
+            sockets.connect_tcp("name", 1, 1000, cancel=cancel)
+    finally:
+        answer.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("cancel", [None, Cancel()])
+def test_connect_tcp_tries_each_address_and_tells_of_the_last(monkeypatch, cancel):
+    with socket.socket() as listener, socket.socket() as closed:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        closed.bind(("127.0.0.1", 0))
+        addresses = [closed.getsockname(), listener.getsockname()]
+
+        def getaddrinfo(*args, **keys):
+            return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", address) for address in addresses]
+
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+        with sockets.connect_tcp("name", 1, 10, cancel=cancel) as s:
+            assert s.getpeername() == listener.getsockname()
+            assert s.getblocking()
+        addresses.reverse()
+        addresses[0] = closed.getsockname()
+        with pytest.raises(ConnectionRefusedError, match="name:1"):
+            sockets.connect_tcp("name", 1, 10, cancel=cancel)

@@ -251,16 +251,12 @@ def progress_bar(args: argparse.Namespace, phase: str, error_phase: str) -> clie
 
 
 def transfer_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what `options.add_transfer` and `options.add_resume` took, as upload and download call it."""
-    resume, journal = getattr(args, "resume", False), getattr(args, "journal", None)
-    if journal and not resume:
-        raise UsageError("--journal needs --resume")
+    """Return what `options.add_transfer` took, as upload and download call it."""
     return {
         "max_workers": args.max_workers,
         "buffer_size": args.buffer_size,
         "verify": args.verify,
-        "resume": resume,
-        "journal": journal,
+        "resume": getattr(args, "resume", False),
     }
 
 

@@ -8,13 +8,21 @@ no select, such as splice(2), end in time as well. See socket(7), SO_RCVTIMEO.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import select
 import socket
 import struct
-from typing import NamedTuple, Union
+import time
+from functools import partial
+from typing import Any, Iterator, NamedTuple, Union
 
+from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.errors import ConnectionTimeout, PeerGone, shown
 
 _TIMEVAL = struct.Struct("@ll")
+_TURN = 0.2  # seconds of a wait that nothing but time ends, between two looks if it was cancelled
 _CREDENTIALS = struct.Struct("@iii")  # unix(7), struct ucred
 
 
@@ -42,12 +50,13 @@ def unix_address(text: str) -> Union[str, bytes]:
     return text
 
 
-def connect_unix(address: str, timeout: float | None = None) -> socket.socket:
+def connect_unix(address: str, timeout: float | None = None, *, cancel: Cancel | None = None) -> socket.socket:
     """Connect to a Unix socket.
 
     Args:
         address: As unix_address takes it.
         timeout: Seconds to wait for room in the server's backlog.
+        cancel: Ends the wait.
 
     Returns:
         A blocking socket, without time limits. `set_timeouts` sets them.
@@ -55,12 +64,11 @@ def connect_unix(address: str, timeout: float | None = None) -> socket.socket:
     Raises:
         OSError: Nobody listens, or no permission; it names the address.
         ConnectionTimeout: The server accepts nobody.
+        OperationCancelled: cancel said so.
     """
     s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if timeout is not None:
-            set_timeouts(s, timeout)
-        s.connect(unix_address(address))
+        _connect_unix(s, unix_address(address), timeout, cancel)
         set_timeouts(s, 0)
     except BlockingIOError as e:
         s.close()
@@ -74,13 +82,39 @@ def connect_unix(address: str, timeout: float | None = None) -> socket.socket:
     return s
 
 
-def connect_tcp(host: str, port: int, timeout: float | None = None) -> socket.socket:
+def _connect_unix(s: socket.socket, address: str | bytes, timeout: float | None, cancel: Cancel | None) -> None:
+    for turn in _turns(timeout, cancel):
+        set_timeouts(s, turn or 0)
+        try:
+            return s.connect(address)
+        except BlockingIOError as e:
+            failure = e
+    raise failure
+
+
+def _turns(timeout: float | None, cancel: Cancel | None) -> Iterator[float | None]:
+    """Cut a wait that nothing but time ends, to look now and then if it was cancelled: seconds of each part.
+
+    Raises:
+        OperationCancelled: It was.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    if cancel is None:
+        yield timeout
+        return
+    while deadline is None or time.monotonic() < deadline:
+        cancel.check()
+        yield _TURN if deadline is None else max(min(_TURN, deadline - time.monotonic()), 0.001)
+
+
+def connect_tcp(host: str, port: int, timeout: float | None = None, *, cancel: Cancel | None = None) -> socket.socket:
     """Connect to a TCP port, by IPv6 or IPv4, without Nagle's delay.
 
     Args:
         host: Name or address.
         port: TCP port.
         timeout: Seconds for each address that the name has.
+        cancel: Ends the wait, also for the name's addresses.
 
     Returns:
         A blocking socket, without time limits. `set_timeouts` sets them.
@@ -88,9 +122,10 @@ def connect_tcp(host: str, port: int, timeout: float | None = None) -> socket.so
     Raises:
         OSError: The name is unknown, or nobody listens; it names host and port.
         ConnectionTimeout: No address answered.
+        OperationCancelled: cancel said so.
     """
     try:
-        s = socket.create_connection((host, port), timeout=timeout)
+        s = _connect_any(_addresses(host, port, cancel), timeout, cancel)
     except socket.timeout as e:
         raise ConnectionTimeout(f"no connection to {host}:{port} within {timeout} seconds") from e
     except UnicodeError as e:  # of a name that the domain name system cannot hold
@@ -102,6 +137,57 @@ def connect_tcp(host: str, port: int, timeout: float | None = None) -> socket.so
     s.setblocking(True)
     s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return s
+
+
+def _addresses(host: str, port: int, cancel: Cancel | None) -> list[Any]:
+    """Look up a name; an address is its own."""
+    look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    if cancel is None or _is_address(host):
+        return look_up()
+    return cancel.call(look_up, name=f"look up {host}")
+
+
+def _is_address(host: str) -> bool:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError, ValueError):
+            socket.inet_pton(family, host)
+            return True
+    return False
+
+
+def _connect_any(addresses: list[Any], timeout: float | None, cancel: Cancel | None) -> socket.socket:
+    """Connect to the first address that answers; the last failure is raised."""
+    failure: OSError = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+    for family, kind, protocol, _, address in addresses:
+        try:
+            s = socket.socket(family, kind, protocol)
+        except OSError as e:  # this kernel knows no IPv6
+            failure = e
+            continue
+        try:
+            _connect_tcp(s, address, timeout, cancel)
+            return s
+        except OSError as e:
+            s.close()
+            failure = e
+        except BaseException:
+            s.close()
+            raise
+    raise failure
+
+
+def _connect_tcp(s: socket.socket, address: Any, timeout: float | None, cancel: Cancel | None) -> None:
+    s.setblocking(False)
+    error = s.connect_ex(address)
+    if error == errno.EINPROGRESS:
+        poll = select.poll()
+        poll.register(s, select.POLLOUT)
+        turns = _turns(timeout, cancel)
+        if not any(poll.poll(None if turn is None else turn * 1000) for turn in turns):
+            raise socket.timeout("timed out")
+        error = s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if error:
+        raise OSError(error, os.strerror(error))
 
 
 def _naming(error: OSError, address: str) -> OSError:

@@ -21,7 +21,7 @@ import threading
 import time
 import weakref
 from types import TracebackType
-from typing import Iterator, Sequence
+from typing import Any, Iterator, Sequence
 
 from ovirt_imageio.common import defaults, linux
 from ovirt_imageio.common.backends import filesplice
@@ -30,6 +30,7 @@ from ovirt_imageio.common.backends.direct import DirectFile, shrunk, write_all
 from ovirt_imageio.common.backends.pausing import is_paused, note_silence
 from ovirt_imageio.common.backends.zeroing import Zeroing
 from ovirt_imageio.common.buffers import Buffer, borrow
+from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.errors import ImageioError, PeerGone, UnsupportedOperation
 from ovirt_imageio.common.extents import Extent, ZeroExtent, merge
 
@@ -100,6 +101,7 @@ class FileBackend(Backend):
         connections: How many instances may read side by side.
         direct: Use O_DIRECT where storage knows it; None decides by what storage it is.
         splice_out: Send by splice(2) where possible, see `filesplice`.
+        cancel: Takes the file away from this instance and its clones, see `interrupt`.
 
     Attributes:
         path: As given.
@@ -119,13 +121,16 @@ class FileBackend(Backend):
         connections: int = defaults.MAX_CONNECTIONS,
         direct: bool | None = None,
         splice_out: bool = False,
+        cancel: Cancel | None = None,
     ) -> None:
         if mode not in _MODES:
             raise ValueError(f"unknown mode {mode!r}: expected 'r' or 'r+'")
         self.path = path
         self._named = _Named(path)
-        self._options = {"mode": mode, "sparse": sparse, "connections": connections, "direct": direct}
-        self._options["splice_out"] = splice_out
+        self._options: dict[str, Any] = {"mode": mode, "sparse": sparse, "connections": connections, "direct": direct}
+        self._options.update(splice_out=splice_out, cancel=cancel)
+        self._cancel = cancel if mode == "r+" else None
+        self._wake: object = None
         # O_NONBLOCK: not to wait for the writer of a FIFO, which is refused below.
         self._fd = os.open(path, _MODES[mode] | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
@@ -145,6 +150,8 @@ class FileBackend(Backend):
         )
         self._zeroing = Zeroing(self._fd, device=self._device, sparse=sparse)
         self._sends_pages = splice_out and not self._direct and not self._device
+        if self._cancel is not None:
+            self._wake = self._cancel.add(self.interrupt)
 
     def _choose_way(self, mode: str, direct: bool | None) -> int:
         """Set up buffered or direct I/O, and return its block."""
@@ -169,7 +176,7 @@ class FileBackend(Backend):
 
     def clone(self) -> FileBackend:
         """Open the same path once more, for another thread."""
-        return FileBackend(self.path, **self._options)  # type: ignore[arg-type]
+        return FileBackend(self.path, **self._options)
 
     def read_into(self, offset: int, buf: Buffer) -> None:
         """See Backend.
@@ -276,6 +283,8 @@ class FileBackend(Backend):
             try:
                 os.fsync(self._fd)
             except OSError as e:
+                if self._cancel is not None:
+                    self._cancel.check()  # it was not the file that failed
                 self._shared.flush_error = self.broken = e
                 raise
             if not self._device:
@@ -379,8 +388,21 @@ class FileBackend(Backend):
             raise shrunk(size, self.size)
         return end
 
+    def interrupt(self) -> None:
+        """Take the file away: what the thread that uses it does from now on changes nothing. Any thread may call.
+
+        A system call that runs cannot be woken, and ends as it would have.
+        """
+        nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.dup2(nowhere, self._fd, inheritable=False)
+        finally:
+            os.close(nowhere)
+
     def close(self) -> None:
         """See Backend."""
+        if self._cancel is not None:
+            self._cancel.remove(self._wake)
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1

@@ -21,6 +21,7 @@ from ovirt_imageio.common.backends.base import Backend, Capabilities, Operation,
 from ovirt_imageio.common.backends.inflight import piece_size
 from ovirt_imageio.common.backends.pausing import is_paused
 from ovirt_imageio.common.buffers import Buffer, borrow
+from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.errors import RequestError, UnsupportedOperation
 from ovirt_imageio.common.extents import Extent
 from ovirt_imageio.common.nbd.connecting import GREETING_TIMEOUT
@@ -58,6 +59,7 @@ class NbdBackend(Backend):
         greeting_timeout: seconds after which a silent server counts as full.
         splice: use splice(2) where possible.
         large_read: let a server on a Unix socket keep its memory in bulk streams, see `largeread`.
+        cancel: ends what waits for the server, in this instance and in its clones.
 
     Attributes:
         address: where the export is.
@@ -82,6 +84,7 @@ class NbdBackend(Backend):
         greeting_timeout: float = GREETING_TIMEOUT,
         splice: bool = True,
         large_read: bool = True,
+        cancel: Cancel | None = None,
     ) -> None:
         if mode not in ("r", "r+"):
             raise ValueError(f"unknown mode {mode!r}, expected 'r' or 'r+'")
@@ -96,6 +99,7 @@ class NbdBackend(Backend):
             "connect_timeout": connect_timeout,
             "splice": splice,
             "large_read": large_read,
+            "cancel": cancel,
         }
         self._sparse = sparse
         self._splice = splice
@@ -106,6 +110,7 @@ class NbdBackend(Backend):
             timeout=timeout,
             connect_timeout=connect_timeout,
             greeting_timeout=greeting_timeout,
+            cancel=cancel,
         )
         self.export = self._client.export
         if mode == "r+" and self.export.read_only:

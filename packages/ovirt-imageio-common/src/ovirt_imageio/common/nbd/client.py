@@ -32,7 +32,8 @@ from itertools import chain
 from typing import Any, Callable, Iterable, Iterator, NoReturn
 
 from ovirt_imageio.common import defaults, sockets
-from ovirt_imageio.common.errors import ConnectionTimeout, PeerGone, ProtocolError, RequestError
+from ovirt_imageio.common.cancel import Cancel
+from ovirt_imageio.common.errors import ConnectionTimeout, OperationCancelled, PeerGone, ProtocolError, RequestError
 from ovirt_imageio.common.extents import DirtyExtent, E, Extent, ZeroExtent, merge
 from ovirt_imageio.common.nbd import extents as status
 from ovirt_imageio.common.nbd import handshake, wire
@@ -61,6 +62,7 @@ class Client:
         timeout: seconds that a system call waits for the server.
         connect_timeout: seconds to connect and to negotiate.
         greeting_timeout: seconds to wait for the first byte.
+        cancel: ends what waits for the server, and the connection.
 
     Attributes:
         export: what was negotiated.
@@ -75,6 +77,7 @@ class Client:
         ProtocolError: the server broke the rules.
         RequestError: the server refused, e.g. ENOENT for an unknown export.
         OSError: cannot connect.
+        OperationCancelled: cancel said so, now or in any method.
         ValueError: the address is invalid.
     """
 
@@ -87,12 +90,13 @@ class Client:
         timeout: float = defaults.NBD_TIMEOUT,
         connect_timeout: float = defaults.CONNECT_TIMEOUT,
         greeting_timeout: float = GREETING_TIMEOUT,
+        cancel: Cancel | None = None,
     ) -> None:
         self.address = parse(address) if isinstance(address, str) else address
         self.timeout = timeout
         self.broken: Exception | None = None
         steps = handshake.negotiate(self.address.export, dirty=dirty, bitmap=bitmap)
-        self.sock, self.export = connect(self.address, steps, connect_timeout, greeting_timeout)
+        self.sock, self.export = connect(self.address, steps, connect_timeout, greeting_timeout, cancel)
         try:
             sockets.set_timeouts(self.sock, timeout)
         except BaseException:
@@ -100,6 +104,8 @@ class Client:
             raise
         self._replies = Replies(structured=self.export.structured, contexts=self.export.contexts)
         self._head = memoryview(bytearray(64))
+        self._cancel = cancel
+        self._wake = None if cancel is None else cancel.add(self.interrupt)
 
     def __enter__(self) -> Client:
         return self
@@ -233,6 +239,7 @@ class Client:
                 self.sock.send(wire.request(wire.CMD_DISC, 0, 0, 0), socket.MSG_DONTWAIT)
             except OSError:
                 pass
+        self._unregister()
         self.sock.close()
 
     def stale(self) -> bool:
@@ -379,13 +386,18 @@ class Client:
         Whoever moves payload by itself calls this when that did not go to its end.
         """
         reason = error
-        if isinstance(error, (BlockingIOError, ConnectionTimeout)) and not isinstance(error, ServerTimeout):
+        if self._cancel is not None and self._cancel.cancelled:
+            reason = (
+                error if isinstance(error, OperationCancelled) else OperationCancelled("the operation was cancelled")
+            )
+        elif isinstance(error, (BlockingIOError, ConnectionTimeout)) and not isinstance(error, ServerTimeout):
             reason = ServerTimeout(f"NBD server {self.address} did not respond in {self.timeout} seconds")
         elif isinstance(error, (OSError, PeerGone)):
             reason = ServerGone(f"lost connection to NBD server {self.address}: {error}")
         if self.broken is None:
             self.broken = reason if isinstance(reason, Exception) else ServerGone(f"interrupted by {reason!r}")
         self._replies.abandon()
+        self._unregister()
         self.sock.close()
         return reason
 
@@ -408,11 +420,19 @@ class Client:
         if self.in_flight:
             raise ValueError(f"cannot hand over a connection with {self.in_flight} requests in flight")
         self.broken = ProtocolError("connection was handed over")
+        self._unregister()
         return self.sock, self._replies
 
     # Details.
 
+    def _unregister(self) -> None:
+        """Before the socket is closed: its number may then be that of another."""
+        if self._cancel is not None:
+            self._cancel.remove(self._wake)
+
     def _usable(self) -> None:
+        if self._cancel is not None and self._cancel.cancelled:
+            self.give_up(OperationCancelled("the operation was cancelled"))
         if self.broken is not None:
             raise ProtocolError(f"connection to {self.address} is closed: {self.broken}") from self.broken
 

@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
+from functools import partial
 from typing import TypeVar
 
 from ovirt_imageio.common import defaults, sockets
+from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.errors import ConnectionTimeout, PeerGone
 from ovirt_imageio.common.nbd import handshake
 from ovirt_imageio.common.nbd.errors import ServerFull, ServerGone, ServerTimeout
@@ -45,24 +48,31 @@ def list_exports(
 
 
 def connect(
-    address: Address, steps: handshake.Steps[_T], timeout: float, greeting_timeout: float
+    address: Address,
+    steps: handshake.Steps[_T],
+    timeout: float,
+    greeting_timeout: float,
+    cancel: Cancel | None = None,
 ) -> tuple[socket.socket, _T]:
-    """Connect and negotiate under one deadline."""
+    """Connect and negotiate under one deadline, which cancel brings forward."""
     deadline = time.monotonic() + timeout
-    sock = _open_socket(address, timeout, greeting_timeout)
+    sock = _open_socket(address, timeout, greeting_timeout, cancel)
     try:
         _tune(sock)
-        return sock, _negotiate(sock, address, steps, deadline, greeting_timeout)
+        with cancel.waking(partial(sock.shutdown, socket.SHUT_RDWR)) if cancel else contextlib.nullcontext():
+            return sock, _negotiate(sock, address, steps, deadline, greeting_timeout)
     except BaseException:
         sock.close()
+        if cancel is not None:
+            cancel.check()
         raise
 
 
-def _open_socket(address: Address, timeout: float, greeting_timeout: float) -> socket.socket:
+def _open_socket(address: Address, timeout: float, greeting_timeout: float, cancel: Cancel | None) -> socket.socket:
     if address.transport == "tcp":
-        return sockets.connect_tcp(address.host, address.port, timeout)
+        return sockets.connect_tcp(address.host, address.port, timeout, cancel=cancel)
     try:
-        return sockets.connect_unix(address.path, min(timeout, greeting_timeout))
+        return sockets.connect_unix(address.path, min(timeout, greeting_timeout), cancel=cancel)
     except ConnectionTimeout as e:
         raise ServerFull(f"NBD server {address} takes no more connections: its backlog is full") from e
 

@@ -5,14 +5,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 from typing import Any, Sequence
 
+from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.errors import ImageioError
 from ovirt_imageio.common.qemu import image
 
+log = logging.getLogger(__name__)
+
 PROGRAM = "qemu-img"
+
+_LOOK, _KILL_TIMEOUT = 0.2, 0.5
+"""Seconds between two looks if the caller was cancelled, and for a program to end that was killed."""
 
 
 class QemuImgError(ImageioError):
@@ -25,6 +32,7 @@ def info(
     fmt: str | None = None,
     offset: int | None = None,
     size: int | None = None,
+    cancel: Cancel | None = None,
 ) -> dict[str, Any]:
     """Describe an image.
 
@@ -33,6 +41,7 @@ def info(
         fmt: Format; None lets qemu look at the content.
         offset: Where the image begins in the file.
         size: Bytes of the image there.
+        cancel: Ends qemu-img.
 
     Returns:
         What `qemu-img info --output json` prints: `virtual-size` in bytes, `format`,
@@ -46,7 +55,7 @@ def info(
         command.append(_probed(filename, offset, size))
     else:
         command.append(image.reference(filename, fmt, offset=offset, size=size, backing_chain=False))
-    result: dict[str, Any] = json.loads(_run(command))
+    result: dict[str, Any] = json.loads(_run(command, cancel))
     return result
 
 
@@ -58,6 +67,7 @@ def create(
     backing_file: str | None = None,
     backing_format: str | None = None,
     preallocation: str | None = None,
+    cancel: Cancel | None = None,
 ) -> None:
     """Create an image.
 
@@ -68,6 +78,7 @@ def create(
         backing_file: Path that the image keeps, relative to itself if not absolute.
         backing_format: Format of the backing file, never guessed.
         preallocation: `off`, `metadata`, `falloc` or `full`.
+        cancel: Ends qemu-img.
 
     Raises:
         ValueError: A backing file without its format.
@@ -83,7 +94,7 @@ def create(
     command.append(os.path.abspath(filename))
     if size is not None:
         command.append(str(size))
-    _run(command)
+    _run(command, cancel)
 
 
 def measure(
@@ -95,6 +106,7 @@ def measure(
     size: int | None = None,
     backing_chain: bool = True,
     backing: dict[str, Any] | None = None,
+    cancel: Cancel | None = None,
 ) -> dict[str, Any]:
     """Tell how much room an image needs in another format.
 
@@ -106,6 +118,7 @@ def measure(
         size: Bytes of the image there.
         backing_chain: Count what the backing chain holds; else what the image itself does.
         backing: Node of the backing file; None lets qemu open what the image names.
+        cancel: Ends qemu-img.
 
     Returns:
         `required` and `fully-allocated`, in bytes, and maybe `bitmaps`.
@@ -118,7 +131,7 @@ def measure(
     else:
         source = image.reference(filename, fmt, offset=offset, size=size, backing_chain=backing_chain, backing=backing)
     command = ["measure", "--force-share", "--output", "json", "-O", dst_fmt, source]
-    result: dict[str, Any] = json.loads(_run(command))
+    result: dict[str, Any] = json.loads(_run(command, cancel))
     return result
 
 
@@ -177,13 +190,18 @@ def compare(a: str, b: str, *, fmt_a: str, fmt_b: str, strict: bool = False) -> 
     return done.returncode == 0
 
 
-def check(filename: str, *, fmt: str) -> None:
+def check(filename: str, *, fmt: str, cancel: Cancel | None = None) -> None:
     """Make sure that an image is consistent.
+
+    Args:
+        filename: Path of the image.
+        fmt: Format.
+        cancel: Ends qemu-img.
 
     Raises:
         QemuImgError: It is corrupt or leaks clusters.
     """
-    _run(["check", "-q", "--force-share", image.reference(filename, fmt)])
+    _run(["check", "-q", "--force-share", image.reference(filename, fmt)], cancel)
 
 
 def map_extents(filename: str, *, fmt: str) -> list[dict[str, Any]]:
@@ -213,18 +231,50 @@ def _probed(filename: str, offset: int | None, size: int | None) -> str:
     return "json:" + json.dumps({"file": file})
 
 
-def _run(args: Sequence[str]) -> str:
-    done = _start(args)
+def _run(args: Sequence[str], cancel: Cancel | None = None) -> str:
+    done = _start(args, cancel)
     if done.returncode:
         raise _failed(args, done)
     return done.stdout
 
 
-def _start(args: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def _start(args: Sequence[str], cancel: Cancel | None = None) -> subprocess.CompletedProcess[str]:
+    if cancel is not None:
+        cancel.check()
     try:
-        return subprocess.run([PROGRAM, *args], capture_output=True, text=True, errors="replace", check=False)
+        process = subprocess.Popen(
+            [PROGRAM, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
+        )
     except FileNotFoundError as e:
         raise QemuImgError("qemu-img is not installed (Debian: qemu-utils, Fedora and EL: qemu-img)") from e
+    try:
+        out, err = _output(process, cancel)
+    except BaseException:
+        _kill(process)
+        raise
+    return subprocess.CompletedProcess(args, process.returncode, out, err)
+
+
+def _output(process: subprocess.Popen[str], cancel: Cancel | None) -> tuple[str, str]:
+    """Wait for the end of a program, and look now and then if nobody waits for it any more."""
+    while True:
+        try:
+            return process.communicate(timeout=None if cancel is None else _LOOK)
+        except subprocess.TimeoutExpired:
+            assert cancel is not None
+            cancel.check()
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """End a program, and do not wait for a system call that never returns."""
+    process.kill()
+    try:
+        process.communicate(timeout=_KILL_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        log.warning("Left behind: %s %d, which does not end though it was killed", PROGRAM, process.pid)
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
 
 
 def _failed(args: Sequence[str], done: subprocess.CompletedProcess[str]) -> QemuImgError:

@@ -14,17 +14,22 @@ for ever, and nobody could continue.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from types import TracebackType
 from typing import IO, Any
 
 from ovirt_imageio.common import nbd
-from ovirt_imageio.common.errors import ImageioError
+from ovirt_imageio.common.cancel import Cancel
+from ovirt_imageio.common.errors import ImageioError, OperationCancelled
 from ovirt_imageio.common.qemu import image
+
+log = logging.getLogger(__name__)
 
 PROGRAM = "qemu-nbd"
 
@@ -32,7 +37,12 @@ PROGRAM = "qemu-nbd"
 # The socket comes as standard input: dash knows no descriptor numbers of two digits.
 _HAND_OVER = 'exec 3<&0 </dev/null; LISTEN_PID=$$; export LISTEN_PID; exec "$@"'
 
-_STOP_TIMEOUT = 30
+_STOP_TIMEOUT = 30.0
+_KILL_TIMEOUT = 5.0
+_CANCEL_TIMEOUT = 0.5
+_LOOK = 0.2
+"""Seconds: to write out what it holds, to end when it is killed, the same when nobody waits for it, and
+between two looks if that came to be."""
 
 _LONGEST_FOLDER = 80
 
@@ -60,6 +70,7 @@ class Server:
         offset: Where the image begins in the file, for a member of a tar file.
         size: Bytes of the image there.
         backing: Node of the backing file, see `qemu.image`; None takes what the image names.
+        cancel: Ends qemu-nbd, and what waits for it.
 
     Attributes:
         url: Of the export, for a ticket or for `backends.open`.
@@ -84,7 +95,9 @@ class Server:
         offset: int | None = None,
         size: int | None = None,
         backing: dict[str, Any] | None = None,
+        cancel: Cancel | None = None,
     ) -> None:
+        self._cancel = cancel
         self._command = [
             PROGRAM,
             f"--shared={shared + 1}",
@@ -136,7 +149,8 @@ class Server:
 
         Raises:
             QemuNbdError: It is not installed, or cannot open the image.
-        OSError: The socket cannot be made.
+            OSError: The socket cannot be made.
+            OperationCancelled: cancel said so.
         """
         if not self.socket_path:
             # The path of a socket may have 107 bytes only, see unix(7).
@@ -147,7 +161,7 @@ class Server:
             self._launch()
             self._greet()
         except BaseException:
-            self.stop()
+            self.stop(kill=True)
             raise
 
     def _launch(self) -> None:
@@ -176,7 +190,9 @@ class Server:
     def _greet(self) -> None:
         """Talk to the server: it answers when the image is open."""
         try:
-            self._keeper = nbd.Client(self.address, greeting_timeout=30)
+            self._keeper = nbd.Client(self.address, greeting_timeout=30, cancel=self._cancel)
+        except OperationCancelled:
+            raise
         except (ImageioError, OSError) as e:
             said = self._said()
             raise QemuNbdError(f"qemu-nbd cannot serve {self._filename}: {said or e}") from e
@@ -204,11 +220,7 @@ class Server:
         if keeper is not None:
             keeper.close()
         if process is not None:
-            try:
-                process.wait(_STOP_TIMEOUT)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            self._wait_for(process, killed=kill)
         if self._stderr is not None:
             self._stderr.close()
             self._stderr = None
@@ -218,6 +230,25 @@ class Server:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder, self.socket_path = None, ""
+
+    def _wait_for(self, process: subprocess.Popen[bytes], *, killed: bool) -> None:
+        """Wait for its end, which a kill brings about in time, but for a system call that never returns."""
+        deadline = time.monotonic() + (_KILL_TIMEOUT if killed else _STOP_TIMEOUT)
+        while True:
+            cancelled = self._cancel is not None and self._cancel.cancelled
+            if cancelled:
+                deadline = min(deadline, time.monotonic() + _CANCEL_TIMEOUT)
+            if (cancelled or time.monotonic() >= deadline) and not killed:
+                process.kill()
+                killed = True
+                deadline = time.monotonic() + (_CANCEL_TIMEOUT if cancelled else _KILL_TIMEOUT)
+            try:
+                process.wait(_LOOK)
+                return
+            except subprocess.TimeoutExpired:
+                if killed and time.monotonic() >= deadline:
+                    log.warning("Left behind: qemu-nbd %d, which does not end though it was killed", process.pid)
+                    return
 
     def __enter__(self) -> Server:
         self.start()

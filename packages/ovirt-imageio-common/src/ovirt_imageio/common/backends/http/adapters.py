@@ -21,6 +21,7 @@ import requests.adapters
 import requests_unixsocket.adapters
 
 from ovirt_imageio.common import defaults
+from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.errors import ConnectionTimeout
 from ovirt_imageio.common.sockets import connect_tcp, connect_unix, peer_credentials
 
@@ -100,6 +101,7 @@ class TcpAdapter(Adapter):
         timeout: Seconds of silence before a connection counts as dead.
         connect_timeout: Seconds to connect to each address of the host, and for each answer
             in the handshake.
+        cancel: Ends what waits, and the connection.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class TcpAdapter(Adapter):
         context: ssl.SSLContext | None,
         timeout: float | None,
         connect_timeout: float | None,
+        cancel: Cancel | None = None,
     ) -> None:
         scheme = "https" if context else "http"
         netloc = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -119,6 +122,7 @@ class TcpAdapter(Adapter):
         self._context = context
         self._timeout = timeout
         self._connect_timeout = connect_timeout
+        self._cancel = cancel
         self.pool = self._make_pool()
 
     def _make_pool(self) -> Pool:
@@ -126,13 +130,13 @@ class TcpAdapter(Adapter):
 
     def _connect(self) -> Stream:
         try:
-            sock = connect_tcp(self._host, self._port, self._connect_timeout)
+            sock = connect_tcp(self._host, self._port, self._connect_timeout, cancel=self._cancel)
         except (OSError, ConnectionTimeout) as e:
             raise unreachable(f"cannot connect to {self.name}", e) from e
         try:
             _keep_alive(sock)
             if self._context is None:
-                return Stream(sock, self.name, self._timeout)
+                return Stream(sock, self.name, self._timeout, cancel=self._cancel)
             return TlsStream(
                 sock,
                 self.name,
@@ -140,6 +144,7 @@ class TcpAdapter(Adapter):
                 connect_timeout=self._connect_timeout,
                 context=self._context,
                 server_hostname=self._host,
+                cancel=self._cancel,
             )
         except BaseException:
             sock.close()
@@ -155,6 +160,7 @@ class UnixAdapter(Adapter, requests_unixsocket.adapters.UnixAdapter):  # type: i
         address: Path, or abstract name that starts with NUL.
         timeout: Seconds of silence before a connection counts as dead.
         connect_timeout: Seconds to wait for the server to accept.
+        cancel: Ends what waits, and the connection.
     """
 
     def __init__(
@@ -163,12 +169,14 @@ class UnixAdapter(Adapter, requests_unixsocket.adapters.UnixAdapter):  # type: i
         *,
         timeout: float | None,
         connect_timeout: float | None,
+        cancel: Cancel | None = None,
     ) -> None:
         shown = "@" + address[1:] if address.startswith("\0") else address
         super().__init__(base_url=f"http+unix://{quote(address, safe='')}", name=shown)
         self._address = address
         self._timeout = timeout
         self._connect_timeout = connect_timeout
+        self._cancel = cancel
         self.pool = self._make_pool()
 
     def _make_pool(self) -> Pool:
@@ -176,7 +184,7 @@ class UnixAdapter(Adapter, requests_unixsocket.adapters.UnixAdapter):  # type: i
 
     def _connect(self) -> Stream:
         try:
-            sock = connect_unix(self._address, self._connect_timeout)
+            sock = connect_unix(self._address, self._connect_timeout, cancel=self._cancel)
         except (OSError, ValueError, ConnectionTimeout) as e:
             raise unreachable(f"cannot connect to {self.name}", e) from e
         uid = peer_credentials(sock).uid
@@ -185,7 +193,7 @@ class UnixAdapter(Adapter, requests_unixsocket.adapters.UnixAdapter):  # type: i
             raise Unreachable(f"the program at {self.name} belongs to user {uid}, not to root, us or {_USER!r}")
         # The sender's buffer rules a Unix socket; the server sets its own.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, defaults.HTTP_SNDBUF)
-        return Stream(sock, self.name, self._timeout)
+        return Stream(sock, self.name, self._timeout, cancel=self._cancel)
 
 
 def trusted_users() -> frozenset[int]:

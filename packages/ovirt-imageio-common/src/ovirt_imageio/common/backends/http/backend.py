@@ -11,6 +11,7 @@ Source: the images API, `docs/images.md`.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from typing import Any, Callable, Iterator, Sequence
@@ -29,14 +30,15 @@ from ovirt_imageio.common.backends.base import (
 )
 from ovirt_imageio.common.backends.pausing import is_paused
 from ovirt_imageio.common.buffers import Buffer, borrow
+from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.checksum import ChecksumResult
-from ovirt_imageio.common.errors import UnsupportedOperation
+from ovirt_imageio.common.errors import ConnectionTimeout, PeerGone, PeerTimeout, UnsupportedOperation
 from ovirt_imageio.common.extents import Extent, clip
 
 from .answers import check_range_reply, read_checksum
 from .channel import Reply
 from .connections import StreamedBody
-from .errors import Unreachable, not_there
+from .errors import ConnectionLost, ServerSilent, Unreachable, not_there
 from .listing import read_listing
 from .origin import Origin
 from .peers import DownloadPeer, UploadPeer, Watched, relay
@@ -61,9 +63,11 @@ class HttpBackend(Backend):
             be made.
         timeout: Seconds that the server may be silent; it may take ten times as long to
             answer what makes storage work, and any time for a checksum. None: for ever.
+        strict: The timeout counts for those as well.
         connect_timeout: Seconds to connect to each address of the server.
         use_unix_socket: Use the Unix socket of a server on this host.
         buffer_size: Most bytes moved at a time where payload passes through memory.
+        cancel: Ends what waits for the server, in this instance and in its clones.
 
     Attributes:
         features: What the server offers, see `imagesapi`.
@@ -76,6 +80,7 @@ class HttpBackend(Backend):
         Untrusted: The server's certificate was not accepted.
         Forbidden: The ticket is missing or expired.
         OSError: cafile cannot be read.
+        OperationCancelled: cancel said so, now or in any method.
         ImageioError: The server does not answer as it should.
     """
 
@@ -91,18 +96,22 @@ class HttpBackend(Backend):
         secure: bool = True,
         proxy_url: str | None = None,
         timeout: float | None = defaults.HTTP_TIMEOUT,
+        strict: bool = False,
         connect_timeout: float | None = defaults.CONNECT_TIMEOUT,
         use_unix_socket: bool = True,
         buffer_size: int = defaults.PIECE,
+        cancel: Cancel | None = None,
     ) -> None:
         if buffer_size < 1:
             raise ValueError(f"invalid buffer_size {buffer_size}: expected 1 byte or more")
         self.url = url
         self._buffer_size = buffer_size
         self._closed = False
+        self._cancel = cancel
         self._timeout = timeout
-        self._patience = None if timeout is None else timeout * _PATIENCE
-        origin = Origin(url, proxy_url, cafile, secure, timeout, connect_timeout, use_unix_socket)
+        self._patience = timeout if timeout is None or strict else timeout * _PATIENCE
+        self._longest = timeout if strict else None
+        origin = Origin(url, proxy_url, cafile, secure, timeout, connect_timeout, use_unix_socket, cancel)
         self._remote, self._unix, self._offer = origin.connect()
         if self._unix is not None:
             self._remote.close()  # kept for the day when the Unix socket fails
@@ -283,7 +292,7 @@ class HttpBackend(Backend):
             raise UnsupportedOperation(f"the server does not offer {feature!r}: {sorted(self.features)}")
         given = "&".join(f"{key}={value}" for key, value in query.items() if value is not None)
         suffix = f"/{imagesapi.CHECKSUM}" + (f"?{given}" if given else "")
-        with self._request("GET", suffix, timeout=None) as reply:
+        with self._request("GET", suffix, timeout=self._longest) as reply:
             if reply.status == 404:
                 raise not_there("checksum", reply.error())
             return read_checksum(reply.require(200).document())
@@ -307,7 +316,7 @@ class HttpBackend(Backend):
         self.check_range(offset, length)
         if not length:
             return
-        with self._get(offset, length) as reply:
+        with self._get(offset, length) as reply, self._blamed(reply.name):
             peer = DownloadPeer(reply.body)
             dst.receive_from(peer, offset if dst_offset is None else dst_offset, length, op)
             if reply.body.left:
@@ -346,7 +355,8 @@ class HttpBackend(Backend):
         def send(stream: Stream) -> None:
             src.send_to(UploadPeer(stream), start, length, Watched(op, stream))
 
-        self._put(offset, length, StreamedBody(length, send), flush=flush)
+        with self._blamed((self._unix or self._remote).name):
+            self._put(offset, length, StreamedBody(length, send), flush=flush)
 
     def send_to(
         self,
@@ -410,6 +420,25 @@ class HttpBackend(Backend):
         if self.capabilities.read_only:
             raise UnsupportedOperation("the image was opened for reading, or the ticket does not allow writing")
         self.check_range(offset, length)
+
+    @contextlib.contextmanager
+    def _blamed(self, name: str) -> Iterator[None]:
+        """Say that it was the server, where a local end moves its bytes and takes it for a client.
+
+        Raises:
+            OperationCancelled: It was we ourselves.
+            ServerSilent, ConnectionLost: In place of what is said of a client.
+        """
+        try:
+            yield
+        except (PeerGone, ConnectionTimeout) as e:
+            if self._cancel is not None:
+                self._cancel.check()
+            if isinstance(e, PeerTimeout):
+                raise ServerSilent(f"{name} moved nothing for {self._timeout} seconds") from e
+            if type(e) is PeerGone:
+                raise ConnectionLost(f"connection to {name} lost: {e.__cause__ or 'it was closed'}") from e
+            raise
 
     def _request(self, method: str, suffix: str = "", **arguments: Any) -> Reply:
         """Send a request by the Unix socket, or by TCP once that cannot be connected."""

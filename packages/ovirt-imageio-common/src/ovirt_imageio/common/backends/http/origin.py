@@ -27,7 +27,8 @@ from typing import Any
 from urllib.parse import SplitResult
 
 from ovirt_imageio.common import imagesapi, sameserver
-from ovirt_imageio.common.errors import ImageioError, ProtocolError
+from ovirt_imageio.common.cancel import Cancel
+from ovirt_imageio.common.errors import ImageioError, OperationCancelled, ProtocolError
 
 from .adapters import TcpAdapter, UnixAdapter
 from .channel import Channel, Reply
@@ -51,6 +52,7 @@ class Origin:
         timeout: Seconds that the server may be silent.
         connect_timeout: Seconds to connect to each address of the server.
         use_unix_socket: Take the Unix socket of a server on this host.
+        cancel: Ends what waits for a server.
     """
 
     url: str
@@ -60,6 +62,7 @@ class Origin:
     timeout: float | None
     connect_timeout: float | None
     use_unix_socket: bool
+    cancel: Cancel | None = None
 
     def connect(self) -> tuple[Channel, Channel | None, Offer]:
         """Find a way to the image.
@@ -74,6 +77,7 @@ class Origin:
             Untrusted: The server's certificate was not accepted.
             Forbidden: There is no such ticket.
             OSError: cafile cannot be read.
+            OperationCancelled: cancel said so.
             ImageioError: The server does not answer as it should.
         """
         try:
@@ -109,6 +113,7 @@ class Origin:
             context=self._context() if parts.scheme == "https" else None,
             timeout=self.timeout,
             connect_timeout=self.connect_timeout,
+            cancel=self.cancel,
         )
         return Channel(make_adapter, parts.path, timeout=self.timeout)
 
@@ -121,6 +126,7 @@ class Origin:
             offer.unix_socket,
             timeout=self.timeout,
             connect_timeout=self.connect_timeout,
+            cancel=self.cancel,
         )
         parts = imagesapi.split_url(url)
         channel = Channel(make_adapter, parts.path, timeout=self.timeout)
@@ -129,6 +135,9 @@ class Origin:
                 self._demand_proof(channel, offer.proof)
             if read_offer(channel.request("OPTIONS")) == offer:
                 return channel
+        except OperationCancelled:
+            channel.close()
+            raise
         except ImageioError as e:
             log.debug("Unix socket of the server is not usable: %s", e)
         channel.close()

@@ -20,6 +20,7 @@ import struct
 from typing import Any
 
 from ovirt_imageio.common.buffers import Buffer
+from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.errors import ConnectionTimeout, ProtocolError, ServerGone
 from ovirt_imageio.common.sockets import set_timeouts
 from ovirt_imageio.common.units import KiB
@@ -39,14 +40,17 @@ class Stream:
         sock: Connected and blocking; owned from now on.
         name: The server, for error messages.
         timeout: Seconds that one system call may wait; 0 or None means for ever.
+        cancel: Breaks the connection.
     """
 
-    def __init__(self, sock: socket.socket, name: str, timeout: float | None) -> None:
+    def __init__(self, sock: socket.socket, name: str, timeout: float | None, *, cancel: Cancel | None = None) -> None:
         self._sock = sock
         self._name = name
         self._timeout: float | None = None
         self._readers = 0
         self._closing = False
+        self._cancel = cancel
+        self._wake = None if cancel is None else cancel.add(self.interrupt)
         self.settimeout(timeout)
 
     @property
@@ -80,6 +84,7 @@ class Stream:
         Raises:
             ServerGone: The connection broke.
             ConnectionTimeout: The server takes nothing.
+            OperationCancelled: cancel said so.
         """
         try:
             self._sock.sendall(data)
@@ -92,9 +97,10 @@ class Stream:
         Raises:
             ServerGone: The connection broke.
             ConnectionTimeout: The server sends nothing.
+            OperationCancelled: cancel said so.
         """
         try:
-            return self._sock.recv_into(view)
+            return self._sock.recv_into(view) or self._ended()
         except OSError as e:
             raise self._failure(e, "sent") from e
 
@@ -107,7 +113,7 @@ class Stream:
             As recv_into.
         """
         try:
-            return self._sock.recv_into(view, 0, socket.MSG_WAITALL)
+            return self._sock.recv_into(view, 0, socket.MSG_WAITALL) or self._ended()
         except OSError as e:
             raise self._failure(e, "sent") from e
 
@@ -152,9 +158,18 @@ class Stream:
             self._close()
 
     def _close(self) -> None:
+        if self._cancel is not None:
+            self._cancel.remove(self._wake)
         self._sock.close()
 
+    def _ended(self) -> int:
+        """The end of the stream, unless it was we who ended it."""
+        if self._cancel is not None:
+            self._cancel.check()
+        return 0
+
     def _failure(self, error: OSError, verb: str) -> ServerGone | ConnectionTimeout:
+        self._ended()
         if isinstance(error, BlockingIOError):  # the answer of SO_RCVTIMEO and SO_SNDTIMEO
             return ServerSilent(f"{self._name} {verb} nothing for {self._timeout} seconds")
         return ConnectionLost(f"connection to {self._name} lost: {error.strerror or error}", cause=error)
@@ -170,6 +185,7 @@ class TlsStream(Stream):
         connect_timeout: As timeout, for the handshake.
         context: How to verify the server.
         server_hostname: Name or address that the certificate must be for.
+        cancel: As for Stream.
 
     Raises:
         Untrusted: The server's certificate was not accepted.
@@ -185,14 +201,19 @@ class TlsStream(Stream):
         connect_timeout: float | None,
         context: ssl.SSLContext,
         server_hostname: str,
+        cancel: Cancel | None = None,
     ) -> None:
-        super().__init__(sock, name, connect_timeout)
+        super().__init__(sock, name, connect_timeout, cancel=cancel)
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_hostname)
         self._raw = memoryview(bytearray(_RAW))
         self._early = b""  # decrypted by `answered`
-        self._handshake()
+        try:
+            self._handshake()
+        except BaseException:
+            super()._close()
+            raise
         self.settimeout(timeout)
 
     @property
