@@ -63,9 +63,9 @@ def called(monkeypatch):
 
 
 def test_upload_hands_over_its_options(called):
-    args = "upload --cafile ca --insecure --proxy-url https://p --max-workers 8 --buffer-size 64k --verify --resume"
-    more = "--member m --source-format vmdk --no-backing-chain --allow-external --disk-is-zero file"
-    assert cli.main([*args.split(), *more.split(), URL]) == 0
+    args = "upload --cafile ca --insecure --proxy-url https://p --max-workers 8 --buffer-size 64k --verify"
+    more = "--member m --source-format vmdk --no-backing-chain --allow-external --disk-is-zero"
+    assert cli.main([*args.split(), *more.split(), "--resume", "--journal", "j", "file", URL]) == 0
     ((positional, keys),) = called
     progress = keys.pop("progress")
     assert progress.phase == "upload completed"
@@ -77,6 +77,7 @@ def test_upload_hands_over_its_options(called):
         "buffer_size": 64 << 10,
         "verify": True,
         "resume": True,
+        "journal": "j",
         "member": "m",
         "fmt": "vmdk",
         "backing_chain": False,
@@ -99,6 +100,7 @@ def test_download_hands_over_its_options(called):
         "buffer_size": client.BUFFER_SIZE,
         "verify": False,
         "resume": False,
+        "journal": None,
         "incremental": True,
         "backing_file": "full",
         "backing_format": "qcow2",

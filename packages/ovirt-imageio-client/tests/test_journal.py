@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
+import tempfile
+from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ovirt_imageio.client.journal import CannotResume, Journal, merged, place
+from ovirt_imageio.client.journal import CannotResume, Journal, place
+from ovirt_imageio.client.records import merged
 
 WHAT = {"direction": "upload", "size": 1000}
 
@@ -58,14 +64,108 @@ def test_journal_of_another_transfer_is_refused_and_named(path):
         Journal(path, {**WHAT, "size": 2000})
 
 
-@pytest.mark.parametrize("text", [b"important notes\n", b"no end of line", b'{"journal": 7}\n', b"[]\n", b"\xff\n"])
+HEADER = b'{"journal": 2, "direction": "upload", "size": 1000}\n'
+
+OTHERS = {
+    "notes": b"important notes\n",
+    "one line": b"no end of line",
+    "version": b'{"journal": 7}\n',
+    "older": HEADER.replace(b"2", b"1", 1) + b'{"done": [[0, 50]]}\n',
+    "list": b"[]\n",
+    "binary": b"\xff\n",
+    "deep": b'{"journal": ' + b"[" * 100000 + b"\n",
+    "deep value": b'{"journal": 2, "direction": ' + b"[" * 500 + b"]" * 500 + b"}\n",
+    "truth": HEADER.replace(b"1000", b"true"),
+}
+
+DAMAGES = {
+    "text": b"}{",
+    "no record": b"5",
+    "no list": b'{"done": 5}',
+    "no ranges": b'{"done": [5, 6]}',
+    "three numbers": b'{"done": [[1, 2, 3]]}',
+    "words": b'{"done": [["0", "50"]]}',
+    "truth": b'{"done": [[false, true]]}',
+    "broken": b'{"done": [[0, 5.5]]}',
+    "infinite": b'{"done": [[0, Infinity]]}',
+    "negative": b'{"done": [[-5, 50]]}',
+    "empty": b'{"done": [[5, 0]]}',
+    "past the end": b'{"done": [[990, 11]]}',
+    "huge": b'{"done": [[0, 1' + b"0" * 5000 + b"]]}",
+    "deep": b'{"done": ' + b"[" * 100000,
+    "plan": b'{"plan": ["digest"]}',
+}
+
+
+@pytest.mark.parametrize("text", OTHERS.values(), ids=OTHERS)
 def test_other_files_are_refused_and_left_alone(path, text):
+    assert_refused(path, text)
+
+
+@pytest.mark.parametrize("line", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_journal_is_refused_and_named(path, line):
+    assert_refused(path, HEADER + line + b'\n{"done": [[0, 50]]}\n', "line 2")
+    assert_refused(path, HEADER + b'{"done": [[0, 50]]}\n' + line + b'\n{"done": []}\n{"do', "line 3")
+
+
+def assert_refused(path, text, where=""):
     with open(path, "wb") as f:
         f.write(text)
-    with pytest.raises(CannotResume, match="remove it"):
+    with pytest.raises(CannotResume, match=f"by {path}: .*{where}.*; remove it to begin anew") as e:
         Journal(path, WHAT)
+    assert len(str(e.value)) < len(path) + 300
     with open(path, "rb") as f:
         assert f.read() == text
+
+
+@pytest.mark.parametrize("line", DAMAGES.values(), ids=DAMAGES)
+def test_last_line_that_a_crash_has_spoilt_does_not_count_but_that_there_was_one(path, line):
+    with open(path, "wb") as f:
+        f.write(HEADER + line + b"\n")
+    with Journal(path, WHAT) as journal:
+        assert (journal.done, journal.begun) == ([], True)
+        journal.record([(0, 50)])
+    assert reopened(path) == [(0, 50)]
+
+
+@given(st.data())
+def test_whatever_a_journal_holds_it_is_read_or_refused(data):
+    good = HEADER + b'{"begun": true, "plan": "digest"}\n' + b'{"done": [[0, 50], [100, 7]]}\n' * 3
+    text = bytearray(good)
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(text)))
+        text[at : at + data.draw(st.integers(0, 20))] = data.draw(
+            st.binary(max_size=20) | st.sampled_from([b"\n", b"[", b"{", b"-", b"9" * 30, b'"done"', b"null", good])
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "journal")
+        with open(path, "wb") as f:
+            f.write(text)
+        try:
+            journal = Journal(path, WHAT)
+        except CannotResume as e:
+            refused = str(e)
+            with open(path, "rb") as f:
+                assert (path in refused, f.read()) == (True, bytes(text))
+            return
+        with journal:
+            assert all(0 <= offset < offset + length <= 1000 for offset, length in journal.done)
+            journal.record([(0, 1)])
+        assert reopened(path)[0][0] == 0
+
+
+def test_what_is_no_file_is_refused(path):
+    os.mkfifo(path)
+    with pytest.raises(CannotResume, match="it is no file"):
+        Journal(path, WHAT)
+
+
+def test_disk_that_was_named_by_mistake_is_not_read(path, monkeypatch):
+    with open(path, "wb") as f:
+        f.truncate(1 << 40)
+    with pytest.raises(CannotResume, match="no journal of a transfer"):
+        Journal(path, WHAT)
+    assert os.path.getsize(path) == 1 << 40
 
 
 def test_journal_in_use_is_refused(path):
@@ -82,23 +182,41 @@ def test_journal_removed_is_gone(path):
 
 def test_restart_forgets(path):
     with Journal(path, WHAT) as journal:
+        journal.begin("plan")
         journal.record([(0, 50)])
-        journal.seal("plan")
     with Journal(path, WHAT) as journal:
         assert journal.is_sealed
         journal.restart()
-        assert journal.done == []
-        assert not journal.is_sealed
+        assert (journal.done, journal.begun, journal.is_sealed) == ([], False, False)
     assert reopened(path) == []
+
+
+def test_run_that_began_is_remembered_though_it_recorded_nothing(path):
+    with Journal(path, WHAT) as journal:
+        assert not journal.begun
+    with Journal(path, WHAT) as journal:
+        assert not journal.begun
+        journal.begin()
+    with Journal(path, WHAT) as journal:
+        assert (journal.begun, journal.done) == (True, [])
+        journal.begin()
 
 
 def test_other_plan_is_refused(path):
     with Journal(path, WHAT) as journal:
-        journal.seal("plan")
+        journal.begin("plan")
     with Journal(path, WHAT) as journal:
-        journal.seal("plan")
-        with pytest.raises(CannotResume, match="extents are others"):
-            journal.seal("other")
+        journal.begin("plan")
+        for other in ("other", None):
+            with pytest.raises(CannotResume, match="extents are others"):
+                journal.begin(other)
+
+
+def test_run_that_wrote_by_an_unknown_plan_is_refused(path):
+    with open(path, "wb") as f:
+        f.write(HEADER + b'{"begun": true, "pl\n')
+    with Journal(path, WHAT) as journal, pytest.raises(CannotResume, match="extents are others"):
+        journal.begin("plan")
 
 
 def test_full_disk_is_told_and_nothing_follows_a_torn_record(path, monkeypatch):
@@ -140,6 +258,27 @@ def test_place_of_an_image_in_a_folder_of_others_is_the_state_folder(tmp_path, m
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert place("/srv/boot.iso", "upload").startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize("environ", [{}, {"HOME": ""}, {"HOME": "~"}, {"XDG_STATE_HOME": "state", "HOME": "me"}])
+def test_user_without_a_home_is_told_and_no_folder_is_made(tmp_path, monkeypatch, environ):
+    # As in a container that runs under a number without a name.
+    monkeypatch.chdir(tmp_path)
+    for name in ("HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: {}[uid])
+    with pytest.raises(CannotResume, match="no home folder; set HOME or XDG_STATE_HOME, or pass journal=PATH"):
+        place("/dev/null", "upload")
+    assert os.listdir(tmp_path) == []
+
+
+def test_home_of_a_user_without_the_variable_is_looked_up(tmp_path, monkeypatch):
+    for name in ("HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: SimpleNamespace(pw_dir=str(tmp_path)))
+    assert os.path.dirname(place("/dev/null", "upload")) == str(tmp_path / ".local/state/ovirt-imageio")
 
 
 def test_ranges_are_merged():

@@ -7,7 +7,7 @@ import getpass
 
 import pytest
 
-from ovirt_imageio.client import options
+from ovirt_imageio.client import folders, options
 from ovirt_imageio.client.options import UsageError
 from ovirt_imageio.common.units import KiB, MiB
 
@@ -102,6 +102,17 @@ def test_config_is_found_at_home_without_an_absolute_xdg_folder(monkeypatch, hom
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("XDG_CONFIG_HOME", home)
     assert options.config_path() == "/home/me/.config/ovirt-img.conf"
+
+
+def test_user_without_a_home_reads_no_configuration_of_the_working_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~" / ".config").mkdir(parents=True)
+    (tmp_path / "~" / ".config" / "ovirt-img.conf").write_text("[east]\n")
+    monkeypatch.setattr(folders, "home", lambda: None)
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    with pytest.raises(UsageError, match="no home folder; set HOME or XDG_CONFIG_HOME"):
+        options.read_section("east")
+    assert options.section_names() == []
 
 
 @pytest.mark.parametrize(

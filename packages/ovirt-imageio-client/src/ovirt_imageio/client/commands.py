@@ -251,12 +251,16 @@ def progress_bar(args: argparse.Namespace, phase: str, error_phase: str) -> clie
 
 
 def transfer_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what `options.add_transfer` took, as upload and download call it."""
+    """Return what `options.add_transfer` and `options.add_resume` took, as upload and download call it."""
+    resume, journal = getattr(args, "resume", False), getattr(args, "journal", None)
+    if journal and not resume:
+        raise UsageError("--journal needs --resume")
     return {
         "max_workers": args.max_workers,
         "buffer_size": args.buffer_size,
         "verify": args.verify,
-        "resume": getattr(args, "resume", False),
+        "resume": resume,
+        "journal": journal,
     }
 
 

@@ -28,12 +28,11 @@ import random
 import threading
 import time
 from abc import ABC, abstractmethod
-from array import array
 from dataclasses import dataclass
 from typing import Callable, Iterable, Sequence, TypeVar
 
 from ovirt_imageio.client.gaveup import gave_up
-from ovirt_imageio.client.plan import Action, Step
+from ovirt_imageio.client.plan import Action, Step, Steps
 from ovirt_imageio.client.progress import Counter
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.base import Operation
@@ -174,12 +173,10 @@ def persist(
 
 
 class StepQueue:
-    """Steps on their way to the workers: 17 bytes each, for there may be millions."""
+    """Steps on their way to the workers."""
 
     def __init__(self) -> None:
-        self._actions = array("B")
-        self._offsets = array("Q")
-        self._lengths = array("Q")
+        self._steps = Steps()
         self._next = 0
         self._closed = False
         self._changed = threading.Condition()
@@ -187,21 +184,18 @@ class StepQueue:
     def put(self, step: Step) -> None:
         """Append a step."""
         with self._changed:
-            self._actions.append(step.action)
-            self._offsets.append(step.offset)
-            self._lengths.append(step.length)
+            self._steps.append(step)
             self._changed.notify()
 
     def get(self) -> Step | None:
         """Take the next step, waiting for it; None when there will be none."""
         with self._changed:
-            while self._next == len(self._actions) and not self._closed:
+            while self._next == len(self._steps) and not self._closed:
                 self._changed.wait()
-            if self._next >= len(self._actions):
+            if self._next >= len(self._steps):
                 return None
-            i = self._next
             self._next += 1
-            return Step(Action(self._actions[i]), self._offsets[i], self._lengths[i])
+            return self._steps[self._next - 1]
 
     def close(self) -> None:
         """No further step will come."""
@@ -213,7 +207,7 @@ class StepQueue:
         """Drop what is left, and close."""
         with self._changed:
             self._closed = True
-            self._next = len(self._actions)
+            self._next = len(self._steps)
             self._changed.notify_all()
 
 

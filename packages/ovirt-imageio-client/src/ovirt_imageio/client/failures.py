@@ -9,7 +9,11 @@ import tarfile
 from ovirt_imageio.client.local import UnsafeImage
 from ovirt_imageio.common.errors import AuthorizationError, ImageioError
 
-_OPTIONS = {"pass allow_external=True": "give --allow-external", "with resume=True": "with --resume"}
+_OPTIONS = {
+    "pass allow_external=True": "give --allow-external",
+    "pass journal=PATH": "give --journal FILE",
+    "with resume=True": "with --resume",
+}
 """What the library's texts name, and its options here."""
 
 

@@ -2,16 +2,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What of a transfer is on stable storage, kept in a file, so that the next run continues.
 
-The file begins with a line that says which transfer it is, and grows by a line each time
-a worker has flushed:
+The file grows by a line whenever something is on stable storage, see `records`. Before the
+first byte of the other end is written, it says so: a run that ended before it had flushed
+anything has written as well, and what it wrote may be there still.
 
-    {"journal": 1, "direction": "upload", "size": 6442450944, …}
-    {"done": [[0, 8388608], [16777216, 8388608]]}
-    {"done": [[8388608, 8388608]]}
-
-A line counts when it is whole: the last one may be cut off by a crash. The file is
-locked while it is used, and removed when the transfer is complete. It names no ticket:
-the next run comes with a new one, and both ends are compared before it goes on.
+The file is locked while it is used, and removed when the transfer is complete. It names no
+ticket: the next run comes with a new one, and both ends are compared before it goes on.
 """
 
 from __future__ import annotations
@@ -28,9 +24,12 @@ from types import TracebackType
 from typing import Any, Iterable
 from urllib.parse import quote
 
+from ovirt_imageio.client import folders, records
+from ovirt_imageio.client.records import merged
 from ovirt_imageio.common.errors import TransferError
 
-VERSION = 1
+_HEAD_SIZE = 12
+"""Bytes that are looked at before the rest of a file is read: it may be a disk."""
 
 
 class CannotResume(TransferError):
@@ -48,16 +47,19 @@ class Journal:
     Attributes:
         path: As given.
         done: Offset and length of each range that earlier runs did, merged, in order.
+        begun: An earlier run may have written to the other end, also where nothing is done.
 
     Raises:
-        CannotResume: The journal is of another transfer, in use, or no journal.
+        CannotResume: The journal is of another transfer, in use, damaged, or no journal.
+            The file is left as it is.
         OSError: The file cannot be written.
     """
 
     def __init__(self, path: str, what: dict[str, Any]) -> None:
         self.path = path
         self.done: list[tuple[int, int]] = []
-        self._what = {"journal": VERSION, **what}
+        self.begun = False
+        self._what = what
         self._plan: str | None = None
         self._writing = threading.Lock()
         self._torn = False
@@ -69,6 +71,26 @@ class Journal:
             os.close(self._fd)
             raise
 
+    def begin(self, plan: str | None = None) -> None:
+        """Write down that bytes of the other end are written from now on.
+
+        Args:
+            plan: Digest of the whole plan, where that has to be the same in all runs.
+
+        Raises:
+            CannotResume: Earlier runs had another plan, or nothing is known of theirs.
+            OSError: The file cannot be written.
+        """
+        if self.begun:
+            if plan != self._plan:
+                raise CannotResume(
+                    f"the source changed since {self.path} was begun: its extents are others now, "
+                    "and what was written of the old ones would stay"
+                )
+            return
+        self._append({"begun": True} if plan is None else {"begun": True, "plan": plan})
+        self.begun, self._plan = True, plan
+
     def record(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Write down ranges that are on stable storage. Any thread may call it.
 
@@ -77,18 +99,6 @@ class Journal:
         """
         self._append({"done": merged(ranges)})
 
-    def seal(self, plan: str) -> None:
-        """Write down a digest of the whole plan, or hold it to the one that is there.
-
-        Raises:
-            CannotResume: It is another plan.
-        """
-        if self._plan is None:
-            self._plan = plan
-            self._append({"plan": plan})
-        elif plan != self._plan:
-            raise CannotResume(f"the source changed since {self.path} was begun: its extents are others now")
-
     @property
     def is_sealed(self) -> bool:
         """There is a digest of the plan."""
@@ -96,9 +106,9 @@ class Journal:
 
     def restart(self) -> None:
         """Forget what was done: the transfer begins anew."""
-        self.done, self._plan = [], None
+        self.done, self.begun, self._plan = [], False, None
         os.ftruncate(self._fd, 0)
-        self._append(self._what)
+        self._append(records.header(self._what))
 
     def remove(self) -> None:
         """Remove the file: the transfer is complete, or what it made is gone."""
@@ -127,7 +137,7 @@ class Journal:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CannotResume(
-                f"{self.path} is in use: another transfer of this image is running; give it another journal"
+                f"{self.path} is in use: another transfer of this image is running; pass journal=PATH for another one"
             ) from None
         try:
             removed = os.stat(self.path).st_ino != os.fstat(self._fd).st_ino
@@ -137,47 +147,27 @@ class Journal:
             raise CannotResume(f"{self.path} was removed by a transfer that ended just now: try again")
 
     def _load(self) -> None:
-        with open(self.path, "rb") as f:
-            lines = f.read().split(b"\n")
-        cut_off = lines.pop()
-        if not lines:
-            if cut_off and not cut_off.startswith(b'{"journal"'):
-                raise CannotResume(f"{self.path} is no journal of a transfer: remove it")
-            self._begin()
+        try:
+            found = records.parse(self._read(), self._what)
+        except records.Damaged as e:
+            raise CannotResume(f"cannot resume by {self.path}: {e}; remove it to begin anew") from e
+        self.done, self.begun, self._plan = found.done, found.begun, found.plan
+        if found.length:
+            os.ftruncate(self._fd, found.length)
             return
-        if cut_off:
-            os.ftruncate(self._fd, os.fstat(self._fd).st_size - len(cut_off))
-        records = [self._parse(line) for line in lines]
-        self._check(records[0])
-        done: list[tuple[int, int]] = []
-        for record in records[1:]:
-            self._plan = record.get("plan", self._plan)
-            done += [(int(offset), int(length)) for offset, length in record.get("done", ())]
-        self.done = merged(done)
-
-    def _begin(self) -> None:
         self.restart()
         # The entry must survive a crash as well, and so must that of the image beside it.
         sync_folder(self.path)
 
-    def _parse(self, line: bytes) -> dict[str, Any]:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
-            raise CannotResume(f"{self.path} is no journal of a transfer: {line[:40]!r}; remove it to begin anew")
-        return record
-
-    def _check(self, header: dict[str, Any]) -> None:
-        if header.get("journal") != VERSION:
-            raise CannotResume(f"{self.path} is of version {header.get('journal')!r}: remove it to begin anew")
-        for key, value in self._what.items():
-            if header.get(key) != value:
-                raise CannotResume(
-                    f"{self.path} is of a transfer with {key} {header.get(key)!r}, not {value!r}: "
-                    "remove it to begin anew"
-                )
+    def _read(self) -> bytes:
+        """Return the file, which may be anything: only if it begins as a journal does."""
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            raise records.Damaged("it is no file")
+        with open(self._fd, "rb", closefd=False) as f:
+            head = f.read(_HEAD_SIZE)
+            if not records.looks_like_a_journal(head):
+                raise records.Damaged("it is no journal of a transfer")
+            return head + f.read()
 
     def _append(self, record: dict[str, Any]) -> None:
         data = json.dumps(record).encode() + b"\n"
@@ -192,28 +182,20 @@ class Journal:
             self._torn = False
 
 
-def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Sort ranges and join those that touch or overlap."""
-    result: list[tuple[int, int]] = []
-    for offset, length in sorted(ranges):
-        if result and offset <= sum(result[-1]):
-            start, before = result[-1]
-            result[-1] = start, max(before, offset + length - start)
-        else:
-            result.append((offset, length))
-    return result
-
-
 def place(filename: str, direction: str, *, member: str | None = None) -> str:
     """Choose where the journal of a transfer is kept.
 
     Beside the image; of a device, and of an image in a folder that is not ours to write
-    to, below $XDG_STATE_HOME.
+    to, below $XDG_STATE_HOME, which is made.
 
     Args:
         filename: The image on this machine.
         direction: `upload` or `download`.
         member: Name of the image inside a tar file.
+
+    Raises:
+        CannotResume: The user has no folder for it.
+        OSError: The folder cannot be made.
     """
     path = os.path.realpath(filename)
     name = os.path.basename(path) + (f".{quote(member, safe='')}" if member else "")
@@ -221,7 +203,12 @@ def place(filename: str, direction: str, *, member: str | None = None) -> str:
     folder = os.path.dirname(path)
     if not _is_special(path) and os.access(folder, os.W_OK | os.X_OK):
         return os.path.join(folder, name)
-    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    state = folders.state()
+    if state is None:
+        raise CannotResume(
+            f"cannot keep a journal of {filename}: this user has no home folder; "
+            "set HOME or XDG_STATE_HOME, or pass journal=PATH"
+        )
     folder = os.path.join(state, "ovirt-imageio")
     os.makedirs(folder, mode=0o700, exist_ok=True)
     return os.path.join(folder, f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}-{name}")

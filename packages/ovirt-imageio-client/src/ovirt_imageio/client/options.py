@@ -22,6 +22,7 @@ import uuid
 import warnings
 from dataclasses import dataclass, replace
 
+from ovirt_imageio.client import folders
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.units import KiB, MiB, parse_size
 
@@ -34,8 +35,8 @@ MIN_WORKERS, MAX_WORKERS = 1, 8
 
 MIN_BUFFER, MAX_BUFFER = 64 * KiB, 16 * MiB
 
-MIN_BLOCK, MAX_BLOCK, BLOCK_STEP = 1 * MiB, 16 * MiB, 4 * KiB  # of what a server hashes
-"""Blocks of a checksum, see "GET /images/{id}/checksum"."""
+MIN_BLOCK, MAX_BLOCK, BLOCK_STEP = 1 * MiB, 16 * MiB, 4 * KiB
+"""Blocks of a checksum that a server computes, see "GET /images/{id}/checksum"."""
 
 DISK_TIMEOUT = 120.0
 """Seconds for the engine to make a disk or a transfer ready."""
@@ -71,14 +72,8 @@ class Engine:
 
 
 def config_path() -> str:
-    """Return the path of the user's configuration file, which need not exist.
-
-    Source: XDG Base Directory Specification: a relative path there is ignored.
-    """
-    folder = os.environ.get("XDG_CONFIG_HOME", "")
-    if not os.path.isabs(folder):
-        folder = os.path.expanduser("~/.config")
-    return os.path.join(folder, CONFIG_NAME)
+    """Return the path of the user's configuration file, which need not exist."""
+    return os.path.join(folders.config() or "~/.config", CONFIG_NAME)
 
 
 def read_section(name: str) -> dict[str, str]:
@@ -106,6 +101,8 @@ def section_names() -> list[str]:
 def _read(path: str) -> configparser.ConfigParser:
     # A password may hold a percent sign.
     parser = configparser.ConfigParser(interpolation=None)
+    if not os.path.isabs(path):
+        raise UsageError(f"cannot read {path}: this user has no home folder; set HOME or XDG_CONFIG_HOME")
     try:
         with open(path, encoding="utf-8") as f:
             parser.read_file(f)
@@ -334,10 +331,11 @@ def add_transfer(parser: argparse.ArgumentParser) -> None:
 
 
 def add_resume(parser: argparse.ArgumentParser) -> None:
-    """Add the option for a transfer that may be continued."""
+    """Add the options for a transfer that may be continued."""
     parser.add_argument(
         "--resume", action="store_true", help="continue where the same command stopped, and keep what a next one needs"
     )
+    parser.add_argument("--journal", metavar="FILE", help="where --resume keeps what is done (else beside the image)")
 
 
 def add_output(parser: argparse.ArgumentParser, text: str) -> None:

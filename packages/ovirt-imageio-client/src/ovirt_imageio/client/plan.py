@@ -19,6 +19,9 @@ failure repeats little. Steps are made lazily, in order, and cover the image exa
 from __future__ import annotations
 
 import enum
+import hashlib
+import struct
+from array import array
 from typing import Callable, Iterable, Iterator, NamedTuple, TypeVar
 
 from ovirt_imageio.common import defaults
@@ -59,6 +62,52 @@ class Step(NamedTuple):
         """Offset after the last byte."""
         return self.offset + self.length
 
+
+class Steps:
+    """Steps in little memory, 17 bytes each: there may be millions.
+
+    Args:
+        steps: The first ones.
+    """
+
+    def __init__(self, steps: Iterable[Step] = ()) -> None:
+        self._actions = array("B")
+        self._offsets = array("Q")
+        self._lengths = array("Q")
+        for step in steps:
+            self.append(step)
+
+    def append(self, step: Step) -> None:
+        """Add a step."""
+        self._actions.append(step.action)
+        self._offsets.append(step.offset)
+        self._lengths.append(step.length)
+
+    def __len__(self) -> int:
+        return len(self._actions)
+
+    def __getitem__(self, number: int) -> Step:
+        return Step(Action(self._actions[number]), self._offsets[number], self._lengths[number])
+
+    def __iter__(self) -> Iterator[Step]:
+        for number in range(len(self)):
+            yield self[number]
+
+    def digest(self) -> str:
+        """Return what tells this plan from others, however its steps are cut."""
+        digest = hashlib.blake2b(digest_size=16)
+        last = Step(Action.SKIP, 0, 0)
+        for step in self:
+            if step.action is last.action and step.offset == last.end:
+                last = last._replace(length=last.length + step.length)
+            else:
+                digest.update(_STEP.pack(*last))
+                last = step
+        digest.update(_STEP.pack(*last))
+        return digest.hexdigest()
+
+
+_STEP = struct.Struct("<BQQ")
 
 E = TypeVar("E", ZeroExtent, DirtyExtent)
 

@@ -10,18 +10,17 @@ extents ─► plan ─► without what the journal has ─► executor ─► v
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Callable, Iterable, Iterator, Optional, Sequence
 
 from ovirt_imageio.client import plan
 from ovirt_imageio.client.executor import Checkpoints, Executor, Pair
 from ovirt_imageio.client.hashing import Follower, Passed
-from ovirt_imageio.client.journal import CannotResume, Journal, merged
-from ovirt_imageio.client.plan import Action, Step
+from ovirt_imageio.client.journal import CannotResume, Journal
+from ovirt_imageio.client.plan import Action, Step, Steps
 from ovirt_imageio.client.progress import Counter, Progress, set_phase
+from ovirt_imageio.client.records import merged
 from ovirt_imageio.client.verify import OpenImage, VerificationFailed, compare, verify
 from ovirt_imageio.common.checksum import MIN_BLOCK_SIZE
 from ovirt_imageio.common.units import MiB
@@ -60,7 +59,7 @@ class Transfer:
 
     Attributes:
         counter: Counts bytes.
-        resumed: An earlier run did some of it.
+        resumed: An earlier run did some of it, or may have written without getting that far.
     """
 
     def __init__(
@@ -85,7 +84,7 @@ class Transfer:
         self._passed = Passed(size) if check else None
         self._moved: list[tuple[int, int]] = []
         self.counter = Counter(progress, size)
-        self.resumed = bool(journal and journal.done)
+        self.resumed = bool(journal and journal.begun)
 
     @property
     def copy_limit(self) -> int:
@@ -99,7 +98,7 @@ class Transfer:
         Raises:
             CannotResume: It is not.
         """
-        if not self.resumed or self._journal is None:
+        if self._journal is None or not self._journal.done:
             return
         done = self._journal.done
         log.info("Continuing: %d of %d bytes are done", sum(length for _, length in done), self._size)
@@ -143,31 +142,26 @@ class Transfer:
             verify(self._remote, self._open_image, passed, workers=self._workers)
 
     def _planned(self, steps: Iterable[Step]) -> Iterator[Step]:
-        journal = self._journal
         if self._partial:
             steps = self._noted(steps)
-        return iter(steps) if journal is None else plan.resumed(steps, journal.done)
+        journal = self._journal
+        if journal is None:
+            return iter(steps)
+        if self._partial:
+            # A range that was copied before and is to be left alone now would keep what it got:
+            # all runs must have the same plan, and it is known before the first byte is written.
+            steps = Steps(steps)
+            journal.begin(steps.digest())
+        else:
+            journal.begin()
+        return plan.resumed(steps, journal.done)
 
     def _noted(self, steps: Iterable[Step]) -> Iterator[Step]:
-        """Take note of what is moved and what is not.
-
-        A range that was copied before and is to be skipped now would keep what it got: so
-        the whole plan must be the one that the journal was begun with.
-        """
-        digest = hashlib.blake2b(digest_size=16)
-        last = Step(Action.SKIP, 0, 0)
+        """Take note of what is moved."""
         for step in steps:
-            if step.action is last.action and step.offset == last.end:
-                last = last._replace(length=last.length + step.length)
-            else:
-                digest.update(struct.pack("<BQQ", *last))
-                last = step
             if step.action is not Action.SKIP and self._passed is not None:
                 self._moved.append((step.offset, step.length))
             yield step
-        digest.update(struct.pack("<BQQ", *last))
-        if self._journal is not None:
-            self._journal.seal(digest.hexdigest())
 
     def _record(self, steps: Sequence[Step]) -> None:
         assert self._journal is not None

@@ -1,0 +1,106 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a resumed transfer may rely on, if the run before ended before it had recorded anything."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from imageio_testing.imageserver import Image, ScriptedServer, response
+from imageio_testing.qemu import Fill, make_image, needs_qemu
+from ovirt_imageio import client
+from ovirt_imageio.client import plan
+from ovirt_imageio.client.journal import CannotResume
+from ovirt_imageio.common.errors import AuthorizationError
+from ovirt_imageio.common.units import MiB
+
+SIZE = 4 * MiB
+
+
+class Refusing(Image):
+    """Does what it is told, and answers that the ticket has expired: what was done is not recorded."""
+
+    def do_put(self, got, query):
+        super().do_put(got, query)
+        return response(403, b"the ticket has expired\n")
+
+    def do_patch(self, got, query):
+        super().do_patch(got, query)
+        return response(403, b"the ticket has expired\n")
+
+
+def upload(image, disk, server=Image, **options):
+    with ScriptedServer(server(disk)) as running:
+        client.upload(image, running.url, None, resume=True, max_workers=1, **options)
+
+
+def test_disk_is_not_taken_for_zero_where_an_earlier_run_may_have_written(tmp_path):
+    disk = bytearray(SIZE)
+    make_image(tmp_path / "image", "raw", SIZE, [Fill(MiB, MiB, 1)])
+    with pytest.raises(AuthorizationError):
+        upload(tmp_path / "image", disk, Refusing, disk_is_zero=True)
+    assert any(disk)
+    make_image(tmp_path / "image", "raw", SIZE, [Fill(3 * MiB, MiB, 2)])
+    upload(tmp_path / "image", disk, disk_is_zero=True)
+    assert disk == (tmp_path / "image").read_bytes()
+
+
+@needs_qemu
+def test_disk_is_still_zero_if_the_earlier_run_did_not_get_that_far(tmp_path, monkeypatch):
+    disk = bytearray(b"x" * SIZE)
+    make_image(tmp_path / "image", "qcow2", SIZE, [Fill(0, MiB, 1)])
+    with monkeypatch.context() as patch:
+        patch.setattr(plan, "upload_steps", lambda *_, **__: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            upload(tmp_path / "image", disk, disk_is_zero=True)
+    assert (tmp_path / "image.upload.journal").exists()
+    upload(tmp_path / "image", disk, disk_is_zero=True)
+    assert disk == b"\x01" * MiB + b"x" * 3 * MiB
+
+
+@needs_qemu
+def test_layer_that_changed_is_refused_where_an_earlier_run_may_have_written(tmp_path):
+    below = b"b" * SIZE
+    disk = bytearray(below)
+    make_image(tmp_path / "layer", "qcow2", SIZE, [Fill(MiB, MiB, 1)])
+    with pytest.raises(AuthorizationError):
+        upload(tmp_path / "layer", disk, Refusing, backing_chain=False)
+    assert disk != below
+    make_image(tmp_path / "layer", "qcow2", SIZE, [Fill(3 * MiB, MiB, 2)])
+    with pytest.raises(CannotResume, match="its extents are others now"):
+        upload(tmp_path / "layer", disk, backing_chain=False)
+
+
+@needs_qemu
+def test_layer_that_did_not_change_is_continued(tmp_path):
+    disk = bytearray(b"b" * SIZE)
+    make_image(tmp_path / "layer", "qcow2", SIZE, [Fill(MiB, MiB, 1), Fill(2 * MiB, MiB, 0)])
+    with pytest.raises(AuthorizationError):
+        upload(tmp_path / "layer", disk, Refusing, backing_chain=False)
+    upload(tmp_path / "layer", disk, backing_chain=False, disk_is_zero=True)
+    assert disk == b"b" * MiB + b"\x01" * MiB + bytes(MiB) + b"b" * MiB
+    assert os.listdir(tmp_path) == ["layer"]
+
+
+@pytest.mark.parametrize("fmt", ["raw", pytest.param("qcow2", marks=needs_qemu)])
+def test_journal_says_that_a_run_begins_before_the_first_byte_is_written(tmp_path, monkeypatch, fmt):
+    make_image(tmp_path / "image", fmt, SIZE, [Fill(MiB, MiB, 1)])
+    journal = tmp_path / "journal"
+    synced, found = [], []
+    fdatasync = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (fdatasync(fd), synced.append(journal.read_bytes())))
+
+    class Looking(Image):
+        def do_put(self, got, query):
+            found.append(synced[-1])
+            return super().do_put(got, query)
+
+        def do_patch(self, got, query):
+            found.append(synced[-1])
+            return super().do_patch(got, query)
+
+    upload(tmp_path / "image", bytearray(SIZE), Looking, backing_chain=fmt == "raw", journal=journal)
+    assert b'{"begun": true' in found[0]
+    assert (b'"plan": "' in found[0]) is (fmt == "qcow2")
