@@ -49,13 +49,28 @@ def test_any_offset(client, writing, disk, offset, length):
 
 
 @pytest.mark.parametrize(
-    "text", ["bytes 512-1023/*", "bytes 512-1023/1", "bytes 512-1023/99999999999", "bytes 512-*/*", "bytes 512-*/4096"]
+    "text",
+    ["bytes 512-1023/*", "bytes 512-1023/1024", "bytes 512-1023/9999999999", "bytes 512-*/*", "bytes 512-*/4096"],
 )
 def test_content_range(client, scratch, disks, text):
-    """LAST and the total of Content-Range may be *; the total is not compared."""
+    """LAST and the total of Content-Range may be *; the total is not compared with the image."""
     data = pattern(512)
     expect(client.put(scratch, data, ("Content-Range", text)), 200)
     require(disks["file"].content(0, 1536) == bytes(512) + data + bytes(512), "the range is not what was written")
+
+
+@pytest.mark.parametrize("total", ["511", "1", "0"])
+def test_last_past_total(client, scratch, disks, total):
+    """A LAST at or past the total is 400, and nothing is written."""
+    expect_error(client.put(scratch, pattern(512), put_range(0, 511, total)), 400)
+    require(disks["file"].content(0, 1024) == bytes(1024), "the image was changed")
+
+
+def test_chunked_last_past_total(client, scratch, disks):
+    """A LAST at or past the total is 400 for a body in chunks as well, and nothing is written."""
+    client.send(head_of("PUT", scratch, ("Transfer-Encoding", "chunked"), put_range(0, 511, "511")))
+    expect_error(client.response(), 400)
+    require(disks["file"].content(0, 1024) == bytes(1024), "the image was changed")
 
 
 @pytest.mark.parametrize("last", [510, 512, 0, 99999])

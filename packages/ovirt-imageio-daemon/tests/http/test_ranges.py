@@ -78,7 +78,8 @@ def test_empty_image_has_no_ranges(text: str) -> None:
     [
         ("bytes 0-9/*", 10, (0, 10)),
         ("bytes 5-9/100", 5, (5, 5)),
-        ("bytes 5-9/7", 5, (5, 5)),  # the total is not compared
+        ("bytes 5-9/10", 5, (5, 5)),
+        ("bytes 7-*/7", 1, (7, 1)),  # no LAST: the total is not compared with anything
         ("bytes 5-9/*", None, (5, 5)),
         ("bytes 7-*/*", 10, (7, 10)),
         ("bytes 7-*/100", None, (7, None)),
@@ -101,6 +102,14 @@ def test_content_range(text: str, length: int | None, expected: tuple[int, int |
 def test_content_range_that_contradicts_the_length(text: str, length: int | None) -> None:
     with pytest.raises(HttpError) as e:
         parse_content_range(text, length)
+    assert e.value.status == 400
+
+
+@pytest.mark.parametrize("length", [5, None])
+@pytest.mark.parametrize("total", ["9", "5", "0", "0000000000000000009"])
+def test_content_range_that_ends_at_its_total_or_past_it(total: str, length: int | None) -> None:
+    with pytest.raises(HttpError, match="total") as e:
+        parse_content_range(f"bytes 5-9/{total}", length)
     assert e.value.status == 400
 
 

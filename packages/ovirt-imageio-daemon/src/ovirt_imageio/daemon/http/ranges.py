@@ -18,7 +18,7 @@ from ..errors import HttpError
 _DIGITS = r"([0-9]{1,19})"
 _byte_range = re.compile(rf"{_DIGITS}-{_DIGITS}?\Z").match
 _SUFFIX_RANGE = rf"-{_DIGITS}\Z"
-_CONTENT_RANGE = rf"[Bb][Yy][Tt][Ee][Ss] {_DIGITS}-(?:{_DIGITS}|\*)/(?:[0-9]{{1,19}}|\*)\Z"
+_CONTENT_RANGE = rf"[Bb][Yy][Tt][Ee][Ss] {_DIGITS}-(?:{_DIGITS}|\*)/(?:{_DIGITS}|\*)\Z"
 
 
 class ByteRange(NamedTuple):
@@ -79,7 +79,7 @@ def unsatisfiable(text: str, size: int) -> HttpError:
 def parse_content_range(text: str, content_length: int | None = None) -> UploadRange:
     """Return where the body of a request belongs (RFC 9110 §14.4, §14.5).
 
-    The total after the slash is not compared with anything.
+    The total after the slash is not compared with the image: web pages tell the file's size there.
 
     Args:
         text: Value of the Content-Range header: ``bytes FIRST-LAST/TOTAL``, where LAST
@@ -87,7 +87,7 @@ def parse_content_range(text: str, content_length: int | None = None) -> UploadR
         content_length: Of the body, None if it is not known.
 
     Raises:
-        HttpError: 400 if the value is malformed or LAST contradicts content_length.
+        HttpError: 400 if the value is malformed, or LAST contradicts content_length or TOTAL.
     """
     match = re.match(_CONTENT_RANGE, text)
     if not match:
@@ -98,6 +98,8 @@ def parse_content_range(text: str, content_length: int | None = None) -> UploadR
     length = int(match[2]) - first + 1
     if length < 1:
         raise HttpError(400, f"Content-Range {text!r} ends before it begins")
+    if match[3] is not None and int(match[2]) >= int(match[3]):
+        raise HttpError(400, f"Content-Range {text!r} ends past its total of {int(match[3])} bytes")
     if content_length is not None and content_length != length:
         raise HttpError(
             400,
