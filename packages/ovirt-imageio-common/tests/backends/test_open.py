@@ -31,8 +31,8 @@ def test_nbd_by_tcp():
 def test_file_opens_what_the_path_says_undecoded(tmp_path):
     path = tmp_path / "50% of #1?"
     path.write_bytes(b"x" * 100)
-    for host in ("", "localhost"):
-        with backends.open(f"file://{host}{path}") as backend:
+    for start in ("file://", "file://localhost", "file:", "FILE:"):
+        with backends.open(f"{start}{path}") as backend:
             assert isinstance(backend, FileBackend)
             assert backend.size == 100
 
@@ -49,7 +49,9 @@ def test_other_urls_are_refused_by_name(url):
     assert repr(url) in str(e.value)
 
 
-@pytest.mark.parametrize("url", ["file://", "file://host/disk", "file:disk", "file:/disk", "file:///a\0b"])
+@pytest.mark.parametrize(
+    "url", ["file://", "file://host/disk", "file:disk", "file:", "file:localhost/disk", "file:///a\0b"]
+)
 def test_file_urls_without_an_absolute_path_are_refused(url):
     with pytest.raises(ValueError, match="file URL"):
         backends.file_path(url)

@@ -15,7 +15,7 @@ __all__ = ["Backend", "Capabilities", "NullOperation", "Operation", "Peer", "ope
 _LONGEST_PATH = 4095  # bytes, PATH_MAX of the kernel without the NUL
 _SUPPORTED = (
     "nbd:unix:/path/sock, nbd:HOST:PORT, nbd://HOST/NAME, nbd+unix:///NAME?socket=/path/sock, "
-    "file:///path, https://HOST:PORT/images/ID or http://HOST:PORT/images/ID"
+    "file:///path, file:/path, https://HOST:PORT/images/ID or http://HOST:PORT/images/ID"
 )
 
 
@@ -85,16 +85,20 @@ def _scheme(url: str) -> str:
 
 
 def file_path(url: str) -> str:
-    """Return the path of a file URL: all that follows `file://`, as it stands.
+    """Return the path of a file URL: all that follows `file://` or `file:`, as it stands.
 
     Nothing is decoded, for managers of 2.x put paths there without encoding them; a path
     may hold `%`, `?` and `#`.
 
     Raises:
         ValueError: It names a host other than localhost, no absolute path, or one that no file has.
+
+    Source: RFC 8089, which has both forms.
     """
-    _, _, rest = url.partition("://")
-    path = rest[len("localhost") :] if rest.startswith("localhost/") else rest
+    _, _, path = url.partition(":")
+    if path.startswith("//"):
+        path = path[2:]
+        path = path[len("localhost") :] if path.startswith("localhost/") else path
     if not path.startswith("/") or "\0" in path:
         raise ValueError(f"invalid file URL {shown(url)}: expected file:///absolute/path")
     if len(os.fsencode(path)) > _LONGEST_PATH:
