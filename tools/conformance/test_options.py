@@ -100,6 +100,16 @@ def test_activity(client, grants, images):
     require(0 <= info["idle_time"] <= elapsed + 1, f"idle_time is {info['idle_time']} after {elapsed:.1f} seconds")
 
 
+def test_activity_extends(client, control, grants, images):
+    """Asking extends the ticket, as a finished operation does."""
+    ticket = grants.add(images["file"], timeout=1000)
+    expect(control.put_json(f"/tickets/{ticket}", {"timeout": 300}, method="PATCH"), 200)
+    before = grants.info(ticket)["expires"]
+    expect(client.get(f"/images/{ticket}", method="OPTIONS"), 200)
+    moved = grants.info(ticket)["expires"] - before
+    require(690 <= moved <= 760, f"expires moved by {moved}, expected about 700")
+
+
 @pytest.mark.parametrize("path", ["/images", "/images/", "*"])
 def test_server(client, path):
     """OPTIONS of no image in particular is answered, or refused, and never ends the connection."""

@@ -77,6 +77,27 @@ def test_state_of_new_ticket(control, ticket):
     require("filename" not in document, "filename is told though it was not set")
 
 
+def test_no_inactivity_timeout(control, ticket):
+    """An inactivity_timeout of 0 is taken, and told."""
+    expect(put(control, ticket, inactivity_timeout=0), 200)
+    found = expect(control.get(f"/tickets/{ticket['uuid']}"), 200).json().get("inactivity_timeout")
+    require(found == 0, f"inactivity_timeout is {found!r}, expected 0")
+
+
+def test_no_transfer_id(control, ticket):
+    """Without a transfer_id one is told that holds the first half of the id."""
+    expect(put(control, ticket), 200)
+    found = expect(control.get(f"/tickets/{ticket['uuid']}"), 200).json().get("transfer_id")
+    expected = f"(ticket/{ticket['uuid'][:18]})"
+    require(found == expected, f"transfer_id is {found!r}, expected {expected!r}")
+
+
+def test_file_url_without_authority(client, control, ticket):
+    """A file may be named by file:/path."""
+    expect(put(control, ticket, url=ticket["url"].replace("file://", "file:", 1)), 200)
+    expect(client.get(f"/images/{ticket['uuid']}", ("Range", "bytes=0-0")), 206)
+
+
 def test_unknown_keys(control, ticket):
     """Unknown keys are ignored."""
     expect(put(control, ticket, new={"deep": [1]}), 200)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 
 import pytest
 
@@ -74,8 +75,8 @@ class Store:
         self.backends.append(backend)
         return backend
 
-    def add(self, *, ops=("read", "write"), timeout=300, uuid="t", url="file:///none", transfer_id=None):
-        self.run(self.tickets.add(Ticket(uuid, SIZE, ops, timeout, url, 60, transfer_id=transfer_id)))
+    def add(self, *, ops=("read", "write"), timeout=300, uuid="t", url="file:///none", transfer_id=None, inactivity=60):
+        self.run(self.tickets.add(Ticket(uuid, SIZE, ops, timeout, url, inactivity, transfer_id=transfer_id)))
         return self.tickets.get(uuid)
 
 
@@ -116,6 +117,17 @@ def test_ticket_cannot_forge_lines_of_the_log_nor_fill_it(store, caplog):
 # Validity.
 
 
+@pytest.mark.parametrize(
+    ("backend", "tls", "found"), [("b.pem", "t.pem", "b.pem"), ("", "t.pem", "t.pem"), ("", "", None)]
+)
+def test_origin_is_verified_by_the_authority_of_tls_unless_it_has_its_own(monkeypatch, backend, tls, found):
+    opened = []
+    monkeypatch.setattr(auth.backends, "open", lambda url, **options: opened.append(options["cafile"]))
+    cfg = Config(backend_http=options.BackendHttp(ca_file=backend), tls=options.Tls(ca_file=tls))
+    auth.open_storage(cfg, Ticket("t", SIZE, ("read",), 300, "https://origin/images/x", 60))
+    assert opened == [found]
+
+
 def test_unknown_ticket_is_not_found_or_forbidden(store):
     refused(404, store.tickets.get, "x")
     refused(404, store.tickets.extend, "x", 1)
@@ -154,6 +166,16 @@ def test_finished_operation_never_shortens_the_ticket(store):
     transfer.extend(1000)
     with transfer.operation(READ, 0, 10, Client()):
         pass
+    assert transfer.expires == store.now + 1000
+
+
+def test_sign_of_the_client_extends_the_ticket_and_never_shortens_it(store):
+    transfer = store.add(timeout=10)
+    store.now += 5
+    transfer.touch(Client())
+    assert transfer.expires == store.now + 10
+    transfer.extend(1000)
+    transfer.touch(Client())
     assert transfer.expires == store.now + 1000
 
 
@@ -233,6 +255,12 @@ def test_connections_count_while_their_last_request_was_for_the_ticket(store):
     two.close()
     assert transfer.connection_count == 1
     assert one.inactivity_timeout == 60
+
+
+def test_connection_of_a_ticket_without_inactivity_timeout_may_be_idle_for_ever(store):
+    client = Client()
+    store.add(inactivity=0).touch(client)
+    assert client.inactivity_timeout == math.inf
 
 
 def test_operations_of_all_tickets_are_summed(store):

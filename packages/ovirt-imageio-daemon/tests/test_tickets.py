@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from ovirt_imageio.daemon.errors import HttpError
@@ -22,7 +24,22 @@ def ticket(**keys):
 def test_defaults():
     found = ticket()
     assert found == Ticket("t", 4096, ("read",), 300, "file:///disk", 60)
-    assert found.to_json() == {**REQUIRED, "sparse": False, "dirty": False, "inactivity_timeout": 60}
+    shown = {**REQUIRED, "sparse": False, "dirty": False, "inactivity_timeout": 60, "transfer_id": "(ticket/t)"}
+    assert found.to_json() == shown
+
+
+def test_ticket_without_a_transfer_id_is_shown_with_the_beginning_of_its_id():
+    uuid = "b6f7e8a2-6c1b-4c8c-9a55-2a4b3d9c7f10"
+    found = Ticket.from_json(uuid, {**REQUIRED, "uuid": uuid})
+    assert found.to_json()["transfer_id"] == "(ticket/b6f7e8a2-6c1b-4c8c)"
+    assert found.transfer_id is None
+
+
+def test_inactivity_timeout_of_zero_is_no_limit():
+    found = ticket(inactivity_timeout=0)
+    assert found.to_json()["inactivity_timeout"] == 0
+    assert found.longest_silence == math.inf
+    assert ticket(inactivity_timeout=7).longest_silence == 7
 
 
 def test_all_keys_come_back():
@@ -74,7 +91,8 @@ def test_missing_key_is_named(key):
         ("url", "https://localhost/images/x#y"),
         ("url", "https://localhost/images/x\0"),
         ("url", "file://host/x"),
-        ("url", "file:/x"),
+        ("url", "file:x"),
+        ("url", "file:"),
         ("url", "file://"),
         ("url", "file:///a\0b"),
         pytest.param("url", "file:///" + "x" * 4095, id="url-file: longer than PATH_MAX"),
@@ -88,7 +106,7 @@ def test_missing_key_is_named(key):
         ("url", "nbdx:h:1"),
         ("sparse", "yes"),
         ("dirty", 1),
-        ("inactivity_timeout", 0),
+        ("inactivity_timeout", -1),
         ("uuid", "\ud800"),
         ("url", "file:///\ud800"),
         ("transfer_id", 5),
@@ -118,6 +136,7 @@ def test_wrong_value_is_named(key, value):
         "nbd+unix:///?socket=/s",
         "file:///rhev/data-center/mnt/host:_export/50% of #1?",
         "file://localhost/disk",
+        "file:/rhev/disk",
         "http://h/images/x",
         "http://[::1]:1/images/x",
         "https://h:1/images/x",

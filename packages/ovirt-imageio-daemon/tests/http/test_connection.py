@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import ssl
 import threading
@@ -54,6 +55,28 @@ def test_fill_appends(run: Run, connection: Connection) -> None:
 
     run(main())
     assert connection.buffer == b"abcd"
+
+
+def test_client_without_inactivity_timeout_is_waited_for(run: Run, connection: Connection) -> None:
+    connection.inactivity_timeout = math.inf
+
+    async def main() -> None:
+        filling = run.loop.spawn(connection.fill())
+        await run.loop.sleep(2 * SOON)
+        assert not filling.done
+        client_of(connection).send(b"ab")
+        while not filling.done:
+            await run.loop.sleep(0)
+
+    run(main())
+    assert connection.buffer == b"ab"
+
+
+def test_tcp_client_that_vanished_is_noticed_by_the_kernel(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
+        connection = Connection(run.loop, server.accept()[0])
+        assert connection.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        connection.close()
 
 
 def test_fill_times_out(run: Run, connection: Connection) -> None:

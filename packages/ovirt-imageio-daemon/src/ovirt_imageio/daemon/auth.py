@@ -237,7 +237,7 @@ def open_storage(cfg: Config, ticket: Ticket) -> Backend:
         mode=ticket.mode,
         sparse=ticket.sparse,
         dirty=ticket.dirty,
-        cafile=cfg.backend_http.ca_file or None,
+        cafile=cfg.backend_http.ca_file or cfg.tls.ca_file or None,
         connections=cfg.daemon.max_connections,
         large_read=cfg.backend_nbd.large_read,
     )

@@ -289,7 +289,7 @@ class BackendHttp(Section):
     )
     ca_file = Option(
         "",
-        "CA certificates that verify the origin server; empty for the system's.",
+        "CA certificates that verify the origin server; empty for those of [tls], or else the system's.",
         path=True,
         live=True,
     )

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,7 +19,10 @@ OPS = ("read", "write")
 # Characters of a file name. Each becomes up to 13 in Content-Disposition, and http.client takes lines
 # of 64 KiB. File systems have names of 255 bytes.
 _LONGEST_NAME = 2048
-_SCHEMES = "nbd:, nbd://, nbd+unix://, file://, https:// or http://"
+_SCHEMES = "nbd:, nbd://, nbd+unix://, file://, file:/, https:// or http://"
+
+# What ovirt-imageio 2.x makes of an id where no transfer_id was given: characters that it shows.
+_SHOWN_OF_ID = 18
 
 
 class Ticket(NamedTuple):
@@ -30,8 +34,8 @@ class Ticket(NamedTuple):
         ops: ``"read"``, ``"write"`` or both; write implies read.
         timeout: Seconds of validity, also those by which each finished operation extends it.
         url: Address of the backend.
-        inactivity_timeout: Seconds after which a silent connection is closed.
-        transfer_id: What logs call it; None for the id.
+        inactivity_timeout: Seconds after which an idle connection is closed; 0 for never.
+        transfer_id: What logs call it; None if that was not given.
         filename: What a browser calls the image; None if that was not given.
         sparse: Zeroing may deallocate.
         dirty: Dirty extents are wanted.
@@ -69,7 +73,7 @@ class Ticket(NamedTuple):
             ops=_ops(document),
             timeout=params.integer(document, "timeout"),
             url=_url(document),
-            inactivity_timeout=params.integer(document, "inactivity_timeout", default=inactivity_timeout, minimum=1),
+            inactivity_timeout=params.integer(document, "inactivity_timeout", default=inactivity_timeout),
             transfer_id=params.optional_text(document, "transfer_id"),
             filename=_filename(document),
             sparse=params.boolean(document, "sparse"),
@@ -86,12 +90,23 @@ class Ticket(NamedTuple):
         """How backends are opened: ``"r"`` or ``"r+"``."""
         return "r+" if self.writable else "r"
 
+    @property
+    def longest_silence(self) -> float:
+        """Seconds that a connection may be idle, infinity without a limit."""
+        return self.inactivity_timeout or math.inf
+
     def allows(self, op: str) -> bool:
         """Tell whether ``"read"`` or ``"write"`` was granted."""
         return op in self.ops or (op == "read" and self.writable)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the ticket as ``GET /tickets/{id}`` shows it; optional keys only if set."""
+        """Return the ticket as ``GET /tickets/{id}`` shows it; `filename` only if set.
+
+        Without a `transfer_id` it shows one made of the id, as ovirt-imageio 2.x does.
+        """
+        transfer_id = self.transfer_id
+        if transfer_id is None:
+            transfer_id = f"(ticket/{self.uuid[:_SHOWN_OF_ID]})"
         document: dict[str, Any] = {
             "uuid": self.uuid,
             "size": self.size,
@@ -101,9 +116,8 @@ class Ticket(NamedTuple):
             "sparse": self.sparse,
             "dirty": self.dirty,
             "inactivity_timeout": self.inactivity_timeout,
+            "transfer_id": transfer_id,
         }
-        if self.transfer_id is not None:
-            document["transfer_id"] = self.transfer_id
         if self.filename is not None:
             document["filename"] = self.filename
         return document

@@ -198,14 +198,14 @@ class Transfer:
         return op
 
     def touch(self, connection: Connection) -> None:
-        """Note that the client is alive."""
-        self._touched = self._clock()
+        """Note that the client is alive, which extends the ticket as a finished operation does."""
+        self._renew()
         if connection not in self._connections:
             self._adopt(connection)
 
     def _adopt(self, connection: Connection) -> None:
         connection.join(self.ticket.uuid, self._connections.discard)
-        connection.inactivity_timeout = self.ticket.inactivity_timeout
+        connection.inactivity_timeout = self.ticket.longest_silence
         self._connections.add(connection)
         self._greet(connection)
 
@@ -216,13 +216,17 @@ class Transfer:
             self._users.add(user)
             log.info("%s: used over %s", self.name, user)
 
+    def _renew(self) -> float:
+        """Note a sign of the client: the ticket is valid for its timeout, at least; return the time."""
+        now = self._touched = self._clock()
+        self.expires = max(self.expires, now + self.ticket.timeout)
+        return now
+
     def _ended(self, op: Operation, error: BaseException | None) -> None:
         del self._running[op.number]
-        now = self._touched = self._clock()
+        now = self._renew()
         if error is not None and not op.cancelled:
             self._note_error(op.describe(), error)
-        if now + self.ticket.timeout > self.expires:
-            self.expires = now + self.ticket.timeout
         if op.done and op.kind in self._counted:
             self._progress.add(op.offset, op.done)
         self.stats.record(

@@ -145,6 +145,8 @@ class Connection:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_STRANGER)
         else:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # A ticket may let it be idle for ever, and a client's machine may vanish: tcp(7).
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.service} {self.peer} fd={self.fd}>"
