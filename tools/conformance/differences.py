@@ -67,7 +67,7 @@ DIFFERENCES: dict[str, str] = {
     "test_put.py::test_malformed_flush": ABORTS,
     "test_put.py::test_no_length": "2.5.1 answers 400.",
     "test_put.py::test_past_end": ABORTS,
-    "test_put.py::test_past_end_of_image": "2.5.1 finds out while it writes: 500.",
+    "test_put.py::test_past_end_of_image": "2.5.1 finds out while it writes to an NBD export: 500.",
     "test_put.py::test_refused_expectation": "2.5.1 asks for the body before it looks at the ticket.",
     "test_put.py::test_short_body": "2.5.1 waits for the rest though the client has ended.",
     "test_put.py::test_unknown_ticket": ABORTS,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 
 import pytest
@@ -73,6 +74,16 @@ def test_past_end(client, grants, disk, offset, size):
     expect_error(response, 416)
     expect(response, 416, headers={"Content-Range": "bytes */65536"})
     require(disk.content(0, 65537) == pattern(65537), "the image was changed")
+
+
+def test_file_grows(client, grants, disks):
+    """Zeroing past the end of a file that is smaller than its ticket makes it grow."""
+    disk = disks["file"]
+    os.truncate(disk.path, 0)
+    path = f"/images/{grants.add(disk, ('write',), size=1048576)}"
+    expect(client.put(f"{path}?flush=n", pattern(8192)), 200)
+    expect(patch(client, path, {"op": "zero", "offset": 4096, "size": 75 * 4096}), 200)
+    require(disk.path.read_bytes() == pattern(4096) + bytes(75 * 4096), "the file is not what was sent")
 
 
 def test_flush(client, writing, disk):

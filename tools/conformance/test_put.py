@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 
 import pytest
@@ -253,11 +254,39 @@ def test_past_end(client, grants, disk, first, length):
 
 
 def test_past_end_of_image(client, grants, disk):
-    """A range that passes the end of the image is 416, though the ticket allows it."""
+    """A range that passes the end of what is no file is 416, though the ticket allows it."""
+    if disk.kind == "file":
+        pytest.skip("a file grows")
     path = f"/images/{grants.add(disk, ('write',), size=DISK_SIZE + 4096)}"
     response = client.put(path, pattern(1024), put_range(DISK_SIZE - 512, DISK_SIZE + 511))
     expect_error(response, 416)
     require(disk.content(DISK_SIZE - 512, 512) == bytes(512), "the image was changed")
+
+
+def test_file_grows(client, grants, disks):
+    """A file that is smaller than its ticket grows, by pieces as the web page sends them, and no further."""
+    disk, size = disks["file"], 3 * 65536
+    os.truncate(disk.path, 0)
+    path = f"/images/{grants.add(disk, ('write',), size=size)}"
+    total = f"/{size}"
+    for first in (0, 65536):
+        fields = ("Content-Range", f"bytes {first}-{first + 65535}{total}")
+        expect(client.put(f"{path}?flush=n", pattern(65536, first), fields), 200)
+    last = ("Content-Range", f"bytes 131072-{size - 1}{total}")
+    expect(client.put(f"{path}?close=y", pattern(65536, 131072), last), 200)
+    expected = b"".join(pattern(65536, first) for first in (0, 65536, 131072))
+    require(disk.path.read_bytes() == expected, "the file is not what was sent")
+
+
+def test_file_grows_by_a_whole_body(client, grants, disks):
+    """A body without Content-Range is written to an empty file, as terraform sends it."""
+    disk = disks["file"]
+    os.truncate(disk.path, 0)
+    path = f"/images/{grants.add(disk, ('write',), size=1048576)}"
+    data = pattern(75 * 4096)
+    expect(client.put(path, data), 200)
+    require(disk.path.read_bytes() == data, "the file is not what was sent")
+    expect(client.get(path), 200, body=data)
 
 
 def test_read_ticket(client, grants, images):

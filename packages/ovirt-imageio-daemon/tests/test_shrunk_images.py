@@ -40,20 +40,38 @@ def shrunk(tmp_path: Path) -> Iterator[Service]:
         ("GET", "", {}),
         ("GET", "/extents", {}),
         ("GET", "/checksum", {}),
-        ("PUT", "", {"headers": [("Content-Range", f"bytes {LEFT}-{LEFT + 9}/*")], "body": b"y" * 10}),
-        ("PUT", "", {"body": b"y" * SIZE}),
-        ("PATCH", "", {"body": ZERO}),
     ],
 )
-def test_request_past_the_end_is_one_line_of_the_log(
+def test_request_past_the_end_is_told_the_size(
     shrunk: Service, caplog: pytest.LogCaptureFixture, method: str, path: str, options: dict[str, Any]
 ) -> None:
     with caplog.at_level(logging.INFO), shrunk.client() as client:
-        assert client.request(method, f"/images/t{path}", **options).status == 500
-    (line,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
-    assert f"the image of {LEFT} bytes, which had {SIZE} bytes" in line.getMessage()
+        answer = client.request(method, f"/images/t{path}", **options)
+    assert answer.status == 416
+    assert answer.header("Content-Range") == f"bytes */{LEFT}"
+    assert f"the image of {LEFT} bytes" in answer.text
     assert "Traceback" not in caplog.text
-    assert "which had" in shrunk.show()["last_error"]["text"]
+    assert "became smaller" in shrunk.show()["last_error"]["text"]
+
+
+def test_next_request_knows_the_size(shrunk: Service) -> None:
+    with shrunk.client() as client:
+        assert client.request("GET", "/images/t/checksum").status == 416
+        assert client.request("GET", "/images/t/checksum").status == 200
+        assert client.request("GET", "/images/t").body == b"x" * LEFT
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("PUT", {"headers": [("Content-Range", f"bytes {LEFT}-{LEFT + 9}/*")], "body": b"y" * 10}),
+        ("PUT", {"body": b"y" * SIZE}),
+        ("PATCH", {"body": ZERO}),
+    ],
+)
+def test_file_grows_again(shrunk: Service, method: str, options: dict[str, Any]) -> None:
+    with shrunk.client() as client:
+        assert client.request(method, "/images/t", **options).status == 200
 
 
 def test_what_is_left_can_be_read(shrunk: Service) -> None:

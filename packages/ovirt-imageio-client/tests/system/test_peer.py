@@ -119,6 +119,22 @@ def test_their_client_and_our_daemon(old, new_daemon, pki, folder, name, storage
     check(folder, storage, sample)
 
 
+@pytest.mark.parametrize("ours", [True, False], ids=["our client", "their client"])
+def test_empty_file_grows(old, old_daemon, new_daemon, pki, folder, ours):
+    """The engine's ticket for a file tells the final size; the file is empty at first."""
+    sample = make_sample("raw", folder)
+    size = -(-sample.size // 4096) * 4096
+    os.truncate(sample.path, size)
+    (folder / "disk").touch()
+    url = f"file://{folder / 'disk'}"
+    if ours:
+        client.upload(sample.path, old_daemon.url(old_daemon.ticket(url, size)), pki.ca_file, verify=True)
+    else:
+        image = f"{new_daemon.url}/images/{new_daemon.add_ticket(url, size=size, sparse=True)}"
+        peer.call(old, "upload", sample.path, image, pki.ca_file)
+    same_bytes(sample.path, folder / "disk")
+
+
 class Stop(Exception):
     pass
 

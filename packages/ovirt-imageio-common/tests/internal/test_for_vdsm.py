@@ -57,6 +57,18 @@ def test_receive_copies_a_disk(volume, adapter, size):
         assert f.read() == data + b"x" * (3_000_000 - size)
 
 
+@pytest.mark.parametrize("size", [None, 1_000_001])
+def test_receive_into_an_empty_file(tmp_path, size):
+    """As vdsm's import of virtual machines does with volumes on file storage."""
+    from ovirt_imageio._internal import directio
+
+    (tmp_path / "volume").touch()
+    data = os.urandom(1_000_001)
+    op = directio.Receive(str(tmp_path / "volume"), StreamAdapter(data, 70_000), size=size, buffersize=1 << 18)
+    op.run()
+    assert (tmp_path / "volume").read_bytes() == data
+
+
 def test_receive_without_size_copies_all(volume):
     from ovirt_imageio._internal import directio
 

@@ -106,7 +106,9 @@ def upload(
         _check_upload(remote, source.size)
         record = None
         if resume:
-            what = {"direction": "upload", "size": source.size, "disk size": remote.size, "format": layers[0].fmt}
+            # A file grows meanwhile, up to the image's size.
+            disk_size = max(remote.size, source.size)
+            what = {"direction": "upload", "size": source.size, "disk size": disk_size, "format": layers[0].fmt}
             path = os.fspath(journal or place(os.fspath(filename), "upload", member=member))
             record = stack.enter_context(Journal(path, {**what, "backing chain": backing_chain}))
         transfer = Transfer(
@@ -239,8 +241,9 @@ def download(
 def _send(transfer: Transfer, source: Source, remote: HttpBackend, *, backing_chain: bool, disk_is_zero: bool) -> None:
     """Upload a source that is open."""
     # A zero of a single layer hides what the disk has below. An earlier run may have
-    # written something where it did not get to the end.
-    disk_is_zero = disk_is_zero and backing_chain and not transfer.resumed
+    # written something where it did not get to the end. A file that is yet to grow is given its
+    # size by the zeroes at the end of the image.
+    disk_is_zero = disk_is_zero and backing_chain and not transfer.resumed and source.size <= remote.size
 
     def open_pair(follower: Follower | None) -> UploadPair:
         return UploadPair(
@@ -299,8 +302,8 @@ def _check_numbers(buffer_size: int, max_workers: int) -> None:
 def _check_upload(remote: HttpBackend, size: int) -> None:
     if remote.capabilities.read_only:
         raise UnsupportedOperation("the ticket does not allow writing to this disk")
-    if size > remote.size:
-        raise TransferError(f"the image of {size} bytes does not fit: the disk has {remote.size} bytes")
+    if size > remote.max_size:
+        raise TransferError(f"the image of {size} bytes does not fit: the disk has {remote.max_size} bytes")
 
 
 def _check_download(fmt: str, incremental: bool, backing_file: str | None) -> None:

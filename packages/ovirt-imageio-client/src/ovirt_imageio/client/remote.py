@@ -123,12 +123,14 @@ class ImageioClient:
     def write(self, offset: int, buffer: Buffer) -> None:
         """Write all of buffer at offset. It is on stable storage after `flush`.
 
+        A file on the server that is smaller than its ticket allows grows.
+
         Raises:
             OutOfBounds: The range is not inside the image.
             ovirt_imageio.common.errors.UnsupportedOperation: The ticket allows no writing.
             ImageioError: As size.
         """
-        self._check(offset, memoryview(buffer).nbytes)
+        self._check_write(offset, memoryview(buffer).nbytes)
         self._backend.write(offset, buffer)
 
     def zero(self, offset: int, length: int) -> None:
@@ -137,7 +139,7 @@ class ImageioClient:
         Raises:
             As write.
         """
-        self._check(offset, length)
+        self._check_write(offset, length)
         self._backend.zero(offset, length)
 
     def flush(self) -> None:
@@ -160,7 +162,7 @@ class ImageioClient:
             ovirt_imageio.common.errors.PeerGone: The reader ended before.
             As write.
         """
-        self._check(offset, length)
+        self._check_write(offset, length)
         self._backend.read_from(reader, offset, length)
 
     def write_to(self, writer: Writer, offset: int, length: int) -> None:
@@ -226,6 +228,12 @@ class ImageioClient:
         except OutOfRange as e:
             raise OutOfBounds(str(e)) from e
         return length
+
+    def _check_write(self, offset: int, length: int) -> None:
+        try:
+            self._backend.check_write(offset, length)
+        except OutOfRange as e:
+            raise OutOfBounds(str(e)) from e
 
 
 def connect(url: str, cafile: str | None, *, secure: bool, proxy_url: str | None, buffer_size: int) -> HttpBackend:

@@ -9,6 +9,7 @@ from typing import Protocol
 from ovirt_imageio.common.backends.file import FileBackend
 from ovirt_imageio.common.buffers import borrow
 from ovirt_imageio.common.errors import PeerGone
+from ovirt_imageio.common.imagesapi import LARGEST
 from ovirt_imageio.common.units import MiB
 
 BUFFERSIZE = 8 * MiB
@@ -22,7 +23,7 @@ class Source(Protocol):
 
 
 class Receive:
-    """Write what a source gives to a file or a block device.
+    """Write what a source gives to a file, which grows as needed, or to a block device.
 
     Args:
         path: Of an existing file or block device.
@@ -68,7 +69,7 @@ class Receive:
             OSError: Storage failed.
         """
         try:
-            with FileBackend(self._path, mode="r+") as target:
+            with FileBackend(self._path, mode="r+", grow_to=LARGEST) as target:
                 while self._size is None or self.done < self._size:
                     if not self._copy_piece(target):
                         break

@@ -31,6 +31,9 @@ WRITE_FEATURES = (FEATURE_FLUSH, FEATURE_ZERO)
 CHALLENGE = "Imageio-Challenge"
 PROOF = "Imageio-Proof"
 
+LARGEST = 2**63 - 1
+"""Largest size and offset in bytes, as of files: off_t."""
+
 OP_ZERO = "zero"
 OP_FLUSH = "flush"
 
@@ -53,6 +56,7 @@ class Options(TypedDict, total=False):
 
     unix_socket: str
     unix_socket_proof: dict[str, str]
+    max_size: int
     features: list[str]
     max_readers: int
     max_writers: int

@@ -671,7 +671,7 @@ def test_success_before_the_body_was_sent_is_a_lie(backend, image, monkeypatch):
     assert backend.size
     monkeypatch.setattr(image, "do_put", lambda got, query: response(200, Connection="close"))
     big = 64 * MIB
-    backend._size = big
+    backend._size.look(lambda: big)
     with pytest.raises((ProtocolError, ServerGone)):
         backend.stream_write(memory(bytearray(big)), 0, big, NullOperation())
     assert not backend.unflushed
@@ -759,7 +759,7 @@ def test_server_that_takes_nothing_times_out(image):
 
     image.do_put = put
     with ScriptedServer(image) as server, HttpBackend(server.url) as backend:
-        backend._size = 64 * MIB
+        backend._size.look(lambda: 64 * MIB)
         backend._timeout = 0.05
         try:
             with pytest.raises(ConnectionTimeout):
@@ -1073,7 +1073,7 @@ def test_interrupted_connection_is_reset(context, request):
 
     tls = request.getfixturevalue("tls") if context else None
     with ScriptedServer(answer, context=tls) as server, HttpBackend(server.url, secure=False) as backend:
-        backend._size = SIZE
+        backend._size.look(lambda: SIZE)
         with pytest.raises(ServerGone):
             backend.stream_read(Interrupting(Memory(bytearray(SIZE))), 0, SIZE, NullOperation())
         assert looked.wait(20)

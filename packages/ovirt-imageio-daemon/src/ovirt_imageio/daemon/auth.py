@@ -240,6 +240,7 @@ def open_storage(cfg: Config, ticket: Ticket) -> Backend:
         cafile=cfg.backend_http.ca_file or cfg.tls.ca_file or None,
         connections=cfg.daemon.max_connections,
         large_read=cfg.backend_nbd.large_read,
+        grow_to=ticket.size if ticket.writable else 0,
     )
 
 

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
-from ovirt_imageio.common import defaults
+from ovirt_imageio.common import defaults, imagesapi
 from ovirt_imageio.common.backends.base import Backend
 from ovirt_imageio.common.errors import (
     AuthorizationError,
@@ -25,10 +25,10 @@ from ovirt_imageio.common.errors import (
 from ovirt_imageio.common.nbd import ServerFull, ServerGone
 
 from .debts import Debts
-from .errors import DeadlineExpired, Overloaded
+from .errors import DeadlineExpired, HttpError, Overloaded
 from .http.loop import Loop
 from .http.tasks import Token
-from .members import Member, Open, Storage, StorageFailed, Waiter, first_alive, has_server
+from .members import Member, Open, Storage, Waiter, first_alive, has_server
 from .operations import FLUSH, WRITE, ZERO, Operation
 from .shared import CachedFile, Shared, SharedBackend
 
@@ -613,14 +613,16 @@ class Lease:
         if self._shares:
             self._pool.leave()
         if isinstance(error, OutOfRange) and self._pool.storage is not None:
-            # The range was checked against the size that storage had at first.
+            # The range was checked against the size that storage had before.
             size = self._pool.storage.size
-            raise StorageFailed(f"{error}, which had {size} bytes when it was opened first") from error
+            fields = [("Content-Range", imagesapi.unsatisfied_range(size))]
+            raise HttpError(416, f"the storage became smaller: {error}", headers=fields) from error
 
 
 def _look(backend: Backend) -> Storage:
     """Ask for the size, for which the backend of a proxied image asks its origin."""
-    return Storage(backend.size, backend.capabilities)
+    size, limit = backend.size, backend.max_size
+    return Storage(backend.size_teller(), backend.capabilities, limit if limit > size else 0)
 
 
 def _open(open_backend: Open, opened: list[Backend]) -> None:

@@ -27,12 +27,24 @@ class Storage(NamedTuple):
     """What is known of the storage since it was opened.
 
     Attributes:
-        size: Bytes.
+        sizes: Tells how many bytes it has now.
         capabilities: What it can do.
+        grow_to: Bytes up to which writing may make it grow; 0 if it does not grow.
     """
 
-    size: int
+    sizes: Callable[[], int]
     capabilities: Capabilities
+    grow_to: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes that it has now."""
+        return self.sizes()
+
+    @property
+    def max_size(self) -> int:
+        """Bytes up to which it may be written."""
+        return max(self.sizes(), self.grow_to)
 
 
 class Member:

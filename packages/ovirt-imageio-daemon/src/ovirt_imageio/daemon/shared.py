@@ -365,7 +365,7 @@ class SharedBackend(Backend):
     def write(self, offset: int, buf: Buffer) -> None:
         """See `Backend.write`."""
         view = memoryview(buf).cast("B")
-        self._check_write(offset, len(view))
+        self.check_write(offset, len(view))
         for start, count, whole in self._parts(offset, len(view)):
             data = view[start - offset :][:count]
             if not whole:
@@ -377,7 +377,7 @@ class SharedBackend(Backend):
 
     def zero(self, offset: int, length: int) -> None:
         """See `Backend.zero`."""
-        self._check_write(offset, length)
+        self.check_write(offset, length)
         sparse = self._shared._sparse
         step = ZERO_LIMIT if self.capabilities.can_zero else defaults.PIECE
         for start, count, whole in self._parts(offset, length):
@@ -414,11 +414,6 @@ class SharedBackend(Backend):
             found = self._call(functools.partial(self._pipeline.status, offset, length, context))
             yield from found
             offset = found[-1].start + found[-1].length
-
-    def _check_write(self, offset: int, length: int) -> None:
-        if self.capabilities.read_only:
-            raise UnsupportedOperation("the image was opened for reading only")
-        self.check_range(offset, length)
 
     def _parts(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
         """Cut a range into edges within a block and whole blocks: offset, length, whole."""

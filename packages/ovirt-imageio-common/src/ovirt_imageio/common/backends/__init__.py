@@ -30,6 +30,7 @@ def open(
     connections: int = defaults.MAX_CONNECTIONS,
     timeout: float = defaults.NBD_TIMEOUT,
     large_read: bool = True,
+    grow_to: int = 0,
 ) -> Backend:
     """Open the storage behind a URL.
 
@@ -43,6 +44,7 @@ def open(
         connections: Most instances that will be open at a time.
         timeout: Seconds that a server of the storage may stay silent.
         large_read: Of NBD, see `backends.largeread`.
+        grow_to: Bytes up to which writing makes a regular file larger; 0 for no growth.
 
     Raises:
         ValueError: The URL names no storage known here.
@@ -67,7 +69,7 @@ def open(
     if scheme == "file":
         from ovirt_imageio.common.backends.file import FileBackend
 
-        return FileBackend(file_path(url), mode=mode, sparse=sparse, connections=connections)
+        return FileBackend(file_path(url), mode=mode, sparse=sparse, connections=connections, grow_to=grow_to)
     if scheme in ("http", "https"):
         from ovirt_imageio.common.backends.http import HttpBackend
 

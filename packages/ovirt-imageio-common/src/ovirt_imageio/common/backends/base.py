@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import Iterator, NamedTuple, Protocol, Sequence, TypeVar
+from typing import Callable, Iterator, NamedTuple, Protocol, Sequence, TypeVar
 
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.pausing import is_paused
@@ -139,6 +139,7 @@ class Backend(ABC):
         capabilities: What it can do.
         unflushed: Something was written and acknowledged since the last flush.
         broken: Why the instance must not be used again, None while it may.
+        read_only_reason: Why writing is refused, in words, if it is.
         can_pause: `receive_from` returns early when its peer is paused, and may be called
             again for the rest.
     """
@@ -148,6 +149,17 @@ class Backend(ABC):
     unflushed: bool = False
     broken: BaseException | None = None
     can_pause: bool = True
+    read_only_reason: str = "the image was opened for reading only"
+
+    @property
+    def max_size(self) -> int:
+        """Bytes up to which writing may make the image grow; its size if it does not grow."""
+        return self.size
+
+    def size_teller(self) -> Callable[[], int]:
+        """Return what tells the size from now on, from any thread, also when this instance is closed."""
+        size = self.size
+        return lambda: size
 
     @abstractmethod
     def read_into(self, offset: int, buf: Buffer) -> None:
@@ -275,7 +287,7 @@ class Backend(ABC):
             PeerGone: The peer went away.
             As write.
         """
-        self.check_range(offset, length)
+        self.check_write(offset, length)
         if not length:
             return
         with borrow(min(length, defaults.PIECE)) as view:
@@ -295,7 +307,7 @@ class Backend(ABC):
             PeerGone: The reader ended before.
             As write.
         """
-        self.check_range(offset, length)
+        self.check_write(offset, length)
         op = op or NullOperation()
         if not length:
             return
@@ -331,6 +343,19 @@ class Backend(ABC):
         """
         if offset < 0 or length < 0 or offset + length > self.size:
             raise OutOfRange(f"range of {length} bytes at {offset} is not inside the image of {self.size} bytes")
+
+    def check_write(self, offset: int, length: int) -> None:
+        """Refuse a change of an image that is read-only, or of a range that cannot become a part of it.
+
+        Raises:
+            UnsupportedOperation: The image was opened for reading only; see `read_only_reason`.
+            OutOfRange: It names the range and the size that the image may have.
+        """
+        if self.capabilities.read_only:
+            raise UnsupportedOperation(self.read_only_reason)
+        limit = self.max_size
+        if offset < 0 or length < 0 or offset + length > limit:
+            raise OutOfRange(f"range of {length} bytes at {offset} is not inside the image of {limit} bytes")
 
     def pieces(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """Cut a range into pieces that start, after the first, where the storage's blocks do."""

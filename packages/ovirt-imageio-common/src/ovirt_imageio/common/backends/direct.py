@@ -18,6 +18,9 @@ may write directly to the page that holds them, so that takes the lock as well:
     block     |---------|---------|----       |
     page      |===================|===========|
     how       | direct            |d.,locked| cached
+
+A file that grows has its end now here, now there. It grows under the lock only, so that whoever sees
+a larger size sees an end that nobody changes any more.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ import fcntl
 import mmap
 import os
 import threading
-from typing import ContextManager, Iterator
+from typing import ContextManager, Iterator, Protocol
 
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.base import pieces
@@ -40,23 +43,40 @@ def shrunk(offset: int, size: int) -> OSError:
     return OSError(errno.EIO, f"the file ended at {offset}, it had {size} bytes when it was opened")
 
 
+class Size(Protocol):
+    """The size of a file that may grow.
+
+    Attributes:
+        value: Bytes.
+    """
+
+    value: int
+
+    def note(self, end: int) -> None:
+        """Note that the file has bytes up to end."""
+
+
 class DirectFile:
     """Whole blocks for whoever wants any range. One instance, one thread.
 
     Args:
         fd: Descriptor with O_DIRECT, not owned.
-        size: Bytes of the file.
+        size: Of the file; what is written past it makes the file grow.
         block: What the kernel takes: 512 or 4096.
         lock: Shared by all instances of the file.
     """
 
-    def __init__(self, fd: int, *, size: int, block: int, lock: threading.Lock) -> None:
+    def __init__(self, fd: int, *, size: Size, block: int, lock: threading.Lock) -> None:
         self._fd = fd
         self._size = size
         self._block = block
         self._lock = lock
-        # From here on the page cache may hold the end of the file for a moment.
-        self._mixed = size // mmap.PAGESIZE * mmap.PAGESIZE if size % block else size
+
+    @property
+    def _mixed(self) -> int:
+        """Where the page begins in which the page cache may hold the end of the file for a moment."""
+        size = self._size.value
+        return size // mmap.PAGESIZE * mmap.PAGESIZE if size % self._block else size
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill view. The range is inside the file.
@@ -76,7 +96,7 @@ class DirectFile:
                 view[first + skip - offset : first + count - offset] = bounce[skip:count]
 
     def write(self, offset: int, view: memoryview) -> None:
-        """Write all of view. The range is inside the file.
+        """Write all of view; the file grows if the range passes its end.
 
         Raises:
             OSError: As pwrite(2).
@@ -89,6 +109,7 @@ class DirectFile:
         if first < last:
             with self._guard(last):
                 self._write_blocks(first, view[first - offset : last - offset])
+                self._size.note(last)
         if last < end:
             self._write_edge(last, view[last - offset :])
 
@@ -106,7 +127,7 @@ class DirectFile:
             n = os.preadv(self._fd, [view[done:]], offset + done)
             done += n
             if done < want and (not n or n % self._block):
-                raise shrunk(offset + done, self._size)
+                raise shrunk(offset + done, self._size.value)
 
     def _write_blocks(self, offset: int, view: memoryview) -> None:
         if self._fits(offset, view):
@@ -121,7 +142,7 @@ class DirectFile:
         """Write a part of one block."""
         start = offset // self._block * self._block
         with self._lock:
-            if start + self._block > self._size:
+            if start + self._block > self._size.value:
                 self._write_end(offset, view)
                 return
             with borrow(self._block) as bounce:
@@ -134,6 +155,8 @@ class DirectFile:
             write_all(self._fd, offset, view)
             os.fdatasync(self._fd)
             os.posix_fadvise(self._fd, offset, 0, os.POSIX_FADV_DONTNEED)
+        # Last: whoever sees this size writes directly to what was the end.
+        self._size.note(offset + len(view))
 
     @contextlib.contextmanager
     def _without_direct(self) -> Iterator[None]:

@@ -21,17 +21,18 @@ import threading
 import time
 import weakref
 from types import TracebackType
-from typing import Any, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 from ovirt_imageio.common import defaults, linux
 from ovirt_imageio.common.backends import filesplice
 from ovirt_imageio.common.backends.base import Backend, Capabilities, NullOperation, Operation, Peer, note_wait
 from ovirt_imageio.common.backends.direct import DirectFile, shrunk, write_all
+from ovirt_imageio.common.backends.imagesize import ImageSize
 from ovirt_imageio.common.backends.pausing import is_paused, note_silence
 from ovirt_imageio.common.backends.zeroing import Zeroing
 from ovirt_imageio.common.buffers import Buffer, borrow
 from ovirt_imageio.common.cancel import Cancel
-from ovirt_imageio.common.errors import ImageioError, PeerGone, UnsupportedOperation
+from ovirt_imageio.common.errors import ImageioError, PeerGone
 from ovirt_imageio.common.extents import Extent, ZeroExtent, merge
 
 _PAGE = 4096
@@ -48,7 +49,7 @@ class _Shared:
     """What all open instances of one file share.
 
     Attributes:
-        lock: Held while a part of a block is changed.
+        lock: Held while a part of a block is changed, or the file grows by direct I/O.
         flush_error: Why a flush failed. The kernel tells each descriptor once, and takes
             the pages that it could not write for clean, so no later flush may succeed.
     """
@@ -61,15 +62,17 @@ class _Shared:
 
 
 _open_files: weakref.WeakValueDictionary[tuple[int, int], _Shared] = weakref.WeakValueDictionary()
+# A size lives longer than its instances: a pool that closed them still asks for it.
+_sizes: weakref.WeakValueDictionary[tuple[int, int], ImageSize] = weakref.WeakValueDictionary()
 _open_files_lock = threading.Lock()
 
 
-def _shared_by(fd: int) -> _Shared:
+def _shared_by(fd: int) -> tuple[_Shared, ImageSize]:
     status = os.fstat(fd)
     # A device may have several nodes.
     key = (-1, status.st_rdev) if stat.S_ISBLK(status.st_mode) else (status.st_dev, status.st_ino)
     with _open_files_lock:
-        return _open_files.setdefault(key, _Shared())
+        return _open_files.setdefault(key, _Shared()), _sizes.setdefault(key, ImageSize())
 
 
 class _Named:
@@ -102,6 +105,8 @@ class FileBackend(Backend):
         direct: Use O_DIRECT where storage knows it; None decides by what storage it is.
         splice_out: Send by splice(2) where possible, see `filesplice`.
         cancel: Takes the file away from this instance and its clones, see `interrupt`.
+        grow_to: Bytes up to which writing and zeroing make a regular file larger; 0 for no growth.
+            A block device never grows.
 
     Attributes:
         path: As given.
@@ -122,13 +127,14 @@ class FileBackend(Backend):
         direct: bool | None = None,
         splice_out: bool = False,
         cancel: Cancel | None = None,
+        grow_to: int = 0,
     ) -> None:
         if mode not in _MODES:
             raise ValueError(f"unknown mode {mode!r}: expected 'r' or 'r+'")
         self.path = path
         self._named = _Named(path)
         self._options: dict[str, Any] = {"mode": mode, "sparse": sparse, "connections": connections, "direct": direct}
-        self._options.update(splice_out=splice_out, cancel=cancel)
+        self._options.update(splice_out=splice_out, cancel=cancel, grow_to=grow_to)
         self._cancel = cancel if mode == "r+" else None
         self._wake: object = None
         # O_NONBLOCK: not to wait for the writer of a FIFO, which is refused below.
@@ -149,15 +155,18 @@ class FileBackend(Backend):
             read_only=mode == "r",
         )
         self._zeroing = Zeroing(self._fd, device=self._device, sparse=sparse)
+        self._grow_to = 0 if self._device else grow_to
         self._sends_pages = splice_out and not self._direct and not self._device
         if self._cancel is not None:
             self._wake = self._cancel.add(self.interrupt)
 
     def _choose_way(self, mode: str, direct: bool | None) -> int:
         """Set up buffered or direct I/O, and return its block."""
-        self.size = linux.file_size(self._fd)
+        linux.file_size(self._fd)  # refuses what is neither a file nor a block device
         self._device = linux.is_block_device(self._fd)
-        self._shared = _shared_by(self._fd)
+        self._shared, self._size = _shared_by(self._fd)
+        with self._shared.lock:  # not while the end passes through the page cache
+            self._size.look(lambda: linux.file_size(self._fd))
         self._direct: DirectFile | None = None
         self.can_nowait = self._in_memory = False
         if direct is None:
@@ -166,13 +175,28 @@ class FileBackend(Backend):
         if found:
             os.close(self._fd)
             self._fd, block = found
-            self._direct = DirectFile(self._fd, size=self.size, block=block, lock=self._shared.lock)
+            self._direct = DirectFile(self._fd, size=self._size, block=block, lock=self._shared.lock)
             return block
         os.set_blocking(self._fd, True)
         if not self._device and linux.is_local(self._fd):
             self._in_memory = linux.is_tmpfs(self._fd)
             self.can_nowait = self._in_memory or _knows_nowait(self._fd)
         return 1
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """Bytes of the file; every instance in this process knows at once when one of them makes it grow."""
+        return self._size.value
+
+    @property
+    def max_size(self) -> int:
+        """See Backend."""
+        return max(self._size.value, self._grow_to)
+
+    def size_teller(self) -> Callable[[], int]:
+        """See Backend."""
+        size = self._size
+        return lambda: size.value
 
     def clone(self) -> FileBackend:
         """Open the same path once more, for another thread."""
@@ -227,7 +251,7 @@ class FileBackend(Backend):
             OSError: `ENOSPC` where storage is full.
         """
         with self._named, memoryview(buf) as raw, raw.cast("B") as view:
-            self._check_write(offset, len(view))
+            self.check_write(offset, len(view))
             if not view:
                 return
             self.unflushed = True
@@ -235,6 +259,7 @@ class FileBackend(Backend):
                 self._direct.write(offset, view)
             else:
                 write_all(self._fd, offset, view)
+                self._size.note(offset + len(view))
 
     def zero(self, offset: int, length: int) -> None:
         """See Backend. Where storage knows no way to zero, zeroes are written.
@@ -242,11 +267,14 @@ class FileBackend(Backend):
         Raises:
             OSError: `ENOSPC` where storage is full.
         """
-        self._check_write(offset, length)
+        self.check_write(offset, length)
         if not length:
             return
         self.unflushed = True
         start, end = offset, offset + length
+        if end > self._size.value:
+            # One byte makes the file grow and cannot cut off what another writer adds, as ftruncate(2) could.
+            self.write(end - 1, b"\0")
         if self._direct or self._device:
             # Edges under the lock, by direct I/O: nothing else may touch the page cache.
             start = min(-(-offset // _PAGE) * _PAGE, end)
@@ -288,9 +316,10 @@ class FileBackend(Backend):
                 self._shared.flush_error = self.broken = e
                 raise
             if not self._device:
+                known = self.size  # before the look: another instance may make it grow
                 size = linux.file_size(self._fd)
-                if size < self.size:
-                    raise shrunk(size, self.size)
+                if size < known:
+                    raise shrunk(size, known)
         self.unflushed = False
 
     def send_to(self, peer: Peer, offset: int, length: int, op: Operation, *, others: Sequence[Backend] = ()) -> None:
@@ -308,7 +337,7 @@ class FileBackend(Backend):
     ) -> None:
         """See Backend. From a plain socket payload goes into the page cache by splice(2)."""
         if not self._direct and not self._device and peer.splice_fd is not None:
-            self._check_write(offset, length)
+            self.check_write(offset, length)
             with self._named, linux.pipes.borrow() as pipe:
                 if pipe is not None:
                     self._splice_from(peer, pipe, offset, length, op)
@@ -339,6 +368,7 @@ class FileBackend(Backend):
             if not n:
                 raise OSError(errno.EIO, f"storage took none of {end - offset} bytes at {offset}")
             offset += n
+            self._size.note(offset)
 
     def extents(
         self, context: str = "zero", *, offset: int = 0, length: int | None = None, op: Operation | None = None
@@ -409,11 +439,6 @@ class FileBackend(Backend):
         # Who is closed does not keep the error of a flush for those who open the file later.
         self._shared = _Shared()
         self.can_nowait = False
-
-    def _check_write(self, offset: int, length: int) -> None:
-        if self.capabilities.read_only:
-            raise UnsupportedOperation(f"{self.path!r} was opened for reading")
-        self.check_range(offset, length)
 
 
 def _knows_nowait(fd: int) -> bool:

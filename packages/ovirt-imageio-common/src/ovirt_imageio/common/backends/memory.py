@@ -121,13 +121,13 @@ class MemoryBackend(Backend):
     def write(self, offset: int, buf: Buffer) -> None:
         """See Backend."""
         with memoryview(buf) as view:
-            self._check_write(offset, view.nbytes)
+            self.check_write(offset, view.nbytes)
             self._memory.change(offset, view)
             self.unflushed = self.unflushed or view.nbytes > 0
 
     def zero(self, offset: int, length: int) -> None:
         """See Backend."""
-        self._check_write(offset, length)
+        self.check_write(offset, length)
         for start, count in pieces(offset, length):
             self.write(start, bytes(count))
 
@@ -158,8 +158,3 @@ class MemoryBackend(Backend):
         for granule in self._memory.granules(offset, length):
             op.check()
             yield granule
-
-    def _check_write(self, offset: int, length: int) -> None:
-        if self.capabilities.read_only:
-            raise UnsupportedOperation("the image was opened for reading")
-        self.check_range(offset, length)

@@ -162,7 +162,7 @@ class NbdBackend(Backend):
     def write(self, offset: int, buf: Buffer) -> None:
         """Write all of buf at offset; see `Backend.write`."""
         with memoryview(buf) as raw, raw.cast("B") as view:
-            self._check_write(offset, len(view))
+            self.check_write(offset, len(view))
             for part in self._parts(offset, len(view)):
                 source = view[part.offset - offset :][: part.length]
                 if part.whole:
@@ -172,7 +172,7 @@ class NbdBackend(Backend):
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeroes; see `Backend.zero`."""
-        self._check_write(offset, length)
+        self.check_write(offset, length)
         for part in self._parts(offset, length):
             if part.whole:
                 self._client.zero(part.offset, part.length, punch_hole=self._sparse)
@@ -225,7 +225,7 @@ class NbdBackend(Backend):
 
         Of others one that is not broken is used; it has to be flushed as well.
         """
-        self._check_write(offset, length)
+        self.check_write(offset, length)
         self._prepare(offset, length)
         team = self._team(others)
         for backend in team:
@@ -253,10 +253,9 @@ class NbdBackend(Backend):
 
     # Details.
 
-    def _check_write(self, offset: int, length: int) -> None:
-        if self.capabilities.read_only:
-            raise UnsupportedOperation(f"{self.address} was opened for reading only")
-        self.check_range(offset, length)
+    def check_write(self, offset: int, length: int) -> None:
+        """See Backend. What may change is unflushed from here on."""
+        super().check_write(offset, length)
         self.unflushed = self.unflushed or length > 0
 
     def _prepare(self, offset: int, length: int) -> None:

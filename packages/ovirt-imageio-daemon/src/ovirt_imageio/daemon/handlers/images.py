@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, Tuple
 
-from ovirt_imageio.common import imagesapi, sameserver
+from ovirt_imageio.common import imagesapi
 
 from .. import params
 from ..auth import Tickets
@@ -53,7 +53,7 @@ class Images:
         self._inline_limit = cfg.daemon.inline_limit
         self._quick_reads = cfg.daemon.quick_reads
         self._unix_socket = unix_socket
-        self._secret = os.urandom(2 * sameserver.SIZE)
+        self._secret = os.urandom(32)
         self._has_tls = cfg.tls.enable
 
     def routes(self) -> list[Route]:
@@ -71,8 +71,7 @@ class Images:
             document["unix_socket"] = address
             if request.service == REMOTE and self._has_tls:
                 # Without TLS a key would be no secret.
-                key = sameserver.make_key(self._secret, os.urandom(sameserver.SIZE))
-                document["unix_socket_proof"] = key._asdict()
+                document["unix_socket_proof"] = self._make_key()
         writable = True
         if ticket_id != "*":
             transfer = self._tickets.authorize(ticket_id, "read")
@@ -81,16 +80,25 @@ class Images:
             document["max_readers"] = storage.capabilities.max_readers
             document["max_writers"] = storage.capabilities.max_writers
             writable = transfer.ticket.writable
+            if writable:
+                document["max_size"] = writable_size(transfer, storage)
         if writable:
             features += imagesapi.WRITE_FEATURES
         allow = "OPTIONS,GET,PUT,PATCH" if writable else "OPTIONS,GET"
         return Response(200, [("Allow", allow), _JSON, *self._proof(request)], to_json(document))
+
+    def _make_key(self) -> dict[str, str]:
+        from ovirt_imageio.common import sameserver  # OpenSSL's hashes take a tenth of the start
+
+        return sameserver.make_key(self._secret, os.urandom(sameserver.SIZE))._asdict()
 
     def _proof(self, request: Request) -> Iterator[tuple[str, str]]:
         """Answer a challenge at the local service; the remote one would answer for programs far away."""
         challenge = request.headers.get(imagesapi.CHALLENGE.lower())
         if challenge is None:
             return
+        from ovirt_imageio.common import sameserver
+
         try:
             proof = sameserver.answer(self._secret, challenge)
         except ValueError as e:
@@ -146,7 +154,7 @@ class Images:
         transfer = self._tickets.authorize(request.params["id"], "write")
         flush = params.query_flag(request.query, "flush", default=True)
         storage = transfer.pool.storage or await transfer.open_storage()
-        size = usable_size(transfer, storage)
+        size = writable_size(transfer, storage)
         body, headers = request.body, request.headers
         length = body.length
         if length == 0 and "content-length" not in headers:
@@ -184,7 +192,7 @@ class Images:
         length = params.integer(document, "size")
         offset = params.integer(document, "offset", default=0)
         flush = params.boolean(document, "flush")
-        check_range(offset, length, usable_size(transfer, storage))
+        check_range(offset, length, writable_size(transfer, storage))
         with transfer.operation(ZERO, offset, length, request.connection) as op:
             if length:
                 await transfer.pool.zero(op, offset, length, flush=flush)
@@ -196,6 +204,11 @@ class Images:
 def usable_size(transfer: Transfer, storage: Storage) -> int:
     """Return how many bytes of the image a client may see: granted, and there."""
     return min(transfer.ticket.size, storage.size)
+
+
+def writable_size(transfer: Transfer, storage: Storage) -> int:
+    """Return up to which byte a client may write: granted, and there or to be added."""
+    return min(transfer.ticket.size, storage.max_size)
 
 
 def check_range(offset: int, length: int, size: int) -> None:

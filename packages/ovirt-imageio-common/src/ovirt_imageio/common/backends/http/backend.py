@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+from functools import partial
 from typing import Any, Callable, Iterator, Sequence
 
 from ovirt_imageio.common import defaults, imagesapi
@@ -28,6 +29,7 @@ from ovirt_imageio.common.backends.base import (
     fill_from,
     pieces,
 )
+from ovirt_imageio.common.backends.imagesize import ImageSize
 from ovirt_imageio.common.backends.pausing import is_paused
 from ovirt_imageio.common.buffers import Buffer, borrow
 from ovirt_imageio.common.cancel import Cancel
@@ -84,6 +86,7 @@ class HttpBackend(Backend):
         ImageioError: The server does not answer as it should.
     """
 
+    read_only_reason = "the image was opened for reading, or the ticket does not allow writing"
     can_pause = False  # a PUT that has begun tells the server how long it will be
 
     def __init__(
@@ -115,7 +118,7 @@ class HttpBackend(Backend):
         self._remote, self._unix, self._offer = origin.connect()
         if self._unix is not None:
             self._remote.close()  # kept for the day when the Unix socket fails
-        self._size: int | None = None
+        self._size = ImageSize()  # shared by clones
         self.features = self._offer.features
         self.capabilities = Capabilities(
             max_readers=self._offer.max_readers,
@@ -140,10 +143,27 @@ class HttpBackend(Backend):
         Raises:
             As read_into.
         """
-        if self._size is None:
+        if not self._size.known:
             extents = self.capabilities.can_extents
-            self._size = ask_size(self._request, extents=extents, timeout=self._patience)
-        return self._size
+            self._size.look(partial(ask_size, self._request, extents=extents, timeout=self._patience))
+        return self._size.value
+
+    @property
+    def max_size(self) -> int:
+        """See Backend. The server of a file that may grow tells, but for those of 2.x: then the server decides.
+
+        Raises:
+            As read_into.
+        """
+        if self._offer.max_size is not None:
+            return max(self._offer.max_size, self._size.value)
+        # Servers of 2.x let one connection write to a file, and more to all else.
+        return max(self.size, imagesapi.LARGEST if self._offer.max_writers == 1 else 0)
+
+    def size_teller(self) -> Callable[[], int]:
+        """See Backend."""
+        size, _ = self._size, self.size
+        return lambda: size.value
 
     def clone(self) -> HttpBackend:
         """Return an instance for another thread, with a connection of its own."""
@@ -193,7 +213,7 @@ class HttpBackend(Backend):
             As read_into.
         """
         with memoryview(buf) as given, given.cast("B") as view:
-            self._check_write(offset, len(view))
+            self.check_write(offset, len(view))
             if view:
                 self._put(offset, len(view), view)
 
@@ -203,12 +223,13 @@ class HttpBackend(Backend):
         Raises:
             As write.
         """
-        self._check_write(offset, length)
+        self.check_write(offset, length)
         if not self.capabilities.can_zero:
             self._write_zeroes(offset, length)
             return
         for start, count in pieces(offset, length, defaults.ZERO_LIMIT):
             self._patch({"op": imagesapi.OP_ZERO, "offset": start, "size": count, "flush": False})
+            self._size.note(start + count)
             self.unflushed = True
 
     def flush(self) -> None:
@@ -347,7 +368,7 @@ class HttpBackend(Backend):
             OperationCancelled: op said so. The connection is closed and made again.
             As write, and what src raises.
         """
-        self._check_write(offset, length)
+        self.check_write(offset, length)
         if not length:
             return
         start = offset if src_offset is None else src_offset
@@ -396,7 +417,7 @@ class HttpBackend(Backend):
 
         A peer whose attribute `chunked` is false sends all of length: it is streamed.
         """
-        self._check_write(offset, length)
+        self.check_write(offset, length)
         if getattr(peer, "chunked", True):
             self._receive_gathered(peer, offset, length, op)
             return
@@ -415,11 +436,6 @@ class HttpBackend(Backend):
     def write_to(self, writer: Writer, offset: int, length: int, op: Operation | None = None) -> None:
         """Download a range into a writer by one GET. See Backend."""
         self.send_to(WriterPeer(writer), offset, length, op or NullOperation())
-
-    def _check_write(self, offset: int, length: int) -> None:
-        if self.capabilities.read_only:
-            raise UnsupportedOperation("the image was opened for reading, or the ticket does not allow writing")
-        self.check_range(offset, length)
 
     @contextlib.contextmanager
     def _blamed(self, name: str) -> Iterator[None]:
@@ -476,6 +492,7 @@ class HttpBackend(Backend):
         )
         with reply:
             reply.require(200, 204)
+        self._size.note(offset + length)
         self.unflushed = self.unflushed or (can_flush and not flush)
 
     def _patch(self, document: dict[str, Any]) -> None:

@@ -189,6 +189,7 @@ class Offer:
         is_ours: The server is of version 3 or newer, so it proves that its Unix socket is its own.
         proof: With what it does; see `sameserver`.
         flushes_all: A flush covers what other connections wrote.
+        max_size: Bytes up to which PUT may reach; None if the server does not tell.
     """
 
     features: frozenset[str] = frozenset()
@@ -199,6 +200,7 @@ class Offer:
     flushes_all: bool = False
     is_ours: bool = False
     proof: sameserver.Key | None = field(default=None, compare=False)
+    max_size: int | None = None
 
 
 def read_offer(reply: Reply) -> Offer:
@@ -229,6 +231,7 @@ def read_offer(reply: Reply) -> Offer:
         flushes_all=is_ours,
         is_ours=is_ours,
         proof=_proof(document),
+        max_size=document.get("max_size"),
     )
 
 
@@ -261,4 +264,10 @@ def _parse(data: bytes) -> dict[str, Any]:
     return told
 
 
-_KINDS: dict[str, type] = {"features": list, "unix_socket": str, "max_readers": int, "max_writers": int}
+_KINDS: dict[str, type] = {
+    "features": list,
+    "unix_socket": str,
+    "max_readers": int,
+    "max_writers": int,
+    "max_size": int,
+}
