@@ -286,3 +286,120 @@ def test_set_nice_is_for_the_calling_thread_alone():
     thread.join()
     assert found == [min(before + 1, 19)]
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
+
+
+# Files by their names.
+
+
+def test_time_of_birth_is_of_the_file_and_not_of_its_content(small_file):
+    born = linux.born(small_file)
+    if born is None:
+        pytest.skip("no times of birth here")
+    os.pwrite(small_file, b"y", 0)
+    assert linux.born(small_file) == born
+    assert abs(born - os.fstat(small_file).st_mtime_ns) < 60 * 10**9
+
+
+@pytest.mark.parametrize("lacks", ["the system call", "the file system"])
+def test_time_of_birth_that_is_not_known_is_none(monkeypatch, small_file, lacks):
+    class Libc:
+        if lacks == "the file system":
+            statx = staticmethod(lambda *args: 0)
+
+    monkeypatch.setattr(linux, "_libc", Libc)
+    assert linux.born(small_file) is None
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_file_is_renamed_to_a_new_name_only(monkeypatch, tmp_path, known):
+    if not known:
+
+        class Libc:
+            @staticmethod
+            def renameat2(*args):
+                linux.ctypes.set_errno(errno.EINVAL)
+                return -1
+
+        monkeypatch.setattr(linux, "_libc", Libc)
+    old, new = str(tmp_path / "old"), str(tmp_path / "new")
+    for path in (old, new):
+        with open(path, "w") as f:
+            f.write(path)
+    with pytest.raises(FileExistsError) as caught:
+        linux.rename_new(old, new)
+    assert caught.value.filename == new
+    assert (tmp_path / "new").read_text() == new
+    os.unlink(new)
+    linux.rename_new(old, new)
+    assert os.listdir(tmp_path) == ["new"]
+    os.symlink("nowhere", old)
+    with pytest.raises(FileExistsError):
+        linux.rename_new(new, old)
+    with pytest.raises(FileNotFoundError):
+        linux.rename_new(str(tmp_path / "gone"), str(tmp_path / "other"))
+
+
+def test_name_is_of_the_open_file_itself(tmp_path, small_file):
+    path = str(tmp_path / "file")
+    assert linux.is_named(small_file, path)
+    os.rename(path, tmp_path / "elsewhere")
+    assert not linux.is_named(small_file, path)
+    os.symlink("elsewhere", path)
+    assert not linux.is_named(small_file, path)
+
+
+def test_mount_is_the_same_within_one(tmp_path, small_file):
+    folder = os.open(tmp_path, os.O_PATH)
+    proc = os.open("/proc/self/stat", os.O_RDONLY)
+    try:
+        assert linux.mount_of(folder) == linux.mount_of(small_file) is not None
+        assert linux.mount_of(proc) != linux.mount_of(small_file)
+    finally:
+        os.close(folder)
+        os.close(proc)
+
+
+# Locks.
+
+
+@pytest.fixture
+def again(tmp_path, small_file):
+    """The small file, opened once more."""
+    fd = os.open(tmp_path / "file", os.O_RDWR)
+    yield fd
+    os.close(fd)
+
+
+def test_lock_excludes_other_locks_of_the_byte_until_it_is_closed(tmp_path, small_file, again):
+    assert linux.lock_bytes(small_file, 1 << 40)
+    assert not linux.lock_bytes(again, 1 << 40)
+    assert not linux.lock_bytes(again, 0, 1 << 41, shared=True)
+    assert linux.are_locked(again, 0, 1 << 41)
+    assert not linux.are_locked(small_file, 0, 1 << 41)
+    assert linux.lock_bytes(again, 1)
+    third = os.open(tmp_path / "file", os.O_RDWR)
+    try:
+        assert linux.lock_bytes(third, 7)
+    finally:
+        os.close(third)
+    assert linux.lock_bytes(again, 7)
+
+
+def test_shared_locks_exclude_those_that_are_not(small_file, again):
+    assert linux.lock_bytes(small_file, 5, shared=True)
+    assert linux.lock_bytes(again, 5, shared=True)
+    assert not linux.lock_bytes(again, 5)
+    assert linux.are_locked(again, 5)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_file_system_without_locks_is_told(monkeypatch, small_file, code):
+    def fail(*args):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(linux.fcntl, "fcntl", fail)
+    for call in (linux.lock_bytes, linux.are_locked):
+        with pytest.raises(OSError) as caught:
+            call(small_file, 0)
+        assert linux.knows_no_locks(caught.value)
+    assert not linux.knows_no_locks(OSError(errno.EIO, "Input/output error"))

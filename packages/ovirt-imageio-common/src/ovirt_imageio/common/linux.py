@@ -13,6 +13,7 @@ import mmap
 import os
 import select
 import stat
+import struct
 import threading
 from types import TracebackType
 from typing import Callable, Iterator, Sequence
@@ -292,6 +293,130 @@ def _ioctl_number(fd: int, request: int, kind: str) -> int:
     value = array.array(kind, [0])
     fcntl.ioctl(fd, request, value, True)
     return int(value[0])
+
+
+# Files by their names
+
+_AT_FDCWD = -100
+_AT_EMPTY_PATH = 0x1000
+_STATX_BTIME = 0x800
+_RENAME_NOREPLACE = 1
+
+
+class _Statx(ctypes.Structure):
+    # Up to the time of birth; linux/stat.h has 256 bytes of it.
+    _fields_ = (
+        ("stx_mask", ctypes.c_uint32),
+        ("before_btime", ctypes.c_byte * 76),
+        ("btime_seconds", ctypes.c_int64),
+        ("btime_nanoseconds", ctypes.c_uint32),
+        ("rest", ctypes.c_byte * 164),
+    )
+
+
+def born(fd: int) -> int | None:
+    """When an open file was made, in nanoseconds since 1970. See statx(2), STATX_BTIME.
+
+    With its inode it tells a file from another one that got the same inode later.
+
+    Returns:
+        None where the file system or the C library does not know.
+    """
+    statx = getattr(_libc, "statx", None)
+    buf = _Statx()
+    if statx is None or statx(fd, b"", _AT_EMPTY_PATH, _STATX_BTIME, ctypes.byref(buf)):
+        return None
+    if not buf.stx_mask & _STATX_BTIME:
+        return None
+    return int(buf.btime_seconds) * 10**9 + int(buf.btime_nanoseconds)
+
+
+def rename_new(old: str, new: str) -> None:
+    """Rename a file to a name that no file has. See renameat2(2), RENAME_NOREPLACE.
+
+    Where the file system does not know it, the name is looked at just before.
+
+    Raises:
+        FileExistsError: Another file has the name.
+        OSError: As the system call.
+    """
+    call = getattr(_libc, "renameat2", None)
+    if call is not None:
+        if not call(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), _RENAME_NOREPLACE):
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(code, os.strerror(code), new)
+    if os.path.lexists(new):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new)
+    os.rename(old, new)
+
+
+def is_named(fd: int, path: str) -> bool:
+    """Tell if a path names an open file itself, not a link to it."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(status, os.fstat(fd))
+
+
+def mount_of(fd: int) -> int | None:
+    """Number of the mount through which a file was opened, see proc(5); None without /proc."""
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", "rb") as f:
+            lines = f.read().split(b"\n")
+    except FileNotFoundError:
+        return None
+    for line in lines:
+        key, _, value = line.partition(b":")
+        if key == b"mnt_id":
+            return int(value)
+    return None
+
+
+# Locks of single bytes. They belong to the open file description: fcntl(2), F_OFD_SETLK.
+
+_FLOCK = "hhqqi"  # struct flock: type, whence, start, length, process
+
+
+def lock_bytes(fd: int, start: int, length: int = 1, *, shared: bool = False) -> bool:
+    """Lock bytes of an open file until it is closed. The bytes need not exist.
+
+    Args:
+        fd: Open for writing; for a shared lock for reading.
+        start: First byte.
+        length: How many.
+        shared: Others may have such a lock as well.
+
+    Returns:
+        False if somebody else has a lock that excludes this one.
+
+    Raises:
+        OSError: `ENOLCK`, `EOPNOTSUPP` or `ENOSYS` where the file system knows no locks.
+    """
+    kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, kind, os.SEEK_SET, start, length, 0))
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def are_locked(fd: int, start: int, length: int = 1) -> bool:
+    """Tell if another open file description, or another process, has a lock on one of the bytes.
+
+    Raises:
+        OSError: As `lock_bytes`.
+    """
+    wanted = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, wanted)
+    return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
+
+
+def knows_no_locks(error: OSError) -> bool:
+    """Tell if an error means that the file system has no locks at all."""
+    return error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 class _Statfs(ctypes.Structure):
