@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import tempfile
 
 import pytest
@@ -16,6 +15,7 @@ from imageio_testing import nbdpeer, qemu
 from imageio_testing.daemon import Daemon
 from imageio_testing.faults import DATA, PATIENCE, SIZE, MiB, ask, assert_failed, assert_works, each_request
 from imageio_testing.httppeer import HttpPeer
+from imageio_testing.mounts import mount
 from imageio_testing.serving import Service
 from ovirt_imageio.common.backends.nbd import NbdBackend
 from ovirt_imageio.common.nbd import wire
@@ -161,17 +161,10 @@ def test_silent_storage_runs_into_its_time_limit(image, tmp_path, monkeypatch, k
 @pytest.fixture
 def small_file_system(tmp_path):
     """A folder with room for 4 MiB."""
-    if os.geteuid():
-        pytest.skip("mounting needs root")
     folder = tmp_path / "small"
     folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "none", folder], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"cannot mount a tmpfs: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    with mount("none", folder, "-t", "tmpfs", "-o", "size=4m"):
+        yield folder
 
 
 @pytest.mark.parametrize("storage", ["file", pytest.param("nbd", marks=qemu.needs_qemu)])

@@ -16,6 +16,7 @@ import pytest
 
 from imageio_testing import conformance, qemu
 from imageio_testing.conformance import Storage, pattern
+from imageio_testing.mounts import loop_device, mount
 from ovirt_imageio.common import backends, linux
 from ovirt_imageio.common.backends.file import FileBackend
 from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
@@ -57,21 +58,6 @@ def temporary():
 
 
 @contextlib.contextmanager
-def loop_device(path, *options):
-    """A block device over a file."""
-    if os.geteuid() or not os.path.exists("/dev/loop-control") or not shutil.which("losetup"):
-        pytest.skip("loop devices need root, /dev/loop-control and losetup")
-    done = subprocess.run(["losetup", "--find", "--show", *options, path], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"no loop device: {done.stderr.strip()}")
-    device = done.stdout.strip()
-    try:
-        yield device
-    finally:
-        subprocess.run(["losetup", "--detach", device], check=True)
-
-
-@contextlib.contextmanager
 def file_system(folder, kind):
     """A file system of this kind in a file."""
     need(f"mkfs.{kind}")
@@ -80,14 +66,8 @@ def file_system(folder, kind):
         f.truncate(320 << 20)
     os.mkdir(mounted)
     subprocess.run([f"mkfs.{kind}", "-q", path], check=True, capture_output=True)
-    with loop_device(path) as device:
-        done = subprocess.run(["mount", device, mounted], capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"cannot mount {kind}: {done.stderr.strip()}")
-        try:
-            yield mounted
-        finally:
-            subprocess.run(["umount", mounted], check=True)
+    with loop_device(path) as device, mount(device, mounted):
+        yield mounted
 
 
 @contextlib.contextmanager
