@@ -187,3 +187,35 @@ def test_killed_server_leaves_no_socket(tmp_path):
     folder = os.path.dirname(server.socket_path)
     server.stop(kill=True)
     assert not os.path.exists(folder)
+
+
+# A socket without a name.
+
+
+def test_private_server_leaves_nothing_while_it_runs(tmp_path, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    server = Server(make(tmp_path, "raw"), "raw", private=True)
+    for _ in range(2):
+        with server:
+            assert os.listdir(tmp_path / "tmp") == []
+            assert read(server, MiB, 1) == b"\x55"
+        assert server.socket_path == ""
+
+
+def test_private_servers_are_not_mixed_up(tmp_path):
+    qemu.make_image(tmp_path / "one", "raw", SIZE, [Fill(0, SIZE, 1)])
+    qemu.make_image(tmp_path / "two", "raw", SIZE, [Fill(0, SIZE, 2)])
+    with Server(str(tmp_path / "one"), "raw", private=True) as one:
+        with Server(str(tmp_path / "two"), "raw", private=True) as two:
+            assert (read(one, 0, 1), read(two, 0, 1)) == (b"\1", b"\2")
+
+
+def test_server_is_not_private_without_proc(tmp_path, monkeypatch):
+    path = make(tmp_path, "raw")
+    with monkeypatch.context() as patch:
+        patch.setattr(os.path, "exists", lambda path: False)
+        server = Server(path, "raw", private=True)
+    with server:
+        assert "nbd.sock" in os.listdir(os.path.dirname(server.socket_path))
+        assert read(server, MiB, 1) == b"\x55"

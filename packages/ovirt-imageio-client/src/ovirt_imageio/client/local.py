@@ -254,6 +254,7 @@ class Source:
                 nbd.Server(
                     self._top.path,
                     self._top.fmt,
+                    private=True,
                     read_only=True,
                     # A worker that lost its connection opens another, while qemu-nbd
                     # may not have noticed the loss of the first; bulk reads use two.

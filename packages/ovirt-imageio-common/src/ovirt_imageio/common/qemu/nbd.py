@@ -57,7 +57,9 @@ class Server:
     Args:
         filename: Path of the image.
         fmt: Format, never guessed.
-        socket_path: Where to listen; None for a private folder.
+        socket_path: Where to listen; None for a folder of its own.
+        private: Only this process connects: the socket loses its name at once, so that a
+            process that is killed leaves no folder. Not with `socket_path`.
         read_only: Refuse writing.
         shared: Connections at a time, beside our own.
         export_name: Name of the export.
@@ -83,6 +85,7 @@ class Server:
         fmt: str,
         *,
         socket_path: str | None = None,
+        private: bool = False,
         read_only: bool = False,
         shared: int = 8,
         export_name: str = "",
@@ -119,6 +122,8 @@ class Server:
             image.reference(filename, fmt, offset=offset, size=size, backing_chain=backing_chain, backing=backing)
         )
         self._filename = filename
+        self._private = private and not socket_path and os.path.exists("/proc/self/fd")
+        self._nameless = -1
         self._folder: str | None = None
         self._export_name = export_name
         self._stderr: IO[bytes] | None = None
@@ -173,7 +178,24 @@ class Server:
                 os.unlink(self.socket_path)
             listener.bind(self.socket_path)
             listener.listen(64)
+            if self._private:
+                self._take_name_away()
             self._process = self._spawn(listener.fileno())
+
+    def _take_name_away(self) -> None:
+        """Keep the socket open in place of its name: proc(5) leads to it, and to nobody else's."""
+        fd = os.open(self.socket_path, os.O_PATH | os.O_CLOEXEC)
+        self._remove_name()
+        self._nameless = fd
+        self.socket_path = f"/proc/self/fd/{fd}"
+
+    def _remove_name(self) -> None:
+        if self.socket_path and self._nameless < 0:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.socket_path)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder, self.socket_path = None, ""
 
     def _spawn(self, fd: int) -> subprocess.Popen[bytes]:
         """Start qemu-nbd with the listening socket `fd` as descriptor 3."""
@@ -224,12 +246,10 @@ class Server:
         if self._stderr is not None:
             self._stderr.close()
             self._stderr = None
-        if self.socket_path:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.socket_path)
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder, self.socket_path = None, ""
+        self._remove_name()
+        if self._nameless >= 0:
+            os.close(self._nameless)
+            self._nameless, self.socket_path = -1, ""
 
     def _wait_for(self, process: subprocess.Popen[bytes], *, killed: bool) -> None:
         """Wait for its end, which a kill brings about in time, but for a system call that never returns."""
