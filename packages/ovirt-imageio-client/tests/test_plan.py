@@ -72,6 +72,71 @@ def test_incremental_copies_exactly_the_dirty_data(parts):
     assert zeroed == sum(e.length for e in extents if e.dirty and e.zero)
 
 
+def dirty_extents(*parts):
+    """Extents from (length, dirty, zero)."""
+    start, out = 0, []
+    for length, dirty, zero in parts:
+        out.append(DirtyExtent(start, length, dirty, zero))
+        start += length
+    return out
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        # Whole clusters stay as they are.
+        ([(8, True, False), (8, False, False)], [(8, True, False), (8, False, False)]),
+        # What is clean before and after is dirty, to the ends of the clusters.
+        (
+            [(21, False, False), (1, True, False), (21, False, True)],
+            [(16, False, False), (5, True, False), (1, True, False), (2, True, False), (19, False, False)],
+        ),
+        # Between two that are dirty in one cluster, or in neighbours.
+        ([(1, True, False), (2, False, True), (5, True, True)], [(1, True, False), (2, True, False), (5, True, True)]),
+        (
+            [(7, True, False), (2, False, False), (7, True, False)],
+            [(7, True, False), (1, True, False), (1, True, False), (7, True, False)],
+        ),
+        # Clean neighbours are one.
+        (
+            [(4, False, True), (4, False, False), (4, False, True), (0, True, False), (1, True, True)],
+            [(8, False, False), (4, True, False), (1, True, True)],
+        ),
+        # The last cluster ends with the image.
+        ([(9, True, False), (1, False, False)], [(9, True, False), (1, True, False)]),
+        ([(10, False, False)], [(10, False, False)]),
+        ([], []),
+    ],
+)
+def test_clusters_that_are_dirty_in_part_are_dirty_as_a_whole(parts, expected):
+    assert list(plan.whole_clusters(dirty_extents(*parts), 8)) == dirty_extents(*expected)
+
+
+small_dirty_parts = st.lists(st.tuples(st.integers(0, 20), st.booleans(), st.booleans()), max_size=20)
+
+
+@given(small_dirty_parts, st.integers(1, 16))
+def test_whole_clusters_are_dirty_or_clean(parts, cluster):
+    def at_each_byte(extents):
+        return [extent for extent in extents for _ in range(extent.length)]
+
+    before = at_each_byte(dirty_extents(*parts))
+    after = at_each_byte(plan.whole_clusters(dirty_extents(*parts), cluster))
+    assert len(after) == len(before)
+    for start in range(0, len(before), cluster):
+        expected = any(extent.dirty for extent in before[start : start + cluster])
+        assert {extent.dirty for extent in after[start : start + cluster]} == {expected}
+    for old, new in zip(before, after):
+        # What was clean is fetched as data, for its zeroes may hide nothing.
+        assert new.zero == (old.dirty and old.zero)
+
+
+def test_increment_that_gets_its_backing_file_later_has_whole_clusters():
+    extents = dirty_extents((12, False, False), (1, True, False), (19, False, True))
+    steps = plan.incremental_steps(extents, cluster=8)
+    assert kinds(steps) == [(Action.SKIP, 0, 8), (Action.COPY, 8, 8), (Action.SKIP, 16, 16)]
+
+
 def test_upload_zeroes_what_reads_as_zero():
     extents = zero_extents((10, DATA), (20, ZERO), (30, HOLE), (5, DATA))
     assert kinds(plan.upload_steps(extents)) == [

@@ -169,7 +169,9 @@ def download_steps(
     return _steps(extents, choose, copy_limit)
 
 
-def incremental_steps(extents: Iterable[DirtyExtent], *, copy_limit: int = defaults.EXTENT_LIMIT) -> Iterator[Step]:
+def incremental_steps(
+    extents: Iterable[DirtyExtent], *, cluster: int | None = None, copy_limit: int = defaults.EXTENT_LIMIT
+) -> Iterator[Step]:
     """Plan the download of what changed since a checkpoint.
 
     Clean ranges stay unallocated; ranges that changed to zeroes must hide the backing
@@ -177,8 +179,12 @@ def incremental_steps(extents: Iterable[DirtyExtent], *, copy_limit: int = defau
 
     Args:
         extents: Dirty extents of the server, in order.
+        cluster: What the new image takes whole from itself or a backing file, if it gets its
+            backing file later; see `whole_clusters`.
         copy_limit: Most bytes of a COPY step.
     """
+    if cluster is not None:
+        extents = whole_clusters(extents, cluster)
 
     def choose(extent: DirtyExtent) -> Action:
         if not extent.dirty:
@@ -186,6 +192,59 @@ def incremental_steps(extents: Iterable[DirtyExtent], *, copy_limit: int = defau
         return Action.ZERO if extent.zero else Action.COPY
 
     return _steps(extents, choose, copy_limit)
+
+
+def whole_clusters(extents: Iterable[DirtyExtent], cluster: int) -> Iterator[DirtyExtent]:
+    """Count as dirty what is clean in a cluster that is dirty elsewhere.
+
+    An image without a backing file has zeroes in the rest of a cluster that is written in part,
+    and a backing file that it gets later does not show there. A bitmap may be finer than that.
+
+    extents   |  clean      | dirty |  clean            |
+    clusters  |         |         |         |         |
+    result    |  clean  |  dirty            |  clean  |
+
+    Args:
+        extents: In order. Of a clean range the server sends what it sends of any.
+        cluster: Bytes, counted from the start of the image.
+    """
+    ahead = _clean_joined(extents)
+    extent = next(ahead, None)
+    while extent is not None:
+        after = next(ahead, None)
+        if extent.dirty:
+            yield extent
+        else:
+            yield from _clean_clusters(extent, cluster, is_last=after is None)
+        extent = after
+
+
+def _clean_clusters(extent: DirtyExtent, cluster: int, *, is_last: bool) -> Iterator[DirtyExtent]:
+    """Cut a clean extent between dirty ones where whole clusters begin and end."""
+    end = extent.start + extent.length
+    first = min(-(-extent.start // cluster) * cluster, end)
+    last = end if is_last else max(first, end // cluster * cluster)
+    for start, stop, dirty in ((extent.start, first, True), (first, last, False), (last, end, True)):
+        if stop > start:
+            yield DirtyExtent(start, stop - start, dirty, zero=False)
+
+
+def _clean_joined(extents: Iterable[DirtyExtent]) -> Iterator[DirtyExtent]:
+    """One extent for clean neighbours. Whether they are zero does not matter."""
+    clean: DirtyExtent | None = None
+    for extent in extents:
+        if not extent.length:
+            continue
+        if clean is not None and not extent.dirty:
+            clean = clean._replace(length=clean.length + extent.length)
+            continue
+        if clean is not None:
+            yield clean
+        clean = None if extent.dirty else extent
+        if extent.dirty:
+            yield extent
+    if clean is not None:
+        yield clean
 
 
 def copy_limit(size: int, workers: int) -> int:

@@ -67,6 +67,7 @@ def create(
     backing_file: str | None = None,
     backing_format: str | None = None,
     preallocation: str | None = None,
+    cluster_size: int | None = None,
     cancel: Cancel | None = None,
 ) -> None:
     """Create an image.
@@ -78,6 +79,7 @@ def create(
         backing_file: Path that the image keeps, relative to itself if not absolute.
         backing_format: Format of the backing file, never guessed.
         preallocation: `off`, `metadata`, `falloc` or `full`.
+        cluster_size: Bytes that the image allocates at a time.
         cancel: Ends qemu-img.
 
     Raises:
@@ -87,6 +89,8 @@ def create(
     command = ["create", "-q", "-f", fmt]
     if preallocation:
         command += ["-o", f"preallocation={preallocation}"]
+    if cluster_size:
+        command += ["-o", f"cluster_size={cluster_size}"]
     if backing_file is not None:
         if not backing_format:
             raise ValueError(f"backing file {backing_file!r} needs its format")
