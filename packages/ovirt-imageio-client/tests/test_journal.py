@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovirt_imageio.client.journal import CannotResume, Journal, place
-from ovirt_imageio.client.records import merged
+from ovirt_imageio.client.records import Identity, merged
 
 WHAT = {"direction": "upload", "size": 1000}
 
@@ -94,6 +94,8 @@ DAMAGES = {
     "huge": b'{"done": [[0, 1' + b"0" * 5000 + b"]]}",
     "deep": b'{"done": ' + b"[" * 100000,
     "plan": b'{"plan": ["digest"]}',
+    "part": b'{"part": ["disk.part", "131", null]}',
+    "part elsewhere": b'{"part": ["../disk.part", 131, null]}',
 }
 
 
@@ -178,6 +180,28 @@ def test_journal_removed_is_gone(path):
         journal.remove()
         journal.remove()
     assert not os.path.exists(path)
+
+
+@pytest.mark.parametrize("born", [None, 1760000000000000000])
+def test_part_is_remembered_and_is_no_run_that_began(path, born):
+    part = Identity("disk.part", 131, born)
+    with Journal(path, WHAT) as journal:
+        journal.keep(part)
+        assert journal.part == part
+    with Journal(path, WHAT) as journal:
+        assert (journal.part, journal.begun, journal.done) == (part, False, [])
+        assert journal.owner == os.geteuid()
+        journal.restart()
+        assert journal.part is None
+
+
+def test_journal_that_was_replaced_meanwhile_is_not_removed(path):
+    with Journal(path, WHAT) as journal:
+        os.unlink(path)
+        with Journal(path, WHAT) as other:
+            other.record([(0, 50)])
+            journal.remove()
+    assert reopened(path) == [(0, 50)]
 
 
 def test_restart_forgets(path):

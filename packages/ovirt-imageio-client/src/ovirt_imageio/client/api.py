@@ -13,7 +13,7 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Iterator
 
-from ovirt_imageio.client import plan
+from ovirt_imageio.client import backing, plan
 from ovirt_imageio.client.executor import persist
 from ovirt_imageio.client.hashing import Follower
 from ovirt_imageio.client.journal import Journal, place
@@ -22,7 +22,8 @@ from ovirt_imageio.client.pairs import DownloadPair, UploadPair
 from ovirt_imageio.client.plan import Step
 from ovirt_imageio.client.progress import Counter, Progress
 from ovirt_imageio.client.remote import connect
-from ovirt_imageio.client.target import FORMATS, Staging, Target
+from ovirt_imageio.client.staging import Staging
+from ovirt_imageio.client.target import CLUSTER, FORMATS, Target
 from ovirt_imageio.client.transfer import Transfer
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.errors import TransferError, UnsupportedOperation
@@ -153,8 +154,10 @@ def download(
     """Download a disk to a new image; what is zero is not fetched and takes no room.
 
     The image is built as FILENAME.part and renamed when all of it is on stable storage:
-    a file named FILENAME is complete. After a failure the part is removed, unless it can be
-    resumed. Any thread may call it.
+    a file named FILENAME is complete, and until then what stood there before stays. The new
+    file gets its owner, group, mode, ACL and attributes; other names of it (hard links) keep
+    the old image. After a failure the part is removed, unless it can be resumed. Devices, and
+    files that cannot be replaced, are written in place. Any thread may call it.
 
     Args:
         url: Transfer URL, `https://HOST:PORT/images/TICKET`.
@@ -167,8 +170,8 @@ def download(
         progress: As for `upload`.
         proxy_url: The same disk at another server, used when url cannot be connected.
         max_workers: Most connections; the server may allow fewer.
-        backing_file: Backing file that the qcow2 image gets; it must exist. What the
-            server reports as a hole shows it.
+        backing_file: Backing file that the qcow2 image gets; it must exist, and not be or
+            need the image that is replaced. What the server reports as a hole shows it.
         backing_format: Format of the backing file; None looks at its content. Without a
             backing file it means nothing.
         verify: Compare both ends by block hashes before the image gets its name. What is
@@ -179,6 +182,7 @@ def download(
         journal: Where to keep it; None means beside the image.
 
     Raises:
+        ImageInUse: Another download to this name is running, or a qemu has the image open.
         TransferError: A failure did not pass.
         CannotResume: Image or disk changed since, or the journal is of something else.
         VerificationFailed: Both ends differ.
@@ -188,7 +192,10 @@ def download(
     """
     _check_numbers(buffer_size, max_workers)
     _check_download(fmt, incremental, backing_file)
+    if backing_file is not None:
+        backing.check(os.fspath(filename), backing_file, backing_format)
     with ExitStack() as stack:
+        staging = stack.enter_context(Staging(os.fspath(filename)))
         remote = stack.enter_context(connect(url, cafile, secure=secure, proxy_url=proxy_url, buffer_size=buffer_size))
         # Before a file is made: this may be what the server refuses.
         extents = persist(lambda: remote.extents("dirty" if incremental else "zero"), "list the extents")
@@ -198,9 +205,9 @@ def download(
             path = os.fspath(journal or place(os.fspath(filename), "download"))
             record = stack.enter_context(Journal(path, {**what, "backing file": backing_file}))
         partial = incremental or backing_file is not None
-        staging = Staging(os.fspath(filename), journal=record, sealed=partial)
         counter = Counter(None, remote.size)
         try:
+            staging.begin(journal=record, sealed=partial, raw=fmt == "raw")
             with Target(
                 staging.path,
                 fmt,
@@ -230,7 +237,7 @@ def download(
             left = f"{filename} is {staging.state}"
             if record is None:
                 staging.discard()
-            else:
+            elif not staging.is_done:
                 left = f"{staging.path} and {record.path} are kept"
             _tell_left("download", filename, counter, left, record)
             raise
@@ -276,7 +283,7 @@ def _fetch(
     limit = transfer.copy_limit
     steps: Iterator[Step]
     if incremental:
-        steps = plan.incremental_steps(extents, copy_limit=limit)
+        steps = plan.incremental_steps(extents, cluster=None if has_backing else CLUSTER, copy_limit=limit)
     else:
         steps = plan.download_steps(extents, has_backing=has_backing, target_is_zero=is_zero, copy_limit=limit)
     transfer.run(

@@ -25,7 +25,8 @@ from typing import Any, Iterable
 from urllib.parse import quote
 
 from ovirt_imageio.client import folders, records
-from ovirt_imageio.client.records import merged
+from ovirt_imageio.client.records import Identity, merged
+from ovirt_imageio.common import linux
 from ovirt_imageio.common.errors import TransferError
 
 _HEAD_SIZE = 12
@@ -48,6 +49,7 @@ class Journal:
         path: As given.
         done: Offset and length of each range that earlier runs did, merged, in order.
         begun: An earlier run may have written to the other end, also where nothing is done.
+        part: The file that earlier runs have built a download in, if there is one.
 
     Raises:
         CannotResume: The journal is of another transfer, in use, damaged, or no journal.
@@ -59,6 +61,7 @@ class Journal:
         self.path = path
         self.done: list[tuple[int, int]] = []
         self.begun = False
+        self.part: Identity | None = None
         self._what = what
         self._plan: str | None = None
         self._writing = threading.Lock()
@@ -99,6 +102,20 @@ class Journal:
         """
         self._append({"done": merged(ranges)})
 
+    def keep(self, part: Identity) -> None:
+        """Write down which file the image is built in.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        self._append({"part": list(part)})
+        self.part = part
+
+    @property
+    def owner(self) -> int:
+        """The user that the journal belongs to."""
+        return os.fstat(self._fd).st_uid
+
     @property
     def is_sealed(self) -> bool:
         """There is a digest of the plan."""
@@ -106,14 +123,15 @@ class Journal:
 
     def restart(self) -> None:
         """Forget what was done: the transfer begins anew."""
-        self.done, self.begun, self._plan = [], False, None
+        self.done, self.begun, self._plan, self.part = [], False, None, None
         os.ftruncate(self._fd, 0)
         self._append(records.header(self._what))
 
     def remove(self) -> None:
-        """Remove the file: the transfer is complete, or what it made is gone."""
+        """Remove the file, unless its name is another's: the transfer is complete, or what it made is gone."""
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.path)
+            if linux.is_named(self._fd, self.path):
+                os.unlink(self.path)
 
     def close(self) -> None:
         """Let others have the file. Idempotent."""
@@ -139,11 +157,7 @@ class Journal:
             raise CannotResume(
                 f"{self.path} is in use: another transfer of this image is running; pass journal=PATH for another one"
             ) from None
-        try:
-            removed = os.stat(self.path).st_ino != os.fstat(self._fd).st_ino
-        except FileNotFoundError:
-            removed = True
-        if removed:
+        if not linux.is_named(self._fd, self.path):
             raise CannotResume(f"{self.path} was removed by a transfer that ended just now: try again")
 
     def _load(self) -> None:
@@ -151,7 +165,7 @@ class Journal:
             found = records.parse(self._read(), self._what)
         except records.Damaged as e:
             raise CannotResume(f"cannot resume by {self.path}: {e}; remove it to begin anew") from e
-        self.done, self.begun, self._plan = found.done, found.begun, found.plan
+        self.done, self.begun, self._plan, self.part = found.done, found.begun, found.plan, found.part
         if found.length:
             os.ftruncate(self._fd, found.length)
             return

@@ -3,11 +3,12 @@
 """What the lines of a journal say, as values. Pure.
 
     {"journal": 2, "direction": "upload", "size": 6442450944, …}     which transfer it is of
+    {"part": ["disk.part", 131, 1760000000000000000]}                the file that a download is built in
     {"begun": true}                                                  from here on bytes are written
     {"done": [[0, 8388608], [16777216, 8388608]]}                    these are on stable storage
     {"done": [[8388608, 8388608]]}
 
-Where ranges are left alone on purpose, the second line also has a digest of the whole plan:
+Where ranges are left alone on purpose, the line "begun" also has a digest of the whole plan:
 `"plan": "…"`. Each line is on stable storage before the next one is written. So a crash can
 damage the last line only, and that one does not count.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any, Iterable
+from typing import Any, Iterable, NamedTuple
 
 from ovirt_imageio.common.errors import shown
 
@@ -29,6 +30,30 @@ class Damaged(ValueError):
     """A file is no journal, or one that cannot be relied on. The text says why."""
 
 
+class Identity(NamedTuple):
+    """What tells a file from any other of its folder, also from one that had its inode before.
+
+    Attributes:
+        name: In its folder.
+        inode: Number.
+        born: Time of birth, in nanoseconds; None where the file system does not know.
+    """
+
+    name: str
+    inode: int
+    born: int | None
+
+    @classmethod
+    def parse(cls, document: object) -> Identity | None:
+        """Read what `list(identity)` was written down as; None if it is something else."""
+        if not (isinstance(document, list) and len(document) == 3):
+            return None
+        name, inode, born = document
+        plain = isinstance(name, str) and name not in ("", ".", "..") and not {"/", "\0"} & {*name}
+        numbers = type(inode) is int and (born is None or type(born) is int)
+        return cls(name, inode, born) if plain and numbers else None
+
+
 @dataclass
 class Records:
     """What a journal knows.
@@ -37,12 +62,14 @@ class Records:
         done: Offset and length of each range that is done, merged, in order.
         begun: Bytes may have been written, also where nothing is done.
         plan: Digest of the whole plan, None if there is none.
+        part: The file that a download is built in, None if there is none.
         length: Bytes of the file that count.
     """
 
     done: list[tuple[int, int]] = field(default_factory=list)
     begun: bool = False
     plan: str | None = None
+    part: Identity | None = None
     length: int = 0
 
 
@@ -143,6 +170,11 @@ def _take(records: Records, record: dict[str, Any], size: int | None, number: in
         raise Damaged(f"line {number} has ranges that this image does not have")
     if not isinstance(plan, (str, type(None))):
         raise Damaged(f"line {number} has no digest of a plan, but {_said(plan)}")
+    if "part" in record:
+        records.part = Identity.parse(record["part"])
+        if records.part is None:
+            raise Damaged(f"line {number} has no file that a download is built in, but {_said(record['part'])}")
+        return
     records.begun = True
     records.plan = plan or records.plan
     records.done += [(offset, length) for offset, length in done]

@@ -2,151 +2,28 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """An image on this machine, to download into.
 
-The image is built beside its final name, as NAME.part, and gets that name when all of
-it is on stable storage. So a file of that name is complete, and what stood there before
-stays until then; if it was large, a thread frees its room afterwards. A device is written
-in place, and so is a file in a folder where no other file can be made.
+A raw image is written as the file it is. A qcow2 image is made by qemu-img, and written
+through a qemu-nbd of our own.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-import stat
-import threading
 from types import TracebackType
-from typing import Iterator
 
-from ovirt_imageio.client import formats
-from ovirt_imageio.client.journal import CannotResume, Journal, sync_folder
+from ovirt_imageio.client import backing
+from ovirt_imageio.client.journal import CannotResume
 from ovirt_imageio.common import defaults, linux
 from ovirt_imageio.common.backends.base import Backend
 from ovirt_imageio.common.backends.file import FileBackend
 from ovirt_imageio.common.backends.nbd import NbdBackend
 from ovirt_imageio.common.errors import TransferError
 from ovirt_imageio.common.qemu import img, nbd
-from ovirt_imageio.common.units import MiB
-
-log = logging.getLogger(__name__)
+from ovirt_imageio.common.units import KiB
 
 FORMATS = ("raw", "qcow2")
-SUFFIX = ".part"
-
-_LARGE = 64 * MiB  # allocated: freeing less takes no longer than starting a thread may
-
-
-class Staging:
-    """Where a file is built, until it is complete.
-
-    Args:
-        filename: The final name.
-        journal: What a former attempt left is continued, if the journal knows of it;
-            else the journal begins anew.
-        sealed: Only if the journal knows the whole plan.
-
-    Attributes:
-        path: Where to write.
-        in_place: It is the final name.
-        kept: There is something to continue.
-
-    Raises:
-        OSError: The folder is missing, or nothing may be written.
-    """
-
-    def __init__(self, filename: str, *, journal: Journal | None = None, sealed: bool = False) -> None:
-        self.filename = os.path.realpath(filename)
-        self.path = self.filename
-        self.in_place = False
-        self.kept = journal is not None and bool(journal.done) and (journal.is_sealed or not sealed)
-        self._make()
-        if journal is not None and not self.kept:
-            journal.restart()
-        if journal is not None and not self.in_place:
-            sync_folder(self.path)
-
-    def _make(self) -> None:
-        mode = _mode(self.filename)
-        if mode is not None and not stat.S_ISREG(mode):
-            self.in_place = True
-            return
-        self.path += SUFFIX
-        try:
-            self.kept = _create(self.path, mode, keep=self.kept)
-        except PermissionError:
-            if mode is None:
-                raise
-            self.path, self.in_place = self.filename, True
-
-    def commit(self) -> None:
-        """Give the file its final name, for good."""
-        if self.in_place:
-            return
-        with _letting_go(self.filename):
-            os.replace(self.path, self.filename)
-        sync_folder(self.filename)
-
-    @property
-    def state(self) -> str:
-        """What a failure leaves behind, in words."""
-        return "left incomplete" if self.in_place else "not made"
-
-    def discard(self) -> None:
-        """Remove what was built. What was written in place stays as it is."""
-        if not self.in_place:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.path)
-
-
-@contextlib.contextmanager
-def _letting_go(path: str) -> Iterator[None]:
-    """Let a large file that is replaced meanwhile be freed by a thread of its own.
-
-    The kernel frees what a file held when its last name and descriptor go: 0.2 s for a GiB of
-    tmpfs, which the caller need not wait for. The interpreter waits for it when it ends.
-    """
-    try:
-        old = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:  # there is none
-        yield
-        return
-    try:
-        is_large = os.fstat(old).st_blocks * 512 >= _LARGE
-        yield
-    except BaseException:
-        os.close(old)
-        raise
-    if is_large:
-        _close_beside(old)
-    else:
-        os.close(old)
-
-
-def _close_beside(fd: int) -> None:
-    """Close a descriptor in a thread, or here if there can be none."""
-    try:
-        threading.Thread(target=os.close, args=(fd,), name="letting go").start()
-    except RuntimeError:
-        os.close(fd)
-
-
-def _mode(path: str) -> int | None:
-    try:
-        return os.stat(path).st_mode
-    except FileNotFoundError:
-        return None
-
-
-def _create(path: str, mode: int | None, *, keep: bool) -> bool:
-    """Make a file, or keep what is there; tell if anything was."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(path, flags if keep else flags | os.O_TRUNC, 0o666)
-    try:
-        if mode is not None:
-            os.fchmod(fd, stat.S_IMODE(mode))
-        return keep and os.fstat(fd).st_size > 0
-    finally:
-        os.close(fd)
+CLUSTER = 64 * KiB
+"""Bytes that a qcow2 image of ours allocates at a time, and takes whole from itself or its backing file."""
 
 
 class Target:
@@ -190,9 +67,16 @@ class Target:
             return
         if create:
             if backing_file is not None and not backing_format:
-                backing_format = backing_format_of(path, backing_file)
-            img.create(path, fmt, size=size, backing_file=backing_file, backing_format=backing_format)
-        self._server = nbd.Server(path, fmt, shared=4 * connections + 2, detect_zeroes="unmap")
+                backing_format = backing.format_of(path, backing_file)
+            img.create(
+                path,
+                fmt,
+                size=size,
+                backing_file=backing_file,
+                backing_format=backing_format,
+                cluster_size=CLUSTER,
+            )
+        self._server = nbd.Server(path, fmt, private=True, shared=4 * connections + 2, detect_zeroes="unmap")
         self._server.start()
 
     def _prepare_raw(self, create: bool) -> None:
@@ -244,10 +128,3 @@ class Target:
         traceback: TracebackType | None,
     ) -> None:
         self.close(kill=error is not None)
-
-
-def backing_format_of(path: str, backing_file: str) -> str:
-    """Find out the format of a new image's backing file."""
-    full = os.path.join(os.path.dirname(os.path.abspath(path)), backing_file)
-    with open(full, "rb") as f:
-        return formats.probe(f.read(formats.PROBE_SIZE))

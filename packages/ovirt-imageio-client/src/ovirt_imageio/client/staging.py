@@ -1,0 +1,234 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How an image on this machine gets its name: whole, or not at all.
+
+The image is built beside its final name, as NAME.part, and gets that name when all of
+it is on stable storage. What stood there before stays until then:
+
+    claim NAME ─► make NAME.part ─► write ─► fsync ─► rename ─► fsync of the folder ─► success
+        │                             └── a failure: the part goes, or is kept to be resumed
+        └── another run has it, a qemu has the old image open: refused
+
+A device is written in place, and so is a file whose name no other file can get: in a
+folder where none can be made, and where it is mounted by itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from types import TracebackType
+
+from ovirt_imageio.client.claim import Claim
+from ovirt_imageio.client.inuse import ImageInUse
+from ovirt_imageio.client.journal import CannotResume, Journal, sync_folder
+from ovirt_imageio.client.part import Part
+from ovirt_imageio.client.standing import Standing
+from ovirt_imageio.common import linux
+from ovirt_imageio.common.errors import TransferError
+
+log = logging.getLogger(__name__)
+
+_NEW = 0o666
+_PRIVATE = 0o600
+"""A part that will replace a file is not readable for more users than that."""
+
+
+class Staging:
+    """The place where an image is built until it is complete. One run has it at a time.
+
+    Args:
+        filename: The final name, or a link to it.
+
+    Attributes:
+        filename: The final name.
+        in_place: The final name is written to.
+        kept: There is something to continue.
+        is_done: The image has its final name.
+
+    Raises:
+        ImageInUse: Another download to this name is running, or a qemu has the image open.
+            Nothing was touched.
+        OSError: The folder is missing, or nothing may be written.
+    """
+
+    def __init__(self, filename: str) -> None:
+        self.filename = os.path.realpath(filename)
+        self.in_place = self.kept = False
+        self._old: Standing | None = None
+        self._claim: Claim | None = None
+        self._part: Part | None = None
+        self.is_done = self._stays = False
+        try:
+            self._enter()
+        except BaseException:
+            self.close()
+            raise
+
+    def _enter(self) -> None:
+        try:
+            self._old = Standing(self.filename)
+        except FileNotFoundError:
+            self._claim = self._make_claim()
+            return
+        self.in_place = self._old.is_fixed
+        if not self.in_place:
+            try:
+                self._claim = self._make_claim()
+            except OSError as e:
+                if e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                    raise
+                self.in_place = True
+        if self.in_place and not self._old.is_device:
+            self._enter_in_place(self._old)
+
+    def _make_claim(self) -> Claim:
+        try:
+            return Claim(self.filename)
+        except (PermissionError, FileNotFoundError, NotADirectoryError) as e:
+            # It is the folder that does not allow it, or is missing.
+            e.filename = self.filename
+            raise
+
+    def _enter_in_place(self, old: Standing) -> None:
+        if not old.lock():
+            raise ImageInUse(f"another download to {self.filename} is running")
+        if not old.is_empty:
+            log.warning("%s cannot be replaced, only written to: until it is complete it is no image", self.filename)
+
+    @property
+    def path(self) -> str:
+        """Where to write."""
+        return self._part.path if self._part is not None else self.filename
+
+    def begin(self, *, journal: Journal | None = None, sealed: bool = False, raw: bool = False) -> None:
+        """Make the file to write to, or take the one that a former attempt left.
+
+        Args:
+            journal: What a former attempt left is continued, if the journal knows of it;
+                else the journal begins anew.
+            sealed: Only if the journal knows the whole plan.
+            raw: The image is raw: no qemu writes it, and none may open it meanwhile.
+
+        Raises:
+            ImageInUse: Another run writes to the part that the journal knows, or a qemu has
+                opened the image.
+            OSError: The file cannot be made.
+        """
+        self.kept = journal is not None and bool(journal.done) and (journal.is_sealed or not sealed)
+        if self.in_place:
+            if raw and self._old is not None:
+                self._old.keep_out_qemu()
+        else:
+            self._part = self._take(journal) or self._make(journal)
+        if journal is None:
+            return
+        if not self.kept:
+            journal.restart()
+            if self._part is not None:
+                journal.keep(self._part.identity)
+        if not self.in_place:
+            sync_folder(self.path)
+
+    def _take(self, journal: Journal | None) -> Part | None:
+        """The part that the journal knows of; what cannot be continued is removed."""
+        if journal is None or journal.part is None or self._claim is None:
+            return None
+        if journal.owner != self._claim.owner:
+            raise CannotResume(f"{journal.path} belongs to another user: give another journal")
+        # A run that was killed at its end may have given the part its owner already.
+        owners = {self._claim.owner, *([self._old.owner] if self._old is not None else [])}
+        part = Part.find(os.path.dirname(self.filename), journal.part, owners=owners)
+        if part is None or (self.kept and not part.is_empty):
+            return part
+        part.remove()
+        part.close()
+        return None
+
+    def _make(self, journal: Journal | None) -> Part:
+        self.kept = False
+        part = Part.make(self.filename, _NEW if self._old is None else _PRIVATE)
+        if journal is None and self._claim is not None:
+            self._claim.note(part)
+        return part
+
+    def commit(self) -> None:
+        """Give the file its final name, for good.
+
+        Raises:
+            ImageInUse: A qemu has opened the old image since.
+            TransferError: Another program has put a file where the image shall be.
+            OSError: Storage failed.
+        """
+        if self._part is None:
+            if self._old is not None:
+                self._old.sync()
+            return
+        try:
+            self._finish(self._part)
+        except Exception:
+            self._stays = not self.is_done
+            raise
+        sync_folder(self.filename)
+
+    def _finish(self, part: Part) -> None:
+        old = self._old
+        if old is not None:
+            old.keep_out_qemu()
+            old.give_attributes(part.fd)
+        os.fsync(part.fd)
+        part.check_name()
+        if old is not None and old.still_has_its_name:
+            self._tell_names(old)
+            os.replace(part.path, self.filename)
+        else:
+            self._rename_new(part)
+        self.is_done = True
+
+    def _rename_new(self, part: Part) -> None:
+        try:
+            linux.rename_new(part.path, self.filename)
+        except FileExistsError as e:
+            raise TransferError(
+                f"another program has made {self.filename} meanwhile: it is left alone, the new image is {part.path}"
+            ) from e
+
+    def _tell_names(self, old: Standing) -> None:
+        others = old.names - 1
+        if others:
+            log.warning("%s had %d other names: they keep the old image", self.filename, others)
+
+    @property
+    def state(self) -> str:
+        """What a failure leaves behind, in words."""
+        if self.is_done:
+            return "complete"
+        if self._part is not None and self._stays:
+            return f"not replaced; the complete image is {self._part.path}"
+        return "left incomplete" if self.in_place else "not made"
+
+    def discard(self) -> None:
+        """Remove what was built. What was written in place stays as it is, and what is complete."""
+        if self._part is not None and not self.is_done and not self._stays:
+            self._part.remove()
+
+    def close(self) -> None:
+        """Let others make the image. Idempotent."""
+        if self._part is not None:
+            self._part.close()
+        if self._old is not None:
+            self._old.let_go()
+        if self._claim is not None:
+            self._claim.release()
+
+    def __enter__(self) -> Staging:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
