@@ -479,3 +479,22 @@ def test_direct_reads_into_memory_of_any_kind(path):
         buf = memoryview(bytearray(8192 + 1))[1:]
         backend.read_into(0, buf)
         assert bytes(buf) == b"x" * 8192
+
+
+def test_file_that_is_taken_away_after_it_was_closed_is_nobody_elses(path, tmp_path):
+    backend = FileBackend(path, mode="r+", direct=False)
+    number = backend._fd
+    backend.close()
+    with open(tmp_path / "other", "w+b", buffering=0) as other:
+        assert other.fileno() == number
+        backend.interrupt()
+        other.write(b"precious")
+    assert (tmp_path / "other").read_bytes() == b"precious"
+
+
+def test_file_that_is_taken_away_keeps_what_it_has(path):
+    with FileBackend(path, mode="r+") as backend:
+        backend.interrupt()
+        backend.write(0, b"y")
+    with open(path, "rb") as f:
+        assert f.read(1) == b"x"

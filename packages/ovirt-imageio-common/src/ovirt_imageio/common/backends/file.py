@@ -137,6 +137,7 @@ class FileBackend(Backend):
         self._options.update(splice_out=splice_out, cancel=cancel, grow_to=grow_to)
         self._cancel = cancel if mode == "r+" else None
         self._wake: object = None
+        self._leaving = threading.Lock()
         # O_NONBLOCK: not to wait for the writer of a FIFO, which is refused below.
         self._fd = os.open(path, _MODES[mode] | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
@@ -421,11 +422,14 @@ class FileBackend(Backend):
     def interrupt(self) -> None:
         """Take the file away: what the thread that uses it does from now on changes nothing. Any thread may call.
 
-        A system call that runs cannot be woken, and ends as it would have.
+        A system call that runs cannot be woken, and ends as it would have. A closed file is left
+        alone: its number may be another file's by now.
         """
         nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
-            os.dup2(nowhere, self._fd, inheritable=False)
+            with self._leaving:
+                if self._fd >= 0:
+                    os.dup2(nowhere, self._fd, inheritable=False)
         finally:
             os.close(nowhere)
 
@@ -433,9 +437,10 @@ class FileBackend(Backend):
         """See Backend."""
         if self._cancel is not None:
             self._cancel.remove(self._wake)
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd = -1
+        with self._leaving:
+            fd, self._fd = self._fd, -1
+            if fd >= 0:
+                os.close(fd)
         # Who is closed does not keep the error of a flush for those who open the file later.
         self._shared = _Shared()
         self.can_nowait = False
