@@ -21,7 +21,7 @@ from imageio_testing.imageserver import Image, ScriptedServer, response
 from imageio_testing.otherservers import PART, CloudStack, OneBex
 from imageio_testing.qemu import Backing, Fill, fill_image, make_image, needs_qemu
 from ovirt_imageio import client
-from ovirt_imageio.client.local import UnsafeImage
+from ovirt_imageio.client.layers import UnsafeImage
 from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
 from ovirt_imageio.common.checksum import checksum
 from ovirt_imageio.common.errors import AuthorizationError, ProtocolError, TransferError, UnsupportedOperation
@@ -304,6 +304,14 @@ def test_image_that_does_not_fit_is_told(data, tmp_path):
         with pytest.raises(TransferError, match="does not fit: the disk has 2097152 bytes"):
             client.upload(tmp_path / "disk", server.url, None)
     assert "PUT" not in server.methods()
+
+
+def test_empty_image_is_not_uploaded_without_a_word(data, tmp_path):
+    (tmp_path / "disk").write_bytes(b"")
+    with ScriptedServer(Image(data)) as server, pytest.raises(TransferError, match=r"disk has 0 bytes.*2097152 bytes"):
+        client.upload(tmp_path / "disk", server.url, None)
+    with ScriptedServer(Image(bytearray())) as server:
+        client.upload(tmp_path / "disk", server.url, None)
 
 
 def test_smaller_image_leaves_the_rest_of_the_disk(data, tmp_path):

@@ -20,7 +20,7 @@ import pytest
 
 from ovirt_imageio import client
 from ovirt_imageio.client import cli, commands, disks, engine, failures, options
-from ovirt_imageio.client.local import UnsafeImage
+from ovirt_imageio.client.layers import UnsafeImage
 from ovirt_imageio.common.backends.http.errors import Unreachable, Untrusted
 from ovirt_imageio.common.errors import AuthorizationError, ImageioError
 from ovirt_imageio.common.units import MiB

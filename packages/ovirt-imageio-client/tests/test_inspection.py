@@ -11,7 +11,7 @@ import pytest
 from imageio_testing.imageserver import Image, ScriptedServer
 from imageio_testing.qemu import Backing, Fill, fill_image, make_image, needs_qemu
 from ovirt_imageio import client
-from ovirt_imageio.client.local import UnsafeImage
+from ovirt_imageio.client.layers import UnsafeImage
 from ovirt_imageio.common.units import KiB, MiB
 
 pytestmark = needs_qemu

@@ -10,7 +10,8 @@ import tarfile
 import pytest
 
 from imageio_testing.qemu import needs_qemu
-from ovirt_imageio.client.local import InvalidImage, Layer, Source, UnsafeImage, backing_node, look
+from ovirt_imageio.client.layers import InvalidImage, Layer, UnsafeImage, look
+from ovirt_imageio.client.local import Source, backing_node
 from ovirt_imageio.common.extents import ZeroExtent
 from ovirt_imageio.common.qemu import img
 from ovirt_imageio.common.units import MiB

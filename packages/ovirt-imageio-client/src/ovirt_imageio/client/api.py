@@ -17,7 +17,8 @@ from ovirt_imageio.client import backing, plan
 from ovirt_imageio.client.executor import persist
 from ovirt_imageio.client.hashing import Follower
 from ovirt_imageio.client.journal import Journal, place
-from ovirt_imageio.client.local import Path, Source, look
+from ovirt_imageio.client.layers import Path, look
+from ovirt_imageio.client.local import Source
 from ovirt_imageio.client.pairs import DownloadPair, UploadPair
 from ovirt_imageio.client.plan import Step
 from ovirt_imageio.client.progress import Counter, Progress
@@ -104,7 +105,7 @@ def upload(
         trusted = allow_external and backing_chain
         source = stack.enter_context(Source(layers, connections=max_workers, trusted=trusted))
         remote = stack.enter_context(connect(url, cafile, secure=secure, proxy_url=proxy_url, buffer_size=buffer_size))
-        _check_upload(remote, source.size)
+        _check_upload(remote, source.size, filename)
         record = None
         if resume:
             # A file grows meanwhile, up to the image's size.
@@ -256,7 +257,7 @@ def _send(transfer: Transfer, source: Source, remote: HttpBackend, *, backing_ch
         return UploadPair(
             source.open(),
             remote.clone(),
-            detect_zeroes=source.is_raw,
+            detect_zeroes=source.hides_zeroes,
             disk_is_zero=disk_is_zero,
             follower=follower,
         )
@@ -306,9 +307,11 @@ def _check_numbers(buffer_size: int, max_workers: int) -> None:
         raise ValueError(f"invalid buffer_size {buffer_size}: expected 1 byte or more")
 
 
-def _check_upload(remote: HttpBackend, size: int) -> None:
+def _check_upload(remote: HttpBackend, size: int, filename: Path) -> None:
     if remote.capabilities.read_only:
         raise UnsupportedOperation("the ticket does not allow writing to this disk")
+    if not size and remote.size:
+        raise TransferError(f"{os.fspath(filename)} has 0 bytes: nothing would reach the disk of {remote.size} bytes")
     if size > remote.max_size:
         raise TransferError(f"the image of {size} bytes does not fit: the disk has {remote.max_size} bytes")
 

@@ -12,7 +12,8 @@ from typing import Any
 from ovirt_imageio import client
 from ovirt_imageio.client import commands, options, standard
 from ovirt_imageio.client.engine import Engine, load_sdk
-from ovirt_imageio.client.local import Source, look
+from ovirt_imageio.client.layers import look
+from ovirt_imageio.client.local import Source
 
 _ISO_OFFSET = 0x8000
 _ISO_MAGIC = b"\x01CD001\x01"

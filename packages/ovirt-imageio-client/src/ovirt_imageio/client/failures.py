@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import tarfile
 
-from ovirt_imageio.client.local import UnsafeImage
+from ovirt_imageio.client.layers import UnsafeImage
 from ovirt_imageio.common.errors import AuthorizationError, ImageioError
 
 _OPTIONS = {
     "pass allow_external=True": "give --allow-external",
+    'pass fmt="raw"': "give --source-format raw",
+    "by member=": "by --member",
     "pass journal=PATH": "give --journal FILE",
     "with resume=True": "with --resume",
 }

@@ -7,7 +7,7 @@ extents, and whoever opens the image with qemu opens those as well: any file tha
 user may read, or a server. So the names are read here, before qemu sees the image.
 
 Sources: qemu docs/interop/qcow2.txt, docs/interop/qed_spec.txt; VMware "Virtual Disk
-Format 1.1".
+Format 1.1"; Microsoft "Virtual Hard Disk Image Format Specification".
 """
 
 from __future__ import annotations
@@ -16,14 +16,25 @@ import re
 import struct
 from typing import Callable, Iterator, NamedTuple
 
+from ovirt_imageio.client import vhd
+
 PROBE_SIZE = 2048
 """Bytes of an image's beginning that `probe` wants."""
+
+TAIL_SIZE = 512
+"""Bytes of an image's end that `probe` wants."""
 
 BACKED = ("qcow2", "qcow", "qed", "vmdk")
 """Formats whose images may have a backing file."""
 
 SOURCES = ("raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vhdx", "vpc", "parallels", "dmg", "bochs", "cloop")
 """Formats that an image may be uploaded from."""
+
+BLIND = ("vhdx", "dmg", "bochs", "cloop")
+"""Formats of which qemu's drivers tell no extents: all of the image is data."""
+
+MARKED_AT_THE_END = {".vhd": "VHD", ".dmg": "macOS disk image"}
+"""Names of files whose mark may be at their end alone, so that nothing tells what is cut off."""
 
 Read = Callable[[int, int], bytes]
 """Returns bytes of the image's file: offset, length; fewer at its end."""
@@ -41,6 +52,7 @@ _MAGICS = (
     (0, b"#!/bin/sh\n#V2.0 Format\n", "cloop"),
 )
 
+_KOLY = b"koly" + struct.pack(">I", 4)
 _QCOW_MAGIC = b"QFI\xfb"
 _QCOW2_EXTERNAL_DATA = 1 << 2
 _QCOW2_BACKING_FORMAT = 0xE2792ACA
@@ -65,8 +77,12 @@ class Reference(NamedTuple):
     format: str | None = None
 
 
-def probe(head: bytes) -> str:
-    """Tell the format of an image by its first PROBE_SIZE bytes; `raw` for anything else.
+def probe(head: bytes, tail: bytes = b"") -> str:
+    """Tell the format of an image by its content; `raw` for anything that is not known.
+
+    Args:
+        head: The first PROBE_SIZE bytes.
+        tail: The last TAIL_SIZE bytes; a fixed VHD and a `.dmg` have their mark there.
 
     The content of a raw image belongs to a guest, which may write any header there:
     where the format is known, do not ask.
@@ -77,7 +93,11 @@ def probe(head: bytes) -> str:
     for offset, magic, name in _MAGICS:
         if head[offset : offset + len(magic)] == magic:
             return name
-    return "vmdk" if _is_vmdk_text(head) else "raw"
+    if _is_vmdk_text(head):
+        return "vmdk"
+    if vhd.is_fixed(tail):
+        return "vpc"
+    return "dmg" if tail[:8] == _KOLY else "raw"
 
 
 def references(fmt: str, read: Read) -> list[Reference]:
@@ -97,6 +117,23 @@ def references(fmt: str, read: Read) -> list[Reference]:
         return list(readers[fmt](read))
     except struct.error as e:
         raise ValueError(f"the {fmt} header is cut off") from e
+
+
+def encryption(fmt: str, read: Read) -> str | None:
+    """Tell by what an image is encrypted; None if it is not, or not by its format.
+
+    Args:
+        fmt: Format of the image.
+        read: Reads the image's file.
+    """
+    at = {"qcow2": 32, "qcow": 36}.get(fmt)
+    if at is not None and len(found := read(at, 4)) == 4:
+        (method,) = struct.unpack(">I", found)
+        return _ENCRYPTIONS.get(method, f"method {method}") if method else None
+    return None
+
+
+_ENCRYPTIONS = {1: "AES", 2: "LUKS"}
 
 
 def names_plain_file(name: str) -> bool:

@@ -8,7 +8,8 @@ import os
 from typing import Any, Iterator, overload
 
 from ovirt_imageio.client.hashing import local_checksum
-from ovirt_imageio.client.local import Path, Source, backing_node, look
+from ovirt_imageio.client.layers import Path, find_member, look
+from ovirt_imageio.client.local import Source, backing_node
 from ovirt_imageio.common.checksum import DEFAULT_ALGORITHM, DEFAULT_BLOCK_SIZE
 from ovirt_imageio.common.extents import DirtyExtent, Extent, ZeroExtent
 from ovirt_imageio.common.qemu import img
@@ -32,11 +33,12 @@ def info(
 
     Raises:
         UnsafeImage: The image keeps its data in another file, which was not allowed.
+        UnsupportedImage: It is packed, encrypted, or a part of another image.
         QemuImgError: qemu-img is missing, or cannot read the image.
         OSError: The file cannot be read.
     """
     top = look(filename, fmt=fmt, member=member, backing_chain=False, allow_external=allow_external)[0]
-    if top.fmt == "raw":
+    if top.driver == "raw":
         status = os.stat(top.path)
         size = top.size
         if size is None:
@@ -45,15 +47,15 @@ def info(
         result: dict[str, Any] = {
             "virtual-size": size,
             "filename": top.path,
-            "format": "raw",
+            "format": top.fmt,
             "actual-size": status.st_blocks * 512,
             "dirty-flag": False,
         }
     else:
-        result = img.info(top.path, fmt=top.fmt, offset=top.offset, size=top.size)
+        result = img.info(top.path, fmt=top.fmt, offset=top.offset, size=top.size, options=top.options)
         result["filename"] = top.path
     if member is not None:
-        result["member-offset"], result["member-size"] = top.offset, top.size
+        result["member-offset"], result["member-size"] = find_member(top.path, member)
     return result
 
 
@@ -87,7 +89,7 @@ def measure(
     """
     layers = look(filename, fmt=fmt, member=member, backing_chain=backing_chain, allow_external=allow_external)
     top = layers[0]
-    if (top.fmt, dst_fmt) == ("raw", "raw"):
+    if (top.driver, dst_fmt) == ("raw", "raw"):
         with Source(layers) as source:
             result: dict[str, Any] = {"required": source.size, "fully-allocated": source.size}
     else:
@@ -95,14 +97,15 @@ def measure(
         result = img.measure(
             top.path,
             dst_fmt,
-            fmt=top.fmt,
+            fmt=top.driver,
             offset=top.offset,
             size=top.size,
+            options=top.options,
             backing_chain=backing is not None or (allow_external and backing_chain),
             backing=backing,
         )
     if member is not None:
-        result["member-offset"], result["member-size"] = top.offset, top.size
+        result["member-offset"], result["member-size"] = find_member(top.path, member)
     return result
 
 

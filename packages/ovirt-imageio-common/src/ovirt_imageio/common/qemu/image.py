@@ -13,9 +13,12 @@ from __future__ import annotations
 import json
 import os
 import stat
-from typing import Any
+from typing import Any, Sequence
 
 _SECTOR = 512
+
+Options = Sequence["tuple[str, str]"]
+"""Options of a format driver: name and value of each."""
 
 
 def node(
@@ -26,6 +29,7 @@ def node(
     size: int | None = None,
     backing_chain: bool = True,
     backing: dict[str, Any] | None = None,
+    options: Options = (),
 ) -> dict[str, Any]:
     """Describe an image to qemu's block layer. See qemu(1), "-blockdev".
 
@@ -38,6 +42,7 @@ def node(
             in the image itself reads as zeroes.
         backing: Node of the backing file, for an image whose header is not trusted;
             None lets qemu open what the image names.
+        options: Further options of the format driver.
 
     Raises:
         ValueError: The name is not UTF-8: qemu's JSON knows nothing else.
@@ -55,7 +60,7 @@ def node(
             file["size"] = -(-size // _SECTOR) * _SECTOR
     if fmt == "raw" and file["driver"] == "raw":
         return file
-    result: dict[str, Any] = {"driver": fmt, "file": file}
+    result: dict[str, Any] = {"driver": fmt, **dict(options), "file": file}
     if not backing_chain and fmt in ("qcow2", "qcow", "qed", "vmdk"):
         result["backing"] = None
     elif backing is not None:

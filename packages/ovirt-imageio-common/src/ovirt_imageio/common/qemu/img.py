@@ -33,6 +33,7 @@ def info(
     offset: int | None = None,
     size: int | None = None,
     cancel: Cancel | None = None,
+    options: image.Options = (),
 ) -> dict[str, Any]:
     """Describe an image.
 
@@ -42,6 +43,7 @@ def info(
         offset: Where the image begins in the file.
         size: Bytes of the image there.
         cancel: Ends qemu-img.
+        options: Further options of the format driver.
 
     Returns:
         What `qemu-img info --output json` prints: `virtual-size` in bytes, `format`,
@@ -54,7 +56,8 @@ def info(
     if fmt is None:
         command.append(_probed(filename, offset, size))
     else:
-        command.append(image.reference(filename, fmt, offset=offset, size=size, backing_chain=False))
+        node = image.reference(filename, fmt, offset=offset, size=size, backing_chain=False, options=options)
+        command.append(node)
     result: dict[str, Any] = json.loads(_run(command, cancel))
     return result
 
@@ -111,6 +114,7 @@ def measure(
     backing_chain: bool = True,
     backing: dict[str, Any] | None = None,
     cancel: Cancel | None = None,
+    options: image.Options = (),
 ) -> dict[str, Any]:
     """Tell how much room an image needs in another format.
 
@@ -123,6 +127,7 @@ def measure(
         backing_chain: Count what the backing chain holds; else what the image itself does.
         backing: Node of the backing file; None lets qemu open what the image names.
         cancel: Ends qemu-img.
+        options: Further options of the format driver.
 
     Returns:
         `required` and `fully-allocated`, in bytes, and maybe `bitmaps`.
@@ -133,7 +138,15 @@ def measure(
     if fmt is None:
         source = _probed(filename, offset, size)
     else:
-        source = image.reference(filename, fmt, offset=offset, size=size, backing_chain=backing_chain, backing=backing)
+        source = image.reference(
+            filename,
+            fmt,
+            offset=offset,
+            size=size,
+            backing_chain=backing_chain,
+            backing=backing,
+            options=options,
+        )
     command = ["measure", "--force-share", "--output", "json", "-O", dst_fmt, source]
     result: dict[str, Any] = json.loads(_run(command, cancel))
     return result

@@ -73,6 +73,7 @@ class Server:
         size: Bytes of the image there.
         backing: Node of the backing file, see `qemu.image`; None takes what the image names.
         cancel: Ends qemu-nbd, and what waits for it.
+        options: Further options of the format driver.
 
     Attributes:
         url: Of the export, for a ticket or for `backends.open`.
@@ -99,6 +100,7 @@ class Server:
         size: int | None = None,
         backing: dict[str, Any] | None = None,
         cancel: Cancel | None = None,
+        options: image.Options = (),
     ) -> None:
         self._cancel = cancel
         self._command = [
@@ -119,7 +121,15 @@ class Server:
         if bitmap:
             self._command.append(f"--bitmap={bitmap}")
         self._command.append(
-            image.reference(filename, fmt, offset=offset, size=size, backing_chain=backing_chain, backing=backing)
+            image.reference(
+                filename,
+                fmt,
+                offset=offset,
+                size=size,
+                backing_chain=backing_chain,
+                backing=backing,
+                options=options,
+            )
         )
         self._filename = filename
         self._private = private and not socket_path and os.path.exists("/proc/self/fd")
