@@ -236,7 +236,7 @@ level = WARNING
 formatter = long
 """
 
-    def ticket(self, url: str, size: int, *, ops: Sequence[str] = ("read", "write")) -> str:
+    def ticket(self, url: str, size: int, *, ops: Sequence[str] = ("read", "write"), dirty: bool = False) -> str:
         """Put a ticket in and return its id."""
         ticket_id = str(uuid.uuid4())
         document = {
@@ -246,6 +246,7 @@ formatter = long
             "timeout": 3600,
             "url": url,
             "sparse": True,
+            "dirty": dirty,
             "inactivity_timeout": 3600,
         }
         with contextlib.closing(_UnixHTTPConnection(self.control)) as c:

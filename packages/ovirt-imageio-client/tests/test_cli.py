@@ -87,7 +87,7 @@ def test_upload_hands_over_its_options(called):
 
 
 def test_download_hands_over_its_options(called):
-    args = "--incremental --backing-file full --backing-format qcow2"
+    args = "--incremental --backing-file full --backing-format qcow2 --shallow"
     assert cli.main(["download", *args.split(), URL, "file"]) == 0
     ((positional, keys),) = called
     keys.pop("progress")
@@ -104,6 +104,7 @@ def test_download_hands_over_its_options(called):
         "incremental": True,
         "backing_file": "full",
         "backing_format": "qcow2",
+        "shallow": True,
     }
 
 

@@ -9,6 +9,7 @@ import pytest
 from ovirt_imageio.client.hashing import Followed, Passed, local_checksum
 from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
 from ovirt_imageio.common.checksum import block_digest, checksum
+from ovirt_imageio.common.errors import UnsupportedOperation
 from ovirt_imageio.common.units import KiB, MiB
 
 SIZE = 3 * MiB + 512
@@ -77,18 +78,20 @@ def test_two_workers_do_not_disturb_each_other(data):
     assert passed.digests == digests(data, 0, 2, 3)
 
 
-def test_followed_image_hashes_what_is_read_and_written(data):
+def test_followed_image_hashes_what_is_read_and_cannot_be_changed(data):
     passed = Passed(SIZE, block_size=MiB)
     memory = Memory(data)
     image = Followed(MemoryBackend(memory), passed.follow())
     assert image.size == SIZE
     buf = bytearray(MiB)
     image.read_into(0, buf)
-    image.zero(MiB, MiB)
-    image.write(2 * MiB, b"w" * MiB)
+    image.read_into(2 * MiB, buf)
+    for change in (lambda: image.zero(0, MiB), lambda: image.write(0, b"w")):
+        with pytest.raises(UnsupportedOperation, match="only read"):
+            change()
     image.flush()
     image.close()
-    assert passed.digests == digests(bytes(memory.data), 0, 1, 2)
+    assert passed.digests == digests(bytes(memory.data), 0, 2)
 
 
 def test_local_checksum_is_that_of_the_content(data):

@@ -8,7 +8,7 @@ import pytest
 
 from ovirt_imageio.client.executor import Retry
 from ovirt_imageio.client.hashing import Passed
-from ovirt_imageio.client.verify import VerificationFailed, compare, verify
+from ovirt_imageio.client.verify import VerificationFailed, check_held, compare, first_difference, verify
 from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
 from ovirt_imageio.common.checksum import checksum
 from ovirt_imageio.common.errors import PeerGone, ProtocolError, UnsupportedOperation
@@ -86,13 +86,22 @@ class Ends:
         return Image(self.local, mode="r")
 
     def verify(self, **options):
-        verify(self.remote, self.open, self.passed, **options)
+        return verify(self.remote, self.open, self.passed, **options)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("disk_size", [SIZE, SIZE + 1000, 5 * BLOCK])
-def test_equal_ends_pass(kind, disk_size):
-    Ends(kind, disk_size=disk_size).verify()
+def test_equal_ends_pass_and_the_checksum_of_the_image_is_told(kind, disk_size):
+    ends = Ends(kind, disk_size=disk_size)
+    assert ends.verify() == checksum([MemoryBackend(ends.local)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_checksum_of_an_empty_image_is_that_of_no_block(kind):
+    ends = Ends(kind, size=0, disk_size=BLOCK)
+    ends.open = lambda: MemoryBackend(ends.local)
+    assert ends.verify() == checksum([MemoryBackend(Memory(b""))])
+    assert ends.calls == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -158,6 +167,54 @@ def test_only_ranges_are_compared(kind):
     compare(ends.remote, ends.open, ranges, ends.passed)
     with pytest.raises(VerificationFailed, match="block 2"):
         compare(ends.remote, ends.open, [*ranges[:2], (2 * BLOCK + MiB, 1)], ends.passed)
+
+
+class Held(MemoryBackend):
+    """An image that holds some ranges, as qcow2 does, and zeroes one of them."""
+
+    def __init__(self, *held):
+        super().__init__(Memory(bytes(SIZE)), mode="r")
+        self.held = held
+
+    def extents(self, context="zero", *, offset=0, length=None, op=None):
+        position = 0
+        for start, count in self.held:
+            yield ZeroExtent(position, start - position, zero=True, hole=True)
+            yield ZeroExtent(start, count, zero=start == MiB, hole=False)
+            position = start + count
+        yield ZeroExtent(position, self.size - position, zero=True, hole=True)
+
+
+RANGES = [(MiB, MiB), (2 * BLOCK, MiB), (2 * BLOCK + MiB, MiB)]
+
+
+def test_image_that_holds_the_ranges_passes():
+    check_held(lambda: Held((MiB, MiB), (2 * BLOCK, 2 * MiB)), RANGES, SIZE)
+    check_held(Held, [], SIZE)
+
+
+@pytest.mark.parametrize(
+    ("held", "text"),
+    [
+        ([(MiB, MiB)], f"^{MiB} bytes at {2 * BLOCK}: .* is missing"),
+        ([(MiB, MiB), (2 * BLOCK, MiB)], f"^{MiB} bytes at {2 * BLOCK + MiB}: .* is missing"),
+        ([(MiB, 2 * MiB), (2 * BLOCK, 2 * MiB)], f"^{MiB} bytes at {2 * MiB}: .* is clean"),
+        ([(0, 512), (MiB, MiB), (2 * BLOCK, 2 * MiB)], "^512 bytes at 0: .* is clean"),
+    ],
+)
+def test_image_that_holds_others_is_refused(held, text):
+    with pytest.raises(VerificationFailed, match=text) as e:
+        check_held(lambda: Held(*held), RANGES, SIZE)
+    assert str(e.value).startswith(f"{e.value.length} bytes at {e.value.offset}")
+
+
+def test_first_byte_that_differs_is_found():
+    ends = Ends("none")
+    assert first_difference(ends.remote, ends.open(), 0, SIZE) is None
+    ends.disk.data[BLOCK + 5] ^= 1
+    ends.disk.data[BLOCK + 9] ^= 1
+    assert first_difference(ends.remote, ends.open(), 0, SIZE) == BLOCK + 5
+    assert first_difference(ends.remote, ends.open(), BLOCK + 6, BLOCK) == BLOCK + 9
 
 
 def test_broken_connection_does_not_end_the_comparison():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -20,10 +21,11 @@ from bench.servers import Keys
 from imageio_testing import peer
 from imageio_testing.daemon import Daemon
 from imageio_testing.images import as_raw, compare, make_sample, names, same_bytes
-from imageio_testing.qemu import MiB, needs_qemu
+from imageio_testing.qemu import Fill, MiB, fill_image, make_image, needs_qemu
 from ovirt_imageio import client
 from ovirt_imageio.client import transfer
 from ovirt_imageio.client.journal import CannotResume
+from ovirt_imageio.client.verify import VerificationFailed
 from ovirt_imageio.common.backends.http import HttpBackend
 from ovirt_imageio.common.qemu import img
 from ovirt_imageio.common.qemu.nbd import Server
@@ -133,6 +135,39 @@ def test_empty_file_grows(old, old_daemon, new_daemon, pki, folder, ours):
         image = f"{new_daemon.url}/images/{new_daemon.add_ticket(url, size=size, sparse=True)}"
         peer.call(old, "upload", sample.path, image, pki.ca_file)
     same_bytes(sample.path, folder / "disk")
+
+
+@pytest.fixture
+def backup(folder):
+    """A disk with a dirty bitmap, served as for a backup; its raw content at the checkpoint is beside it."""
+    path = folder / "disk.qcow2"
+    make_image(path, "qcow2", 24 * MiB, [Fill(0, 3 * MiB, 1), Fill(20 * MiB, MiB, 2)])
+    as_raw(path, "qcow2", folder / "base.raw")
+    subprocess.check_call(["qemu-img", "bitmap", "--add", path, "since"])
+    fill_image(path, "qcow2", [Fill(5 * MiB, MiB, 3), Fill(2 * MiB, MiB, 0), Fill(8 * MiB, MiB, 0)])
+    with Server(str(path), "qcow2", shared=16, bitmap="since") as server:
+        yield server.url
+
+
+@pytest.mark.parametrize("theirs", [True, False], ids=["their daemon", "our daemon"])
+def test_incremental_backup_is_verified_through_its_backing_file(old_daemon, new_daemon, pki, folder, backup, theirs):
+    size = 24 * MiB
+    if theirs:
+        image = old_daemon.url(old_daemon.ticket(backup, size, dirty=True))
+    else:
+        image = f"{new_daemon.url}/images/{new_daemon.add_ticket(backup, size=size, dirty=True)}"
+    options = {"incremental": True, "backing_format": "raw", "verify": True}
+    client.download(image, folder / "new.qcow2", pki.ca_file, backing_file="base.raw", **options)
+    compare(folder / "new.qcow2", "qcow2", as_raw(folder / "disk.qcow2", "qcow2", folder / "now.raw", "-U"))
+
+    (folder / "wrong.raw").write_bytes((folder / "base.raw").read_bytes())
+    with open(folder / "wrong.raw", "r+b") as f:
+        f.seek(20 * MiB)
+        f.write(b"w")
+    with pytest.raises(VerificationFailed, match=f"byte {20 * MiB} was not downloaded"):
+        client.download(image, folder / "no.qcow2", pki.ca_file, backing_file="wrong.raw", **options)
+    assert not (folder / "no.qcow2").exists()
+    client.download(image, folder / "alone.qcow2", pki.ca_file, **options)
 
 
 class Stop(Exception):

@@ -26,6 +26,7 @@ from ovirt_imageio.client.remote import connect
 from ovirt_imageio.client.staging import Staging
 from ovirt_imageio.client.target import CLUSTER, FORMATS, Target
 from ovirt_imageio.client.transfer import Transfer
+from ovirt_imageio.client.verify import Scope
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.errors import TransferError, UnsupportedOperation
 
@@ -84,7 +85,8 @@ def upload(
         fmt: Format of the image, which is then not guessed from its content.
         allow_external: Allow an image that uses data files, devices, or protocols.
         verify: Compare both ends by block hashes at the end. What was uploaded is hashed
-            on its way where it passes in order.
+            on its way where it passes in order. With `backing_chain=False` what the image
+            does not hold is not compared.
         resume: Keep a journal of what is on the disk's stable storage, and continue from
             the one that an earlier call left, which may have had another ticket. What
             was done is compared at both ends first.
@@ -120,7 +122,7 @@ def upload(
             progress=progress,
             workers=_bounded(max_workers, remote.capabilities.max_writers),
             journal=record,
-            check=verify,
+            scope=_upload_scope(verify, backing_chain=backing_chain),
             partial=not backing_chain,
         )
         try:
@@ -149,6 +151,7 @@ def download(
     backing_format: str | None = None,
     *,
     verify: bool = False,
+    shallow: bool = False,
     resume: bool = False,
     journal: Path | None = None,
 ) -> None:
@@ -175,8 +178,12 @@ def download(
             need the image that is replaced. What the server reports as a hole shows it.
         backing_format: Format of the backing file; None looks at its content. Without a
             backing file it means nothing.
-        verify: Compare both ends by block hashes before the image gets its name. What is
-            downloaded is hashed on its way where it passes in order.
+        verify: Read the image, through its backing files, and compare all of it with the
+            server's disk by block hashes before it gets its name. An incremental image
+            without backing file cannot be read as a disk: what changed is compared, and
+            that the image holds all of it and nothing else.
+        shallow: The server shows one layer, not what is below it, as in a shallow transfer
+            of the engine. With a backing file, `verify` compares what the layer holds.
         resume: Keep what was downloaded and a journal of it, and continue from what an
             earlier call left, which may have had another ticket. What was done is
             compared at both ends first.
@@ -198,6 +205,8 @@ def download(
     with ExitStack() as stack:
         staging = stack.enter_context(Staging(os.fspath(filename)))
         remote = stack.enter_context(connect(url, cafile, secure=secure, proxy_url=proxy_url, buffer_size=buffer_size))
+        if backing_file is not None:
+            backing.note_size(os.fspath(filename), backing_file, backing_format, remote.size)
         # Before a file is made: this may be what the server refuses.
         extents = persist(lambda: remote.extents("dirty" if incremental else "zero"), "list the extents")
         record = None
@@ -225,8 +234,9 @@ def download(
                     progress=progress,
                     workers=_bounded(max_workers, remote.capabilities.max_readers),
                     journal=record,
-                    check=verify,
+                    scope=_download_scope(verify, incremental, backing_file, shallow),
                     partial=partial,
+                    below=_below(incremental, backing_file),
                 )
                 counter = transfer.counter
                 transfer.check_done()
@@ -287,8 +297,35 @@ def _fetch(
         steps = plan.incremental_steps(extents, cluster=None if has_backing else CLUSTER, copy_limit=limit)
     else:
         steps = plan.download_steps(extents, has_backing=has_backing, target_is_zero=is_zero, copy_limit=limit)
-    transfer.run(
-        lambda follower: DownloadPair(remote.clone(), target.open(), skip_zeroes=skip, follower=follower), steps
+    # What was downloaded is verified by reading the image: its way there is not watched.
+    transfer.run(lambda _: DownloadPair(remote.clone(), target.open(), skip_zeroes=skip), steps)
+
+
+def _upload_scope(verify: bool, *, backing_chain: bool) -> Scope | None:
+    """Choose what of an upload is compared."""
+    if not verify:
+        return None
+    return Scope.WHOLE if backing_chain else Scope.MOVED
+
+
+def _download_scope(verify: bool, incremental: bool, backing_file: str | None, shallow: bool) -> Scope | None:
+    """Choose what of a download is compared."""
+    if not verify:
+        return None
+    if backing_file is None:
+        return Scope.HELD if incremental else Scope.WHOLE
+    return Scope.MOVED if shallow else Scope.WHOLE
+
+
+def _below(incremental: bool, backing_file: str | None) -> str:
+    """Say what shows where nothing is downloaded."""
+    if backing_file is None:
+        return ""
+    if incremental:
+        return f"the backing file {backing_file!r}, which is not what the disk was at the checkpoint"
+    return (
+        f"the backing file {backing_file!r}, and the server's disk has a hole there; "
+        "if the server shows one layer alone, pass shallow=True"
     )
 
 

@@ -13,11 +13,15 @@ the old content would be gone, and the new image would show itself.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import stat
 from typing import Any, Iterator
 
 from ovirt_imageio.client import formats
+from ovirt_imageio.common.qemu import img
+
+log = logging.getLogger(__name__)
 
 _LONGEST_CHAIN = 200
 
@@ -48,6 +52,28 @@ def check(filename: str, backing_file: str, backing_format: str | None) -> None:
                 f"the backing file {backing_file!r} {how} the image {filename} itself, which would be lost: "
                 "download to another name"
             )
+
+
+def note_size(filename: str, backing_file: str, backing_format: str | None, size: int) -> None:
+    """Tell in the log if a backing file has another size than the disk it is to be below.
+
+    A disk that has grown has more; what the backing file lacks reads as zeroes. What it has more
+    is not seen, and means that it is the backing file of something else.
+
+    Args:
+        filename: The image.
+        backing_file: Relative to the image if not absolute.
+        backing_format: Its format; None looks at its content.
+        size: Bytes of the disk.
+
+    Raises:
+        QemuImgError: qemu-img is missing, or cannot read the backing file.
+        OSError: The backing file cannot be read.
+    """
+    path = full_name(os.path.realpath(filename), backing_file)
+    has = img.info(path, fmt=backing_format or format_of(filename, backing_file))["virtual-size"]
+    if has != size:
+        log.warning("The backing file %s has %d bytes, the disk %d: is it the right one?", path, has, size)
 
 
 def format_of(path: str, backing_file: str) -> str:

@@ -53,6 +53,9 @@ def add_download(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--incremental", action="store_true", help="fetch only what changed since the checkpoint")
     parser.add_argument("--backing-file", metavar="FILE", help="backing file of the new image, relative to it")
     parser.add_argument("--backing-format", metavar="FORMAT", help="format of the backing file (else looked up)")
+    parser.add_argument(
+        "--shallow", action="store_true", help="URL shows one layer of a chain: --verify compares what that holds"
+    )
     add_remote(parser)
     options.add_resume(parser)
     options.add_transfer(parser)
@@ -184,6 +187,7 @@ def download(args: argparse.Namespace) -> None:
             incremental=args.incremental,
             backing_file=args.backing_file,
             backing_format=args.backing_format,
+            shallow=args.shallow,
             progress=progress,
             **transfer_arguments(args),
         )

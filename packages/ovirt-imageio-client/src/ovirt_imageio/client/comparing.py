@@ -99,9 +99,8 @@ class ComparingPair(HashingPair):
         if start < stop:
             super().copy(start, stop - start, op)
             self._compare_digests(start, stop, self.passed.digests.__getitem__)
-        for at, count in self._rest(offset, offset + length, start, stop):
-            op.check()
-            self._compare_bytes(at, count)
+        for block, parts in self._rest(offset, offset + length, start, stop):
+            self._compare_block(block, parts, op)
 
     def zero(self, offset: int, length: int) -> None:
         """Make sure that a range is zero at the server."""
@@ -110,11 +109,9 @@ class ComparingPair(HashingPair):
         start, stop = self._whole_blocks(offset, offset + length)
         if start < stop:
             self._compare_digests(start, stop, self._zero_digest)
-        for at, count in self._rest(offset, offset + length, start, stop):
-            with borrow(count) as view:
-                self._remote.read_into(at, view)
-                if not is_zero(view):
-                    self._found.add(at // self.passed.block_size)
+        for block, parts in self._rest(offset, offset + length, start, stop):
+            if not all(self._reads_zero(at, count) for at, count in parts):
+                self._found.add(block)
 
     def close(self) -> None:
         """See Pair."""
@@ -135,12 +132,14 @@ class ComparingPair(HashingPair):
         start = -(-offset // block_size) * block_size
         return start, end if end == self._remote.size else end // block_size * block_size
 
-    def _rest(self, offset: int, end: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """What of a range is not hashed, in pieces that do not cross a block's end."""
+    def _rest(self, offset: int, end: int, start: int, stop: int) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+        """What of a range the server does not hash: number of each block, and its pieces."""
         if start >= stop:
             start = stop = end
+        block_size = self.passed.block_size
         for first, last in ((offset, start), (stop, end)):
-            yield from pieces(first, last - first, defaults.PIECE, align=defaults.PIECE)
+            for at, count in pieces(first, last - first, block_size, align=block_size):
+                yield at // block_size, list(pieces(at, count, defaults.PIECE, align=defaults.PIECE))
 
     def _zero_digest(self, block: int) -> bytes:
         start = block * self.passed.block_size
@@ -160,11 +159,24 @@ class ComparingPair(HashingPair):
                 self._found.add(number)
                 return
 
-    def _compare_bytes(self, offset: int, length: int) -> None:
-        if not self._found.matter(offset // self.passed.block_size):
-            return
-        with borrow(length) as ours, borrow(length) as theirs:
-            self.image.read_into(offset, ours)
-            self._remote.read_into(offset, theirs)
-            if bytes(ours) != bytes(theirs):  # memory views compare byte by byte
-                self._found.add(offset // self.passed.block_size)
+    def _compare_block(self, block: int, parts: list[tuple[int, int]], op: Operation) -> None:
+        """Read a block, or what is asked for of it, at both ends; a whole one is hashed on its way."""
+        digest = BlockDigest(self.passed.algorithm)
+        for at, count in parts:
+            op.check()
+            if not self._found.matter(block):
+                return
+            with borrow(count) as ours, borrow(count) as theirs:
+                self.image.read_into(at, ours)
+                self._remote.read_into(at, theirs)
+                if bytes(ours) != bytes(theirs):  # memory views compare byte by byte
+                    self._found.add(block)
+                digest.update(ours)
+        start = block * self.passed.block_size
+        if parts[0][0] == start and sum(parts[-1]) == self.passed.end_of_block(start):
+            self.passed.digests[block] = digest.digest()
+
+    def _reads_zero(self, offset: int, length: int) -> bool:
+        with borrow(length) as view:
+            self._remote.read_into(offset, view)
+            return is_zero(view)

@@ -14,6 +14,7 @@ _OPTIONS = {
     'pass fmt="raw"': "give --source-format raw",
     "by member=": "by --member",
     "pass journal=PATH": "give --journal FILE",
+    "pass shallow=True": "give --shallow",
     "with resume=True": "with --resume",
 }
 """What the library's texts name, and its options here."""

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Digests of the blocks of an image, taken while its data pass.
+"""Digests of the blocks of an image that is uploaded, taken while its data pass.
 
 Workers move ranges in any order, and hashing has an order of its own: a digest needs its
 block from the first byte to the last. So each worker follows what passes through its own
@@ -30,6 +30,7 @@ from ovirt_imageio.common.checksum import (
     ChecksumResult,
     checksum,
 )
+from ovirt_imageio.common.errors import UnsupportedOperation
 
 
 class Passed:
@@ -106,7 +107,7 @@ class Follower:
 
 
 class Followed(Backend):
-    """A local image whose data are hashed while they are read or written.
+    """A local image whose data are hashed while they are read.
 
     It moves data through memory: bytes that a pipe takes past us cannot be hashed.
 
@@ -127,18 +128,15 @@ class Followed(Backend):
         self._follower.saw(offset, buf)
 
     def write(self, offset: int, buf: Buffer) -> None:
-        """See Backend."""
-        self._backend.write(offset, buf)
-        self._follower.saw(offset, buf)
+        """Refuse."""
+        raise UnsupportedOperation("an image that is uploaded is only read")
 
     def zero(self, offset: int, length: int) -> None:
-        """See Backend."""
-        self._backend.zero(offset, length)
-        self._follower.saw_zeroes(offset, length)
+        """Refuse."""
+        raise UnsupportedOperation("an image that is uploaded is only read")
 
     def flush(self) -> None:
-        """See Backend."""
-        self._backend.flush()
+        """Do nothing: nothing was written."""
 
     def close(self) -> None:
         """Leave the image open: it belongs to the pair."""

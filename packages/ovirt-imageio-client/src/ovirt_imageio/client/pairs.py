@@ -120,19 +120,14 @@ class DownloadPair(Pair):
         remote: To read from.
         target: To write to.
         skip_zeroes: The target reads as zeroes: do not write any to it.
-        follower: Told what passes.
     """
 
     acknowledges = True
 
-    def __init__(
-        self, remote: Remote, target: Backend, *, skip_zeroes: bool = False, follower: Follower | None = None
-    ) -> None:
+    def __init__(self, remote: Remote, target: Backend, *, skip_zeroes: bool = False) -> None:
         self._remote = remote
         self._target = target
-        self._follower = follower
-        written = SparseTarget(target) if skip_zeroes else target
-        self._written = written if follower is None else Followed(written, follower)
+        self._written = SparseTarget(target) if skip_zeroes else target
 
     def copy(self, offset: int, length: int, op: Operation) -> None:
         """See Pair."""
@@ -143,8 +138,6 @@ class DownloadPair(Pair):
         """See Pair."""
         self.owes_flush = True
         self._target.zero(offset, length)
-        if self._follower is not None:
-            self._follower.saw_zeroes(offset, length)
 
     def flush(self) -> None:
         """See Pair."""

@@ -15,14 +15,22 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Callable, Iterable, Iterator, Optional, Sequence
 
 from ovirt_imageio.client import plan
-from ovirt_imageio.client.executor import Checkpoints, Executor, Pair
+from ovirt_imageio.client.executor import Checkpoints, Executor, Pair, persist
 from ovirt_imageio.client.hashing import Follower, Passed
 from ovirt_imageio.client.journal import CannotResume, Journal
 from ovirt_imageio.client.plan import Action, Step, Steps
 from ovirt_imageio.client.progress import Counter, Progress, set_phase
 from ovirt_imageio.client.records import merged
-from ovirt_imageio.client.verify import OpenImage, VerificationFailed, compare, verify
-from ovirt_imageio.common.checksum import MIN_BLOCK_SIZE
+from ovirt_imageio.client.verify import (
+    OpenImage,
+    Scope,
+    VerificationFailed,
+    check_held,
+    compare,
+    first_difference,
+    verify,
+)
+from ovirt_imageio.common.checksum import MIN_BLOCK_SIZE, ChecksumResult
 from ovirt_imageio.common.units import MiB
 
 if TYPE_CHECKING:
@@ -53,13 +61,14 @@ class Transfer:
         progress: The caller's.
         workers: Threads.
         journal: Kept up to date; None for none.
-        check: Compare both ends afterwards.
-        partial: A range that is skipped does not read the same at both ends: only what
-            was moved can be compared.
+        scope: What to compare of both ends afterwards; None for nothing.
+        partial: What is skipped is left to a layer below, so that all runs must skip the same.
+        below: What shows of the image where nothing was moved, for the text of an error.
 
     Attributes:
         counter: Counts bytes.
         resumed: An earlier run did some of it, or may have written without getting that far.
+        checksum: Block hash of the image, once all of it was found to be what the server has.
     """
 
     def __init__(
@@ -71,8 +80,9 @@ class Transfer:
         progress: Progress | None,
         workers: int,
         journal: Journal | None = None,
-        check: bool = False,
+        scope: Scope | None = None,
         partial: bool = False,
+        below: str = "",
     ) -> None:
         self._remote = remote
         self._open_image = open_image
@@ -80,11 +90,14 @@ class Transfer:
         self._progress = progress
         self._workers = workers
         self._journal = journal
+        self._scope = scope
         self._partial = partial
-        self._passed = Passed(size) if check else None
+        self._below = below
+        self._passed = Passed(size) if scope else None
         self._moved: list[tuple[int, int]] = []
         self.counter = Counter(progress, size)
         self.resumed = bool(journal and journal.begun)
+        self.checksum: ChecksumResult | None = None
 
     @property
     def copy_limit(self) -> int:
@@ -136,10 +149,30 @@ class Transfer:
                 self._verify(passed)
 
     def _verify(self, passed: Passed) -> None:
-        if self._partial:
-            compare(self._remote, self._open_image, merged(self._moved), passed, workers=self._workers)
-        else:
-            verify(self._remote, self._open_image, passed, workers=self._workers)
+        remote, open_image, workers = self._remote, self._open_image, self._workers
+        if self._scope is Scope.WHOLE:
+            try:
+                self.checksum = verify(remote, open_image, passed, workers=workers)
+            except VerificationFailed as e:
+                raise self._explained(e) from e
+            return
+        compare(remote, open_image, self._moved, passed, workers=workers)
+        if self._scope is Scope.HELD:
+            check_held(open_image, self._moved, passed.size)
+
+    def _explained(self, error: VerificationFailed) -> VerificationFailed:
+        """Say so if the first byte that differs was not moved: then it is not of this transfer."""
+        if not self._below:
+            return error
+        with self._open_image() as image:
+            at = persist(
+                lambda: first_difference(self._remote, image, error.offset, error.length),
+                "compare the block that differs",
+            )
+        if at is None or any(start <= at < start + length for start, length in self._moved):
+            return error
+        text = f"{error}; byte {at} was not downloaded, for it shows {self._below}"
+        return VerificationFailed(text, block=error.block, offset=error.offset, length=error.length)
 
     def _planned(self, steps: Iterable[Step]) -> Iterator[Step]:
         if self._partial:
@@ -160,7 +193,7 @@ class Transfer:
         """Take note of what is moved."""
         for step in steps:
             if step.action is not Action.SKIP and self._passed is not None:
-                self._moved.append((step.offset, step.length))
+                self._moved[-1:] = merged([*self._moved[-1:], (step.offset, step.length)])
             yield step
 
     def _record(self, steps: Sequence[Step]) -> None:

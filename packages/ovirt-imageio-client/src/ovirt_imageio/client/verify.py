@@ -4,26 +4,35 @@
 
     server has checksum-range     digests of blocks, local ones often known from the transfer
     checksum of the image only    equal: all is well; else, and
-    no checksum, though offered   both ends are read; what both know to be zero is not
+    no checksum at all            both ends are read; what both know to be zero is not
 
 The comparison is a transfer like any other: steps, workers, pairs, and repeated where
 the connection breaks. A pair compares instead of copying.
+
+What is compared, see `Scope`:
+
+    server's disk  |  data  |  hole  | clean  | dirty  |
+    WHOLE          |========|========|========|========|   as the image reads through its chain
+    MOVED          |========|                 |========|
+    HELD           |   and the image is allocated here |========|   and nowhere else
 """
 
 from __future__ import annotations
 
+import enum
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator
 
 from ovirt_imageio.client import plan
 from ovirt_imageio.client.comparing import ComparingPair, Differences, HashingPair
 from ovirt_imageio.client.executor import Executor, Retry, persist
 from ovirt_imageio.client.hashing import Passed
-from ovirt_imageio.client.plan import Action, Step
+from ovirt_imageio.client.plan import Action, Step, Steps
 from ovirt_imageio.client.progress import Counter
 from ovirt_imageio.common import defaults, imagesapi
 from ovirt_imageio.common.backends.base import Backend, pieces
 from ovirt_imageio.common.blockruns import block_runs
-from ovirt_imageio.common.checksum import BLOCK_ALIGNMENT, BlockHash, zero_digest
+from ovirt_imageio.common.buffers import borrow
+from ovirt_imageio.common.checksum import BLOCK_ALIGNMENT, BlockHash, ChecksumResult, zero_digest
 from ovirt_imageio.common.errors import TransferError, UnsupportedOperation
 from ovirt_imageio.common.units import MiB
 
@@ -38,6 +47,17 @@ OpenImage = Callable[[], Backend]
 
 _SHARE = 64 * MiB
 """Bytes of one comparison: a worker hashes them while the server answers the others."""
+
+
+class Scope(enum.Enum):
+    """What can be compared of a transfer."""
+
+    WHOLE = enum.auto()
+    """All of the image: what it reads as, through its backing files, is what the server's disk has."""
+    MOVED = enum.auto()
+    """What was moved. The rest belongs to a layer below that only one of the ends shows."""
+    HELD = enum.auto()
+    """What was moved; and the image holds nothing else, so that a later backing file shows there."""
 
 
 class VerificationFailed(TransferError):
@@ -63,7 +83,7 @@ def verify(
     *,
     workers: int = defaults.MAX_WORKERS,
     retry: Retry | None = None,
-) -> None:
+) -> ChecksumResult:
     """Make sure that an image is what the server has, up to the image's size.
 
     Args:
@@ -73,21 +93,27 @@ def verify(
         workers: Connections.
         retry: How to take failures that pass.
 
+    Returns:
+        The block hash of the image. A disk of the same size has it, too.
+
     Raises:
         VerificationFailed: They differ; the first block that does is named.
         ImageioError: The server failed, or refused.
     """
-    if not passed.size:
-        return
-    # Servers of 2.x hash a file to the end of its last block of 4 KiB, past the image.
-    same_size = passed.size == remote.size and not passed.size % BLOCK_ALIGNMENT
-    whole = imagesapi.FEATURE_CHECKSUM in remote.features and same_size
-    by_block = imagesapi.FEATURE_CHECKSUM_RANGE in remote.features
-    same = None if by_block or not whole else _same_checksum(remote, open_image, passed, workers)
-    if not same:
-        compare(remote, open_image, [(0, passed.size)], passed, workers=workers, retry=retry)
-    if same is False:
+    with open_image() as listing:
+        blocks = Steps(_block_steps(listing, passed))
+    theirs = None
+    if _hashes_only_all(remote, passed):
+        _hash(open_image, blocks, passed, workers)
+        theirs = _checksum_of(remote, passed)
+        ours = _total(blocks, passed)
+        if theirs == ours.checksum:
+            return ours
+    if passed.size:
+        _compare(remote, open_image, blocks, passed, workers, retry)
+    if theirs is not None:
         raise VerificationFailed("the image has another checksum than the server's, though each block reads the same")
+    return _total(blocks, passed)
 
 
 def compare(
@@ -112,6 +138,55 @@ def compare(
     Raises:
         As verify.
     """
+    with open_image() as listing:
+        _compare(remote, open_image, _inside(_block_steps(listing, passed), ranges), passed, workers, retry)
+
+
+def check_held(open_image: OpenImage, ranges: Ranges, size: int) -> None:
+    """Make sure that an image holds certain ranges, and nothing else: there a backing file shows.
+
+    Args:
+        open_image: Opens the image, which must tell holes.
+        ranges: In order, without overlaps.
+        size: Bytes of the image.
+
+    Raises:
+        VerificationFailed: It holds too little or too much; the first such range is named.
+    """
+    with open_image() as listing:
+        extents: Any = listing.extents("zero")
+        steps = (Step(Action.SKIP if e.hole else Action.COPY, e.start, e.length) for e in extents)
+        for step, inside in plan.overlay(steps, ranges):
+            if inside is (step.action is Action.COPY):
+                continue
+            what = "is missing in the image: a backing file would show" if inside else "is clean, but held by the image"
+            raise VerificationFailed(
+                f"{step.length} bytes at {step.offset}: what the server has there {what}",
+                offset=step.offset,
+                length=step.length,
+            )
+
+
+def first_difference(remote: HttpBackend, image: Backend, offset: int, length: int) -> int | None:
+    """Return the offset of the first byte of a range that both ends have different; None if there is none."""
+    for start, count in pieces(offset, length):
+        with borrow(count) as ours, borrow(count) as theirs:
+            image.read_into(start, ours)
+            remote.read_into(start, theirs)
+            if bytes(ours) != bytes(theirs):
+                return start + next(at for at in range(count) if ours[at] != theirs[at])
+    return None
+
+
+def _compare(
+    remote: HttpBackend,
+    open_image: OpenImage,
+    steps: Iterable[Step],
+    passed: Passed,
+    workers: int,
+    retry: Retry | None,
+) -> None:
+    """Compare blocks, or parts of them."""
     by_hash = imagesapi.FEATURE_CHECKSUM_RANGE in remote.features
     found = Differences(passed)
     executor = Executor(
@@ -120,11 +195,9 @@ def compare(
         workers=workers,
         retry=retry,
     )
-    with open_image() as listing:
-        steps = _inside(_block_steps(listing, passed), ranges)
-        if not by_hash:
-            steps = _without_common_zeroes(steps, remote, passed)
-        executor.run(share for step in steps for share in _shares(step))
+    if not by_hash:
+        steps = _without_common_zeroes(steps, remote, passed)
+    executor.run(share for step in steps for share in _shares(step))
     if found.first is not None:
         raise _differs(found.first, passed)
 
@@ -155,7 +228,7 @@ def _block_steps(image: Backend, passed: Passed) -> Iterator[Step]:
         yield Step(Action.ZERO if zero else Action.COPY, start, stop - start)
 
 
-def _without_common_zeroes(steps: Iterator[Step], remote: HttpBackend, passed: Passed) -> Iterator[Step]:
+def _without_common_zeroes(steps: Iterable[Step], remote: HttpBackend, passed: Passed) -> Iterator[Step]:
     """Leave out what the server knows to be zero as well."""
     listing: Any = persist(lambda: remote.extents("zero", offset=0, length=passed.size), "list the extents")
     runs = block_runs(listing, 0, passed.size, passed.block_size)
@@ -165,26 +238,36 @@ def _without_common_zeroes(steps: Iterator[Step], remote: HttpBackend, passed: P
             yield step
 
 
-def _same_checksum(remote: HttpBackend, open_image: OpenImage, passed: Passed, workers: int) -> bool | None:
-    """Compare the checksum of the whole image; blocks that are not known are hashed.
-
-    Returns:
-        None if the server has no checksum: some offer what they do not have.
-    """
+def _hash(open_image: OpenImage, blocks: Iterable[Step], passed: Passed, workers: int) -> None:
+    """Hash the blocks that are not known yet."""
     hashing = Executor(lambda: HashingPair(open_image(), passed), Counter(None, 0), workers=workers)
+    hashing.run(share for step in blocks if step.action is Action.COPY for share in _shares(step))
+
+
+def _total(blocks: Iterable[Step], passed: Passed) -> ChecksumResult:
+    """The block hash of an image whose blocks are all known."""
     total = BlockHash(passed.algorithm, passed.block_size)
-    with open_image() as listing:
-        steps = list(_block_steps(listing, passed))
-    hashing.run(share for step in steps if step.action is Action.COPY for share in _shares(step))
-    for step in steps:
+    for step in blocks:
         for start, length in pieces(step.offset, step.length, passed.block_size):
+            number = start // passed.block_size
             zero = step.action is Action.ZERO
-            digest = zero_digest(passed.algorithm, length) if zero else passed.digests[start // passed.block_size]
-            total.add(start // passed.block_size, digest)
+            total.add(number, zero_digest(passed.algorithm, length) if zero else passed.digests[number])
+    return total.result()
+
+
+def _hashes_only_all(remote: HttpBackend, passed: Passed) -> bool:
+    """Tell if a server of 2.x can hash what an image has to be compared with."""
+    # Of a file it hashes up to the end of the last block of 4 KiB, past the image.
+    same_size = passed.size == remote.size and not passed.size % BLOCK_ALIGNMENT
+    by_range = imagesapi.FEATURE_CHECKSUM_RANGE in remote.features
+    return imagesapi.FEATURE_CHECKSUM in remote.features and same_size and passed.size > 0 and not by_range
+
+
+def _checksum_of(remote: HttpBackend, passed: Passed) -> str | None:
+    """Let the server hash all of its disk; None if it cannot: some offer what they do not have."""
+    algorithm, block_size = passed.algorithm, passed.block_size
     try:
-        answer = persist(
-            lambda: remote.checksum(algorithm=passed.algorithm, block_size=passed.block_size), "get the checksum"
-        )
+        answer = persist(lambda: remote.checksum(algorithm=algorithm, block_size=block_size), "get the checksum")
     except UnsupportedOperation:
         return None
-    return answer.checksum == total.digest().hex()
+    return answer.checksum
