@@ -63,6 +63,8 @@ def test_check_config_tells_what_is_unknown_and_what_is_wrong(
     assert "/no/key" in capsys.readouterr().err
     assert cli.main(["-c", write(tmp_path, "[control]\nsocket = \\u0000/ctl\n"), "--check-config"]) == 1
     assert r"[control] socket = \u0000/ctl: expected the path" in capsys.readouterr().err
+    assert cli.main(["-c", write(tmp_path, "[logger_root]\nlevel = LOUD\n"), "--check-config"]) == 1
+    assert "[logger_root] level = LOUD: expected a level" in capsys.readouterr().err
 
 
 def test_wrong_usage_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,6 +97,79 @@ def load_text(tmp_path: Path, text: str) -> config.Config:
     return config.load_files([str(drop_in(tmp_path, "50-test.conf", text))])
 
 
+def test_shown_configuration_has_the_types_of_2x() -> None:
+    shown = config.Config().to_dict()
+    # As 2.5.1 prints it without configuration; ours has more keys, and a formatter more.
+    expected: dict[str, dict[str, object]] = {
+        "backend_file": {"buffer_size": 8388608},
+        "backend_http": {"buffer_size": 8388608, "ca_file": ""},
+        "backend_nbd": {"buffer_size": 8388608},
+        "control": {
+            "enable": True,
+            "port": -1,
+            "prefer_ipv4": True,
+            "remove_timeout": 60,
+            "socket": "/run/ovirt-imageio/sock",
+            "transport": "unix",
+        },
+        "daemon": {
+            "drop_privileges": True,
+            "group_name": "ovirtimg",
+            "inactivity_timeout": 60,
+            "max_connections": 8,
+            "poll_interval": 1.0,
+            "run_dir": "/run/ovirt-imageio",
+            "systemd_enable": True,
+            "user_name": "ovirtimg",
+        },
+        "formatter_long": {"format": "%(asctime)s %(levelname)-7s (%(threadName)s) [%(name)s] %(message)s"},
+        "formatters": {"keys": "long,json"},
+        "handler_logfile": {
+            "args": '("/var/log/ovirt-imageio/daemon.log",)',
+            "class": "logging.handlers.RotatingFileHandler",
+            "formatter": "long",
+            "kwargs": '{"maxBytes": 20971520, "backupCount": 10}',
+            "level": "DEBUG",
+        },
+        "handler_stderr": {"args": "()", "class": "logging.StreamHandler", "formatter": "long", "level": "DEBUG"},
+        "handlers": {"keys": "logfile"},
+        "local": {"enable": True, "socket": "\0/org/ovirt/imageio"},
+        "logger_root": {"handlers": "logfile", "level": "INFO", "propagate": 0},
+        "loggers": {"keys": "root"},
+        "profile": {"filename": "/run/ovirt-imageio/profile"},
+        "remote": {"host": "::", "port": 54322},
+        "tls": {"ca_file": "", "cert_file": "", "enable": True, "enable_tls1_1": False, "key_file": ""},
+    }
+    found = {name: {key: shown[name][key] for key in keys} for name, keys in expected.items()}
+    assert found == expected
+    assert [type(v) for keys in found.values() for v in keys.values()] == [
+        type(v) for keys in expected.values() for v in keys.values()
+    ]
+
+
+def test_values_of_files_are_shown_with_the_types_of_2x(tmp_path: Path) -> None:
+    cfg = load_text(
+        tmp_path,
+        "[logger_root]\npropagate = 1\n[logger_x]\npropagate = 0\n[daemon]\npoll_interval = 2\n"
+        "[remote]\nport = 7\n[tls]\nenable = OFF\n",
+    )
+    shown = cfg.to_dict()
+    found = [shown["logger_root"]["propagate"], shown["logger_x"]["propagate"], shown["daemon"]["poll_interval"]]
+    assert [(type(value), value) for value in found] == [(int, 1), (int, 0), (float, 2.0)]
+    assert (shown["remote"]["port"], shown["tls"]["enable"]) == (7, False)
+
+
+@pytest.mark.parametrize("text", ["TCP", "Tcp", " tcp "])
+def test_transport_is_known_in_any_letters(tmp_path: Path, text: str) -> None:
+    assert load_text(tmp_path, f"[control]\ntransport = {text}\nport = 7\n").control.transport == "tcp"
+
+
+@pytest.mark.parametrize("section", ["logger_root", "logger_x"])
+def test_propagate_that_is_no_integer_is_named(tmp_path: Path, section: str) -> None:
+    with pytest.raises(config.ConfigError, match=rf"50-test\.conf: \[{section}\] propagate = yes: expected 0 or 1"):
+        load_text(tmp_path, f"[{section}]\npropagate = yes\n")
+
+
 def test_defaults_are_those_of_the_contract() -> None:
     shown = config.Config().to_dict()
     assert shown["remote"] == {"host": "::", "port": 54322}

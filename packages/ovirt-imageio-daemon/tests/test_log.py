@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,23 +64,36 @@ def test_log_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "expected"),
     [
-        "[logger_root]\nlevel = LOUD\n",
-        "[handlers]\nkeys = nosuch\n",
-        "[handler_logfile]\nclass = no.such.Class\n",
-        "[handler_logfile]\nargs = nonsense(\n",
+        ("[logger_root]\nlevel = LOUD\n", "[logger_root] level = LOUD: expected a level like INFO"),
+        ("[handler_logfile]\nlevel = 5x\n", "[handler_logfile] level = 5x: expected a level like INFO"),
+        ("[handlers]\nkeys = nosuch\n", "[handlers] keys = nosuch: expected names that have a section"),
+        ("[loggers]\nkeys = root,x\n", "[loggers] keys = root,x: expected names that have a section"),
+        ("[loggers]\nkeys = x\n[logger_x]\nqualname = x\nhandlers=\n", "[loggers] keys = x: expected root"),
+        ("[loggers]\nkeys = root,x\n[logger_x]\nhandlers =\n", "[logger_x] has no key qualname"),
+        ("[loggers]\nkeys = root,x\n[logger_x]\nqualname = x\n", "[logger_x] has no key handlers"),
+        ("[handlers]\nkeys = x\n[handler_x]\nlevel = INFO\n", "[handler_x] has no key class"),
+        ("[formatters]\nkeys = x\n", "[formatters] keys = x: expected names that have a section, as [formatter_x]"),
+        ("[handler_logfile]\nformatter = x\n", "[handler_logfile] formatter = x: expected names that keys"),
+        ("[logger_root]\nhandlers = x\n", "[logger_root] handlers = x: expected names that keys of [handlers] has"),
+        ("[handler_logfile]\nclass = no.such.Class\n", "[handler_logfile] class = no.such.Class: expected a class"),
+        ("[handler_logfile]\nclass = nonsense\n", "[handler_logfile] class = nonsense: expected a class"),
+        ("[formatter_long]\nclass = os.nonsense\n", "[formatter_long] class = os.nonsense: expected a class"),
+        ("[handler_logfile]\nargs = nonsense(\n", "[handler_logfile] args = nonsense(: expected arguments"),
+        ("[handler_logfile]\nkwargs = {x}\n", "[handler_logfile] kwargs = {x}: expected arguments"),
+        ("[handler_logfile]\nargs = (1, 2, 3, 4, 5, 6, 7, 8)\n", "TypeError"),
     ],
 )
-def test_wrong_section_is_one_line_with_the_files(tmp_path: Path, text: str) -> None:
-    with pytest.raises(config.ConfigError, match=r"log\.conf: \[loggers\]") as e:
+def test_wrong_section_is_one_line_that_names_the_key(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(config.ConfigError, match=rf"{tmp_path}/log\.conf: .*{re.escape(expected)}") as e:
         log.configure(load(tmp_path, text))
     assert "\n" not in str(e.value)
 
 
-def test_name_that_no_section_lists_is_told(tmp_path: Path) -> None:
-    with pytest.raises(config.ConfigError, match="expected 'nosuch' in one of the keys"):
-        log.configure(load(tmp_path, "[handlers]\nkeys = stderr\n[logger_root]\nhandlers = nosuch\n"))
+def test_sections_that_are_not_in_use_are_not_looked_at(tmp_path: Path) -> None:
+    text = "[logger_x]\nlevel = LOUD\n[handler_stderr]\nlevel = LOUD\nformatter = x\n"
+    log.configure(load(tmp_path, file_handler(tmp_path / "daemon.log") + text))
 
 
 def test_levels_change_while_running_and_changes_are_told(tmp_path: Path) -> None:

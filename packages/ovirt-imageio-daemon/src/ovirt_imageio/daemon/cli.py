@@ -80,8 +80,10 @@ def _fail(text: str) -> int:
 
 
 def _check(cfg: Config) -> int:
+    from . import logcheck
     from .tls import server_context
 
+    logcheck.check(cfg)
     for warning in cfg.warnings:
         print(f"{PROG}: warning: {warning}", file=sys.stderr)
     if cfg.tls.enable:

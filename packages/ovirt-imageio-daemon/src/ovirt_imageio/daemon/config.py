@@ -114,7 +114,7 @@ class Config(NamedTuple):
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Return section → key → value, the shape that `--show-config` prints."""
         result = {name: getattr(self, name).to_dict() for name in options.SECTIONS}
-        result.update({name: dict(values) for name, values in self.logging.items()})
+        result.update({name: _shown_logging(name, values) for name, values in self.logging.items()})
         return result
 
     def error(self, section: str, key: str, expected: str) -> ConfigError:
@@ -213,11 +213,18 @@ class _Merged:
     def add(self, filename: str, parser: configparser.ConfigParser) -> None:
         for section in parser.sections():
             if section in LOGGING_DEFAULTS or section.startswith(_LOGGING_PREFIXES):
-                self.logging.setdefault(section, {}).update(parser[section])
+                self._add_logging(filename, section, parser[section])
             elif section in self.values:
                 self._add_section(filename, section, parser[section])
             else:
                 self.warnings.append(f"{filename}: unknown section [{section}] ignored")
+
+    def _add_logging(self, filename: str, section: str, keys: Mapping[str, str]) -> None:
+        self.logging.setdefault(section, {}).update(keys)
+        self.sources.update(dict.fromkeys(((section, key) for key in keys), filename))
+        text = keys.get("propagate")
+        if section.startswith("logger_") and text is not None and not _is_integer(text.strip()):
+            raise ConfigError.value(filename, section, "propagate", value=text, expected="0 or 1")
 
     def _add_section(self, filename: str, section: str, keys: Mapping[str, str]) -> None:
         for key, text in keys.items():
@@ -264,8 +271,10 @@ def _parse_bool(text: str) -> bool:
 
 
 def _parse_text(text: str, rule: options.Rule) -> str:
-    if rule.choices and text not in rule.choices:
-        raise ValueError(" or ".join(rule.choices))
+    if rule.choices:
+        text = text.lower()  # 2.x does not look at the case either
+        if text not in rule.choices:
+            raise ValueError(" or ".join(rule.choices))
     if rule.path:
         for escape in ("\\u0000", "\\x00", "\\0"):
             if text.startswith(escape):
@@ -298,11 +307,23 @@ def _number(text: str, info: options.OptionInfo) -> int | float:
         return value
     if info.rule.unit == "bytes":
         return parse_size(text)
-    digits = text[1:] if text.startswith("-") else text
-    # int() alone would take 1_0 and digits of other scripts.
-    if not (digits.isascii() and digits.isdigit()):
+    if not _is_integer(text):
         raise ValueError(text)
     return int(text)
+
+
+def _is_integer(text: str) -> bool:
+    """Tell what int() takes, but for 1_0 and digits of other scripts."""
+    digits = text[1:] if text.startswith("-") else text
+    return digits.isascii() and digits.isdigit()
+
+
+def _shown_logging(section: str, keys: Mapping[str, str]) -> dict[str, Any]:
+    """Return a logging section as 2.x shows it: all texts, but for the one number."""
+    shown: dict[str, Any] = dict(keys)
+    if section.startswith("logger_") and "propagate" in shown:
+        shown["propagate"] = int(shown["propagate"])
+    return shown
 
 
 def _expected_number(info: options.OptionInfo) -> str:

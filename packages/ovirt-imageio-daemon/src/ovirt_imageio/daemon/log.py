@@ -12,6 +12,7 @@ import logging.config
 import sys
 import time
 
+from . import logcheck
 from .config import Config, ConfigError
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ def configure(cfg: Config) -> None:
     Raises:
         ConfigError: a section is wrong or a log file cannot be written.
     """
+    logcheck.check(cfg)
     parser = configparser.ConfigParser(interpolation=None)
     parser.read_dict(cfg.logging)
     try:
@@ -33,12 +35,10 @@ def configure(cfg: Config) -> None:
     except OSError as e:
         text = f"{_sections(cfg)}: cannot write the log {e.filename}: {e.strerror}"
         raise ConfigError(text) from e
-    except KeyError as e:
-        expected = f"{e} in one of the keys of these sections, as another names it"
-        raise ConfigError(f"{_sections(cfg)}: expected {expected}") from e
     except Exception as e:
         # fileConfig evaluates `args` and imports classes: anything may come out of it.
-        raise ConfigError(f"{_sections(cfg)}: {type(e).__name__}: {_one_line(e)}") from e
+        unknown = ConfigError(f"{_sections(cfg)}: {type(e).__name__}: {_one_line(e)}")
+        raise (logcheck.blame(cfg) or unknown) from e
     logging.captureWarnings(True)
 
 
@@ -56,9 +56,7 @@ def apply_levels(cfg: Config) -> list[str]:
         if not section.startswith("logger_") or "level" not in keys:
             continue
         name = "root" if section == "logger_root" else keys.get("qualname", "")
-        level = logging.getLevelName(keys["level"].strip())
-        if not isinstance(level, int):
-            raise ConfigError.value(None, section, "level", value=keys["level"], expected="a level like INFO or DEBUG")
+        level = logcheck.level_of(cfg, section)
         wanted[name] = (logging.getLogger(None if name == "root" else name), level)
     changed = []
     for name, (logger, level) in wanted.items():
