@@ -10,6 +10,7 @@ import os
 import socketserver
 import tempfile
 import threading
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ovirt_imageio import admin
 from ovirt_imageio.admin import cli
 from ovirt_imageio.daemon.config import Config
 from ovirt_imageio.daemon.options import Control
+from ovirt_imageio.daemon.version import __version__ as daemon_version
 
 TICKET = {"uuid": "a/b", "size": 1, "ops": ["read"], "timeout": 3, "url": "file:///x"}
 
@@ -182,6 +184,29 @@ def test_disabled_control_service_is_told() -> None:
             c.del_ticket("x")
 
 
+@pytest.mark.parametrize("transport", ["unix", "UNIX"])
+def test_configuration_of_a_program_needs_no_more_than_the_address(daemon: FakeDaemon, transport: str) -> None:
+    control = types.SimpleNamespace(transport=transport, socket=daemon.server_address, port=-1)
+    with admin.Client(types.SimpleNamespace(control=control)) as c:
+        c.del_ticket("x")
+    control = types.SimpleNamespace(transport="tcp", socket="", port=1)
+    with admin.Client(types.SimpleNamespace(control=control)) as c:
+        with pytest.raises(admin.ClientError, match="refused"):
+            c.del_ticket("x")
+
+
+def test_unknown_transport_is_named() -> None:
+    control = types.SimpleNamespace(transport="udp", socket="", port=1)
+    with pytest.raises(ValueError, match="'udp'"):
+        admin.Client(types.SimpleNamespace(control=control))
+
+
+def test_errors_read_as_those_of_2x() -> None:
+    assert str(admin.ServerError(404, "No such ticket")) == "Server error: 404 No such ticket"
+    assert isinstance(admin.ServerError(404, ""), admin.Error)
+    assert admin.__version__ == daemon_version
+
+
 def test_silence_ends_in_an_error(cfg: Config, daemon: FakeDaemon) -> None:
     daemon.shutdown()  # connections are accepted by the kernel and never answered
     with admin.Client(cfg, timeout=0.01) as c:
@@ -221,6 +246,32 @@ def test_commands_call_the_daemon(
     assert cli.main(["stop-profile", "-c", conf_dir]) == 0
     methods = [method for method, _, _ in daemon.requests]
     assert methods == ["PUT", "GET", "PATCH", "DELETE", "POST", "POST"]
+
+
+def test_folder_of_the_configuration_may_come_before_the_command(conf_dir: str, daemon: FakeDaemon) -> None:
+    assert cli.main(["-c", conf_dir, "del-ticket", "a"]) == 0
+    assert cli.main(["--conf-dir", conf_dir, "del-ticket", "b"]) == 0
+    assert cli.main(["-c", "/no/such", "del-ticket", "-c", conf_dir, "c"]) == 0
+    assert [path for _, path, _ in daemon.requests] == ["/tickets/a", "/tickets/b", "/tickets/c"]
+
+
+def test_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as e:
+        cli.main(["--version"])
+    assert e.value.code == 0
+    assert capsys.readouterr().out == f"ovirt-imageioctl {daemon_version}\n"
+
+
+@pytest.mark.parametrize("argv", [[], ["-c", "/no/such"]])
+def test_line_without_a_command_is_told_which_there_are(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as e:
+        cli.main(argv)
+    assert e.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == (
+        "ovirt-imageioctl: error: give a command, one of add-ticket, show-ticket, mod-ticket, del-ticket, "
+        "list, status, start-profile, stop-profile"
+    )
 
 
 def test_refusal_is_one_line_and_status_1(

@@ -17,6 +17,7 @@ import pytest
 from imageio_testing.daemon import Daemon, public_command
 from imageio_testing.pki import Pki
 from ovirt_imageio.daemon import binding, cli
+from ovirt_imageio.daemon.version import __version__
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can do that")
 
@@ -65,6 +66,13 @@ def test_check_config_tells_what_is_unknown_and_what_is_wrong(
     assert r"[control] socket = \u0000/ctl: expected the path" in capsys.readouterr().err
     assert cli.main(["-c", write(tmp_path, "[logger_root]\nlevel = LOUD\n"), "--check-config"]) == 1
     assert "[logger_root] level = LOUD: expected a level" in capsys.readouterr().err
+
+
+def test_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as e:
+        cli.main(["--version"])
+    assert e.value.code == 0
+    assert capsys.readouterr().out == f"ovirt-imageio {__version__}\n"
 
 
 def test_wrong_usage_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,8 @@ One client belongs to one thread; every call waits for the daemon's answer.
 
 from __future__ import annotations
 
+from ovirt_imageio.daemon.version import __version__
+
 from .client import DEFAULT_CONF_DIR, Client, ClientError, Error, ServerError, load_config
 
-__all__ = ["DEFAULT_CONF_DIR", "Client", "ClientError", "Error", "ServerError", "load_config"]
+__all__ = ["DEFAULT_CONF_DIR", "Client", "ClientError", "Error", "ServerError", "__version__", "load_config"]

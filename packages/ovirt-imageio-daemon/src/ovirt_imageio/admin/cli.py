@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from ovirt_imageio.daemon.version import __version__
+
 from . import report
-from .client import DEFAULT_CONF_DIR, Client, ServerError, load_config
+from .client import DEFAULT_CONF_DIR, Client, load_config
 from .client import Error as AdminError
 
 PROG = "ovirt-imageioctl"
@@ -20,12 +22,13 @@ PROG = "ovirt-imageioctl"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, or 1 after one line on stderr."""
-    args = _parser().parse_args(argv)
+    parser, commands = _parser()
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.error(f"give a command, one of {', '.join(commands)}")
     try:
         with Client(load_config(args.conf_dir)) as client:
             args.command(client, args)
-    except ServerError as e:
-        return _fail(f"Server error: {e}")
     except (AdminError, ValueError, OSError) as e:
         return _fail(str(e))
     return 0
@@ -36,18 +39,17 @@ def _fail(text: str) -> int:
     return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
+    """Return the parser and the names of the commands."""
     parser = argparse.ArgumentParser(prog=PROG, description="Control the ovirt-imageio service.")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parser.add_argument("--version", action="version", version=f"{PROG} {__version__}")
+    _add_conf_dir(parser, DEFAULT_CONF_DIR)
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     def add(name: str, run: Callable[[Client, Any], None], text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument(
-            "-c",
-            "--conf-dir",
-            default=DEFAULT_CONF_DIR,
-            help=f"configuration folder (default {DEFAULT_CONF_DIR})",
-        )
+        _add_conf_dir(command, argparse.SUPPRESS)  # not given here: what was given before the command stays
         command.set_defaults(command=run)
         return command
 
@@ -69,7 +71,12 @@ def _parser() -> argparse.ArgumentParser:
         add(name, run, text).add_argument("--json", action="store_true", help="print JSON")
     add("start-profile", _start_profile, "Start profiling the daemon.")
     add("stop-profile", _stop_profile, "Stop profiling and write the result.")
-    return parser
+    return parser, commands.choices
+
+
+def _add_conf_dir(parser: argparse.ArgumentParser, default: str) -> None:
+    text = f"configuration folder (default {DEFAULT_CONF_DIR})"
+    parser.add_argument("-c", "--conf-dir", metavar="DIR", default=default, help=text)
 
 
 def _add_ticket(client: Client, args: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ import json
 import socket
 import types
 import urllib.parse
-from typing import Any, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from ovirt_imageio.daemon import config
 from ovirt_imageio.daemon.config import DEFAULT_CONF_DIR, Config
@@ -41,7 +41,63 @@ class ServerError(Error):
         self.message = message
 
     def __str__(self) -> str:
-        return f"{self.code} {self.message}"
+        return f"Server error: {self.code} {self.message}"
+
+
+class ControlAddress(Protocol):
+    """Where the control service listens, as section `control` of a configuration tells."""
+
+    @property
+    def transport(self) -> str:
+        """`unix` or `tcp`, in any letters."""
+
+    @property
+    def socket(self) -> str:
+        """Path of the Unix socket."""
+
+    @property
+    def port(self) -> int:
+        """TCP port."""
+
+
+class HasControl(Protocol):
+    """A configuration: that of `load_config`, one of ovirt-imageio 2.x, or a program's own."""
+
+    @property
+    def control(self) -> ControlAddress:
+        """The section. What else it says is used as well, but may be missing."""
+
+
+class _Control(NamedTuple):
+    """What this module needs to know of section `control`."""
+
+    transport: str
+    socket: str
+    port: int
+    enable: bool
+    prefer_ipv4: bool
+    remove_timeout: float
+
+    @classmethod
+    def of(cls, cfg: HasControl) -> _Control:
+        """Take it from a configuration.
+
+        Raises:
+            ValueError: The transport is unknown.
+        """
+        given, default = cfg.control, Config().control
+        transport = given.transport.lower()
+        if transport not in ("unix", "tcp"):
+            raise ValueError(f"control.transport is {given.transport!r}: expected 'unix' or 'tcp'")
+        # A program that was written for 2.x may give an object that has the address alone.
+        return cls(
+            transport,
+            given.socket,
+            given.port,
+            enable=getattr(given, "enable", default.enable),
+            prefer_ipv4=getattr(given, "prefer_ipv4", default.prefer_ipv4),
+            remove_timeout=getattr(given, "remove_timeout", default.remove_timeout),
+        )
 
 
 def load_config(conf_dir: str = DEFAULT_CONF_DIR) -> Config:
@@ -60,13 +116,16 @@ class Client:
     next call may succeed.
 
     Args:
-        cfg: as `load_config` returned it.
+        cfg: as `load_config` returned it, or whatever else has `control` with an address.
         timeout: seconds to wait for an answer; removing a ticket may take
             `control.remove_timeout` longer.
+
+    Raises:
+        ValueError: The configuration names an unknown transport.
     """
 
-    def __init__(self, cfg: Config, timeout: float = 60) -> None:
-        self._cfg = cfg
+    def __init__(self, cfg: HasControl, timeout: float = 60) -> None:
+        self._control = _Control.of(cfg)
         self._timeout = timeout
         self._connection: _Connection | None = None
 
@@ -108,7 +167,7 @@ class Client:
         Raises:
             ServerError: code 409 if it is still in use after `control.remove_timeout`.
         """
-        timeout = self._timeout + self._cfg.control.remove_timeout
+        timeout = self._timeout + self._control.remove_timeout
         self._call("DELETE", _ticket_path(ticket_id), timeout=timeout)
 
     def status(self) -> dict[str, Any]:
@@ -166,7 +225,7 @@ class Client:
 
     def _exchange(self, method: str, path: str, body: bytes | None, timeout: float) -> tuple[int, bytes]:
         if self._connection is None:
-            self._connection = _Connection(self._cfg)
+            self._connection = _Connection(self._control)
         self._connection.set_timeout(timeout)
         headers = {} if body is None else {"Content-Type": "application/json"}
         self._connection.request(method, path, body=body, headers=headers)
@@ -186,9 +245,9 @@ def _ticket_path(ticket_id: str) -> str:
 class _Connection(http.client.HTTPConnection):
     """HTTP to wherever the configuration says that the control service listens."""
 
-    def __init__(self, cfg: Config) -> None:
+    def __init__(self, control: _Control) -> None:
         super().__init__("localhost")
-        self._control = cfg.control
+        self._control = control
 
     def set_timeout(self, seconds: float) -> None:
         self.timeout = seconds

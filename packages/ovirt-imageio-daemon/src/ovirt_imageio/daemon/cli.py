@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from . import config
 from .config import Config, ConfigError
 from .errors import HttpError
+from .version import __version__
 
 if TYPE_CHECKING:
     from .tickets import Ticket
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         default=config.DEFAULT_CONF_DIR,
         help=f"folder with conf.d/*.conf, in place of {config.DEFAULT_CONF_DIR}",
     )
+    parser.add_argument("--version", action="version", version=f"{PROG} {__version__}")
     parser.add_argument("--show-config", action="store_true", help="print the configuration in use as JSON")
     parser.add_argument("--check-config", action="store_true", help="check the configuration and TLS files")
     parser.add_argument("-t", "--ticket", metavar="FILE", help="JSON file with a ticket to add")
