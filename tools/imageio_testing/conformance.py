@@ -21,6 +21,7 @@ import contextlib
 import io
 import mmap
 import os
+import random
 import socket
 import threading
 from collections.abc import Iterable, Iterator
@@ -36,7 +37,7 @@ from imageio_testing.streams import Count, PausingPeer, SocketPeer, received, se
 from ovirt_imageio.common import checksum
 from ovirt_imageio.common.backends.base import Backend, NullOperation
 from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
-from ovirt_imageio.common.errors import OperationCancelled, PeerGone, UnsupportedOperation
+from ovirt_imageio.common.errors import OperationCancelled, PeerGone, RequestError, UnsupportedOperation
 from ovirt_imageio.common.extents import ZeroExtent, check_cover
 
 KiB = 1 << 10
@@ -87,6 +88,12 @@ class Storage:
         """Let the model have these bytes; returns them."""
         self.model[offset : offset + len(data)] = data
         return data
+
+    def extend(self, offset: int, data: bytes) -> bytes:
+        """Let the model have these bytes, past its end as well; returns them."""
+        self.model.extend(bytes(max(offset + len(data) - self.size, 0)))
+        self.size = len(self.model)
+        return self.change(offset, data)
 
     def fill(self) -> None:
         """Write something different everywhere."""
@@ -631,6 +638,135 @@ class StreamsSuite(_StorageSuite):
 
 class Suite(ReadWriteSuite, ExtentsSuite, StreamsSuite):
     """All of the contract."""
+
+
+class GrowthSuite:
+    """Storage that grows when it is written, to the byte and never past its limit.
+
+    `make_growing(size, limit)` returns a `Storage` of `size` bytes whose instances may make it `limit` bytes long.
+    """
+
+    conformance_rows = True  # see rows.py
+
+    @pytest.fixture
+    def growing(self, make_growing: Make) -> Storage:
+        """An empty image that may have `SIZE` bytes."""
+        return make_growing(0, SIZE)
+
+    def test_write_makes_an_empty_image_as_long_as_it_reaches(self, growing: Storage) -> None:
+        with growing.open() as backend, growing.open("r") as other:
+            for offset, length in [(0, 1), (1, 511), (512, 4096), (5000, 100), (MiB + 3, 70_001), (SIZE - 1, 1)]:
+                backend.write(offset, growing.extend(offset, pattern(offset, length)))
+                assert (backend.size, other.size) == (growing.size, growing.size), offset
+                assert read(other, 0, growing.size) == growing.model, offset
+            backend.flush()
+        assert growing.content() == growing.model
+
+    @pytest.mark.parametrize("sparse", [False, True])
+    def test_zero_makes_an_image_as_long_as_it_reaches(self, make_growing: Make, sparse: bool) -> None:
+        growing = make_growing(5000, SIZE)
+        growing.fill()
+        with growing.open(sparse=sparse) as backend:
+            for offset, length in [(4990, 20), (5010, 1), (8000, 200), (MiB + 1, MiB), (SIZE - 513, 513)]:
+                growing.extend(offset, bytes(length))
+                backend.zero(offset, length)
+                assert backend.size == growing.size, offset
+            backend.zero(100, 50)
+            growing.change(100, bytes(50))
+            assert backend.size == SIZE
+            backend.flush()
+        assert growing.content() == growing.model
+
+    def test_zero_inside_and_write_of_nothing_grow_nothing(self, make_growing: Make) -> None:
+        growing = make_growing(4096, SIZE)
+        with growing.open() as backend:
+            backend.zero(0, 4096)
+            backend.write(MiB, b"")
+            backend.zero(MiB, 0)
+            assert backend.size == 4096
+
+    def test_nothing_grows_past_the_limit(self, growing: Storage) -> None:
+        with growing.open() as backend:
+            for offset, length in [(SIZE, 1), (SIZE - 1, 2), (0, SIZE + 1), (1 << 62, 512)]:
+                with pytest.raises((ValueError, RequestError)):
+                    backend.write(offset, bytes(length))
+                with pytest.raises((ValueError, RequestError)):
+                    backend.zero(offset, length)
+            assert backend.size == 0
+
+    def test_read_past_the_end_is_refused_until_it_is_there(self, growing: Storage) -> None:
+        with growing.open() as backend, growing.open("r") as other:
+            with pytest.raises(ValueError, match="0 bytes"):
+                other.read_into(0, bytearray(1))
+            backend.write(4095, b"xyz")
+            assert read(other, 4094, 4) == b"\0xyz"
+            with pytest.raises(ValueError, match="4098 bytes"):
+                other.read_into(4097, bytearray(2))
+
+    def test_extents_cover_what_is_there_by_now(self, growing: Storage) -> None:
+        with growing.open(sparse=True) as backend, growing.open("r") as other:
+            assert list(other.extents()) == []
+            backend.write(MiB, growing.extend(MiB, b"x" * 4096))
+            backend.zero(2 * MiB, 100)
+            growing.extend(2 * MiB, bytes(100))
+            extents = list(zero_extents(other))
+            assert extents == list(check_cover(extents, growing.size))
+            assert_zeroes(other, extents)
+
+    @with_splice
+    def test_receive_past_the_end(self, growing: Storage, splice: bool) -> None:
+        with growing.open() as backend, growing.open("r") as other:
+            for offset, length in [(0, 100), (100, 70_000), (MiB + 511, MiB + 2)]:
+                data = growing.extend(offset, pattern(offset + 3, length))
+                op = receive(backend, [data], offset, length, splice=splice)
+                assert op.done == length
+                assert read(other, 0, other.size) == growing.model, offset
+            backend.flush()
+        assert growing.content() == growing.model
+
+    @_random(10)
+    @given(changes=st.lists(_change, max_size=12), sparse=st.booleans())
+    def test_random_growth(self, make_growing: Make, changes: list[tuple[str, int, int]], sparse: bool) -> None:
+        growing = make_growing(0, SIZE)
+        with growing.open(sparse=sparse) as backend, growing.open("r") as other:
+            for kind, offset, length in changes:
+                length = min(length, SIZE - offset)
+                if kind == "flush":
+                    backend.flush()
+                elif kind == "read":
+                    assert read(other, 0, other.size) == growing.model
+                elif length and kind == "zero":
+                    backend.zero(offset, len(growing.extend(offset, bytes(length))))
+                elif length:
+                    backend.write(offset, growing.extend(offset, pattern(offset + length, length)))
+        assert growing.content() == growing.model
+
+    @_random(10)
+    @given(seed=st.integers(0, 1 << 30))
+    def test_random_growth_by_eight_threads(self, make_growing: Make, seed: int) -> None:
+        """Pieces of one image, in any order: the end of one is within the block of the next."""
+        growing = make_growing(0, SIZE)
+        rng = random.Random(seed)
+        cuts = sorted(rng.sample(range(1, SIZE), 60))
+        pieces = list(zip([0, *cuts], [*cuts, SIZE]))
+        rng.shuffle(pieces)
+        started = threading.Barrier(8)
+
+        def work(number: int) -> None:
+            with growing.open(sparse=bool(number % 2)) as backend:
+                started.wait()
+                for n, (start, end) in enumerate(pieces[number::8]):
+                    zero = n % 5 == 4
+                    data = bytes(end - start) if zero else pattern(start, end - start)
+                    growing.model[start:end] = data
+                    backend.zero(start, end - start) if zero else backend.write(start, data)
+                backend.flush()
+
+        growing.extend(0, bytes(SIZE))
+        with ThreadPoolExecutor(8) as pool:
+            for job in [pool.submit(work, number) for number in range(8)]:
+                job.result(PATIENCE)
+        assert growing.content() == growing.model
 
 
 def run_change(storage: Storage, backend: Backend, kind: str, start: int, end: int) -> None:

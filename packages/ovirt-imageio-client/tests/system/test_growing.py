@@ -101,6 +101,24 @@ def test_every_request_sees_the_size_at_once(served):
         assert peer.request("GET", f"{path}/checksum").status == 200
 
 
+def test_size_is_known_on_every_connection(served):
+    """A proxy reaches the origin over several connections, each of which knows what it wrote itself."""
+    peer, path = peer_of(served)
+    slow, _ = peer_of(served)
+    with peer, slow:
+        first, rest = noise(2 * MiB)[:MiB], noise(2 * MiB)[MiB:]
+        fields = [("Content-Range", f"bytes {MiB}-{3 * MiB - 1}/*"), ("Content-Length", str(2 * MiB))]
+        slow.send(request_head("PUT", path, headers=fields) + first)
+        assert peer.request("PUT", f"{path}?flush=n", body=b"x" * 5000).status == 200
+        assert peer.request("GET", path).body[:5000] == b"x" * 5000
+        extents = peer.request("GET", f"{path}/extents").json()
+        assert sum(extent["length"] for extent in extents) >= 5000
+        slow.send(rest)
+        assert slow.response("PUT").status == 200
+        for reader in peer, slow:
+            assert reader.request("GET", path).body == b"x" * 5000 + bytes(MiB - 5000) + first + rest
+
+
 def test_tickets_of_one_file_know_of_each_other(origin, disk):
     writer = origin.add_ticket(f"file://{disk}", size=SIZE, ops=["write"])
     reader = origin.add_ticket(f"file://{disk}", size=SIZE, ops=["read"])

@@ -86,6 +86,16 @@ def file(places, size, *, on, direct=False):
 
 
 @contextlib.contextmanager
+def growing_file(places, size, limit, *, on, direct=False):
+    with tempfile.NamedTemporaryFile(dir=places.on(on)) as f:
+        f.truncate(size)
+        yield Storage(
+            lambda mode="r+", sparse=False: FileBackend(f.name, mode=mode, sparse=sparse, direct=direct, grow_to=limit),
+            size,
+        )
+
+
+@contextlib.contextmanager
 def block_device(places, size, *, sector):
     if not size:
         pytest.skip("a loop device is never empty")
@@ -182,14 +192,16 @@ def blocks(minimum, maximum):
     ]
 
 
+FILES = {
+    f"file-{on}{'-direct' if direct else ''}": {"on": on, "direct": direct}
+    for on in sorted({temporary(), "ext4", "xfs", "tmpfs"})
+    for direct in ([False] if on == "tmpfs" else [False, True])
+}
+
 # Each gets places and a size, and is a context of a Storage.
 ROWS = {
     "memory": memory,
-    **{
-        f"file-{on}{'-direct' if direct else ''}": functools.partial(file, on=on, direct=direct)
-        for on in sorted({temporary(), "ext4", "xfs", "tmpfs"})
-        for direct in ([False] if on == "tmpfs" else [False, True])
-    },
+    **{name: functools.partial(file, **how) for name, how in FILES.items()},
     "device-512": functools.partial(block_device, sector=512),
     "device-4096": functools.partial(block_device, sector=4096),
     "nbd-raw": functools.partial(qemu_nbd, fmt="raw"),
@@ -225,3 +237,25 @@ def make(request, places):
 @pytest.mark.system
 class TestBackends(conformance.Suite):
     """The contract, for each row."""
+
+
+GROWING = {
+    **{name: functools.partial(growing_file, **how) for name, how in FILES.items()},
+}
+
+
+@pytest.fixture(params=GROWING)
+def make_growing(request, places):
+    """Makes the storage of a row, which grows; it goes when another is made."""
+    with contextlib.ExitStack() as stack:
+
+        def make(size, limit):
+            stack.close()
+            return stack.enter_context(GROWING[request.param](places, size, limit))
+
+        yield make
+
+
+@pytest.mark.system
+class TestGrowth(conformance.GrowthSuite):
+    """Growth, for each row that knows it."""

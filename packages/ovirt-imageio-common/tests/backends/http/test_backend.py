@@ -122,6 +122,18 @@ def test_every_call_refuses_a_range_outside_the_image(backend, offset, length):
             call()
 
 
+def test_growth_by_others_is_seen(image):
+    image.server = "imageio/3.0.0"
+    with ScriptedServer(image) as server, HttpBackend(server.url) as backend:
+        assert backend.size == SIZE
+        image.data += b"more"
+        found = bytearray(4)
+        backend.read_into(SIZE, found)
+        assert found == b"more"
+        image.data += b"even more"
+        assert [extent.length for extent in backend.extents()] == [SIZE + 13]
+
+
 def test_write_zero_and_flush(backend, image):
     backend.write(3, b"abc")
     assert backend.unflushed

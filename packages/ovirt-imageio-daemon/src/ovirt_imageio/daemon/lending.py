@@ -146,6 +146,29 @@ class Lending(Debts):
         if not self._become_fast(member):
             self._give_back(member)
 
+    async def measure(self) -> Storage:
+        """Ask the storage, which is open, for its size again.
+
+        Raises:
+            Exception: The storage failed.
+        """
+        assert self.storage is not None
+        if isinstance(self.fast, CachedFile):
+            self.fast.backend.measure()
+            return self.storage
+        member = await self._take(None)
+        if member is None:
+            return self.storage  # as far as known: all are in use for long
+        try:
+            await self._loop.worker(member.backend.measure)
+        except BaseException:
+            self._give_back(member, failed=True)
+            raise
+        # Not all instances share what they know.
+        self.storage = self.storage._replace(sizes=member.backend.size_teller())
+        self._give_back(member)
+        return self.storage
+
     def _become_fast(self, member: Member) -> bool:
         """Use a member for small requests from now on, if it can and shall."""
         backend = member.backend

@@ -42,6 +42,11 @@ class Storage(NamedTuple):
         return self.sizes()
 
     @property
+    def may_grow(self) -> bool:
+        """Whether it may have more bytes than `size` tells: others write to it as well."""
+        return self.capabilities.resizable or self.grow_to > 0
+
+    @property
     def max_size(self) -> int:
         """Bytes up to which it may be written."""
         return max(self.sizes(), self.grow_to)

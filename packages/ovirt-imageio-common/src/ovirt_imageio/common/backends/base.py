@@ -115,6 +115,7 @@ class Capabilities(NamedTuple):
         can_flush: There is something to flush.
         multi_conn: A flush of one instance covers what all instances wrote.
         read_only: Writing is refused.
+        resizable: Other programs may change the size while the image is open, see `measure`.
     """
 
     max_readers: int = 1
@@ -126,6 +127,7 @@ class Capabilities(NamedTuple):
     can_flush: bool = True
     multi_conn: bool = False
     read_only: bool = False
+    resizable: bool = False
 
 
 B = TypeVar("B", bound="Backend")
@@ -160,6 +162,14 @@ class Backend(ABC):
         """Return what tells the size from now on, from any thread, also when this instance is closed."""
         size = self.size
         return lambda: size
+
+    def measure(self) -> int:
+        """Ask storage how large the image is by now, where that may have changed, and return it.
+
+        Raises:
+            As read_into.
+        """
+        return self.size
 
     @abstractmethod
     def read_into(self, offset: int, buf: Buffer) -> None:
@@ -336,12 +346,13 @@ class Backend(ABC):
                 op.advance(count)
 
     def check_range(self, offset: int, length: int) -> None:
-        """Refuse a range that is not inside the image.
+        """Refuse a range that is not inside the image; storage is asked again before.
 
         Raises:
             OutOfRange: It names the range and the image's size.
         """
-        if offset < 0 or length < 0 or offset + length > self.size:
+        end = offset + length
+        if offset < 0 or length < 0 or (end > self.size and end > self.measure()):
             raise OutOfRange(f"range of {length} bytes at {offset} is not inside the image of {self.size} bytes")
 
     def check_write(self, offset: int, length: int) -> None:

@@ -154,6 +154,7 @@ class FileBackend(Backend):
             can_extents=not self._device,
             multi_conn=True,
             read_only=mode == "r",
+            resizable=not self._device,
         )
         self._zeroing = Zeroing(self._fd, device=self._device, sparse=sparse)
         self._grow_to = 0 if self._device else grow_to
@@ -166,8 +167,7 @@ class FileBackend(Backend):
         linux.file_size(self._fd)  # refuses what is neither a file nor a block device
         self._device = linux.is_block_device(self._fd)
         self._shared, self._size = _shared_by(self._fd)
-        with self._shared.lock:  # not while the end passes through the page cache
-            self._size.look(lambda: linux.file_size(self._fd))
+        self.measure()
         self._direct: DirectFile | None = None
         self.can_nowait = self._in_memory = False
         if direct is None:
@@ -198,6 +198,11 @@ class FileBackend(Backend):
         """See Backend."""
         size = self._size
         return lambda: size.value
+
+    def measure(self) -> int:
+        """See Backend. For a buffered file it never waits."""
+        with self._shared.lock:  # not while the end passes through the page cache
+            return self._size.look(lambda: linux.file_size(self._fd))
 
     def clone(self) -> FileBackend:
         """Open the same path once more, for another thread."""

@@ -66,8 +66,7 @@ class Checksum:
         block_size = params.query_integer(query, "block_size", default=checksum.DEFAULT_BLOCK_SIZE)
         offset = params.query_integer(query, "offset", default=0)
         blocks = params.query_flag(query, "blocks", default=False)
-        storage = transfer.pool.storage or await transfer.open_storage()
-        size = usable_size(transfer, storage)
+        size = await usable_size(transfer)
         length = params.query_integer(query, "length", default=max(size - offset, 0))
         try:
             checksum.check_arguments(algorithm, block_size)

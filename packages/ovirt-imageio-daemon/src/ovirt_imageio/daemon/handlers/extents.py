@@ -54,9 +54,10 @@ class Extents:
                 raise HttpError(404, "the ticket does not allow dirty extents")
             if not storage.capabilities.can_dirty:
                 raise HttpError(404, "the storage has no dirty extents")
+        size = await usable_size(transfer)
         transfer.touch(request.connection)
         fields = [("Content-Type", imagesapi.JSON), ("Cache-Control", "no-store")]
-        return Response(200, fields, _ExtentsBody(transfer, context, usable_size(transfer, storage)))
+        return Response(200, fields, _ExtentsBody(transfer, context, size))
 
 
 class _ExtentsBody(StreamedBody):

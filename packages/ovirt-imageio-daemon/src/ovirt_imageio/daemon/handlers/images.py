@@ -109,9 +109,8 @@ class Images:
     async def get(self, request: Request) -> Response:
         """Send the image or a range of it."""
         transfer = self._tickets.authorize(request.params["id"], "read")
-        storage = transfer.pool.storage or await transfer.open_storage()
         offset, status, headers = 0, 200, request.headers
-        length = size = usable_size(transfer, storage)
+        length = size = await usable_size(transfer)
         fields: list[tuple[str, str]] = []
         text = headers.get("range")
         # A precondition that can never hold, for there are no validators: RFC 9110 §13.1.5.
@@ -131,17 +130,17 @@ class Images:
             data = await transfer.pool.read(op, offset, length) if length else b""
             op.check()
             op.done = length
-        reread = functools.partial(self._reread, transfer) if self._quick_reads else None
+        reread = functools.partial(self._reread, transfer, size) if self._quick_reads else None
         return Response(status, fields, data, reread=reread)
 
     async def _reread(
-        self, transfer: Transfer, connection: Connection, offset: int, length: int
+        self, transfer: Transfer, size: int, connection: Connection, offset: int, length: int
     ) -> bytes | bytearray | None:
-        """Read another small range for a request that was served before; see `Reread`."""
+        """Read another small range for a request that was served before, when the image had `size`; see `Reread`."""
         pool = transfer.pool
-        if not 0 < length <= self._inline_limit or pool.storage is None:
+        if not 0 < length <= self._inline_limit or offset + length > size:
             return None
-        if offset + length > usable_size(transfer, pool.storage) or not self._tickets.grants(transfer, "read"):
+        if size != await usable_size(transfer) or not self._tickets.grants(transfer, "read"):
             return None
         with transfer.operation(READ, offset, length, connection) as op:
             data = await pool.read(op, offset, length)
@@ -201,9 +200,19 @@ class Images:
         return Response(200)
 
 
-def usable_size(transfer: Transfer, storage: Storage) -> int:
-    """Return how many bytes of the image a client may see: granted, and there."""
-    return min(transfer.ticket.size, storage.size)
+async def usable_size(transfer: Transfer) -> int:
+    """Return how many bytes of the image a client may see: granted, and there by now.
+
+    Storage is opened if need be, and asked again where it has less than was granted and may have got more.
+
+    Raises:
+        Exception: The storage cannot be opened.
+    """
+    storage = transfer.pool.storage or await transfer.open_storage()
+    granted = transfer.ticket.size
+    if storage.size < granted and storage.may_grow:
+        storage = await transfer.pool.measure()
+    return min(granted, storage.size)
 
 
 def writable_size(transfer: Transfer, storage: Storage) -> int:

@@ -34,7 +34,7 @@ from ovirt_imageio.common.backends.pausing import is_paused
 from ovirt_imageio.common.buffers import Buffer, borrow
 from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.checksum import ChecksumResult
-from ovirt_imageio.common.errors import ConnectionTimeout, PeerGone, PeerTimeout, UnsupportedOperation
+from ovirt_imageio.common.errors import ConnectionTimeout, PeerGone, PeerTimeout, ProtocolError, UnsupportedOperation
 from ovirt_imageio.common.extents import Extent, clip
 
 from .answers import check_range_reply, read_checksum
@@ -143,10 +143,12 @@ class HttpBackend(Backend):
         Raises:
             As read_into.
         """
-        if not self._size.known:
-            extents = self.capabilities.can_extents
-            self._size.look(partial(ask_size, self._request, extents=extents, timeout=self._patience))
-        return self._size.value
+        return self._size.value if self._size.known else self.measure()
+
+    def measure(self) -> int:
+        """See Backend."""
+        extents = self.capabilities.can_extents
+        return self._size.look(partial(ask_size, self._request, extents=extents, timeout=self._patience))
 
     @property
     def max_size(self) -> int:
@@ -264,13 +266,22 @@ class HttpBackend(Backend):
         """
         if context not in imagesapi.CONTEXTS:
             raise ValueError(f"unknown context {context!r}: expected one of {', '.join(imagesapi.CONTEXTS)}")
-        length = self.size - offset if length is None else length
-        self.check_range(offset, length)
+        self.check_range(offset, self.size - offset if length is None else length)
         if not self.capabilities.can_extents:
             return super().extents(context, offset=offset, length=length, op=op)
         if not self.size and context == imagesapi.CONTEXT_ZERO:
             return iter(())  # the daemon of 2.5.1 fails to ask qemu-nbd
-        op = op or NullOperation()
+        op, size = op or NullOperation(), self.size
+        try:
+            listing = self._list(context, op)
+        except ProtocolError:
+            if self.measure() == size:
+                raise
+            listing = self._list(context, op)  # another program has changed the size
+        return iter(clip(listing, offset, self.size - offset if length is None else length))
+
+    def _list(self, context: str, op: Operation) -> Any:
+        """List the extents of the whole image."""
         op.check()
         suffix = f"/{imagesapi.EXTENTS}?context={context}"
         with self._request("GET", suffix, timeout=self._patience) as reply:
@@ -279,8 +290,7 @@ class HttpBackend(Backend):
             reply.require(200)
             # Those that flush all connections at once are ours.
             old_server = not self._offer.flushes_all
-            listing: Any = read_listing(_checked(reply.body.receive, op), context, self.size, old_server=old_server)
-        return iter(clip(listing, offset, length))
+            return read_listing(_checked(reply.body.receive, op), context, self.size, old_server=old_server)
 
     def checksum(
         self,
