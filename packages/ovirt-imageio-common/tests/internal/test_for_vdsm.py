@@ -6,10 +6,12 @@ import io
 import os
 import shutil
 import threading
+from urllib.parse import urlparse
 
 import pytest
 
-from ovirt_imageio.common.errors import PeerGone
+from imageio_testing import nbdpeer
+from ovirt_imageio.common.errors import PeerGone, UnsupportedOperation
 
 
 class StreamAdapter:
@@ -101,6 +103,65 @@ def test_a_source_that_ends_early_is_an_error(volume):
     with pytest.raises(PeerGone, match="1000 of 1001 bytes"):
         op.run()
     assert not op.active
+
+
+@pytest.fixture
+def export():
+    """An export that tells of data, zeroes, what no layer has, and what has changed."""
+    status = {
+        "base:allocation": [(4096, 0), (4096, 2), (8192, 3)],
+        "qemu:allocation-depth": [(8192, 1), (8192, 0)],
+        "qemu:dirty-bitmap:since": [(4096, 1), (12288, 0)],
+    }
+    with nbdpeer.serve(nbdpeer.Image(bytearray(16384), status=status)) as server:
+        yield server
+
+
+@pytest.mark.parametrize("dirty", [False, True])
+def test_extents_are_told_by_context(export, dirty):
+    from ovirt_imageio._internal import nbd
+
+    with nbd.open(urlparse(f"nbd:unix:{export.address.path}"), dirty=dirty) as c:
+        found = {name: list(extents) for name, extents in c.extents(0, 16384).items()}
+        assert c.dirty_bitmap == ("qemu:dirty-bitmap:since" if dirty else None)
+    assert [(e.length, e.zero) for e in found["base:allocation"]] == [(4096, False), (4096, True), (8192, True)]
+    assert [(e.length, e.hole) for e in found["qemu:allocation-depth"]] == [(8192, False), (8192, True)]
+    changed = [(e.length, e.dirty) for e in found.get("qemu:dirty-bitmap:since", ())]
+    assert changed == ([(4096, True), (12288, False)] if dirty else [])
+
+
+def test_extents_of_a_part_end_where_it_ends(export):
+    from ovirt_imageio._internal import nbd
+
+    with nbd.open(urlparse(f"nbd:unix:{export.address.path}")) as c:
+        assert [e.length for e in c.extents(4096, 8192)["base:allocation"]] == [4096, 4096]
+
+
+def test_several_bitmaps_are_as_good_as_none():
+    from ovirt_imageio._internal import nbd
+
+    status = {name: [(4096, 0)] for name in ("base:allocation", "qemu:dirty-bitmap:a", "qemu:dirty-bitmap:b")}
+    with nbdpeer.serve(nbdpeer.Image(bytearray(4096), status=status), tcp=True) as server:
+        with nbd.open(urlparse(f"nbd:{server.address.host}:{server.address.port}"), dirty=True) as c:
+            assert c.dirty_bitmap is None
+            assert list(c.extents(0, 4096)) == ["base:allocation"]
+
+
+def test_server_without_block_status_tells_no_extents():
+    from ovirt_imageio._internal import nbd
+
+    with nbdpeer.serve(nbdpeer.Image(bytearray(4096), structured=False), tcp=True) as server:
+        with nbd.open(urlparse(f"nbd://{server.address.host}:{server.address.port}/")) as c:
+            assert c.export_size == 4096
+            with pytest.raises(UnsupportedOperation, match="tells no extents"):
+                c.extents(0, 4096)
+
+
+def test_url_of_another_kind_is_refused():
+    from ovirt_imageio._internal import nbd
+
+    with pytest.raises(ValueError, match="file:///disk"):
+        nbd.open(urlparse("file:///disk"))
 
 
 @pytest.mark.skipif(not shutil.which("qemu-nbd"), reason="qemu-nbd is not installed")
