@@ -9,20 +9,17 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-
-import pytest
 
 from imageio_testing import peer, settings
 from imageio_testing.httppeer import HttpPeer, Response
@@ -271,22 +268,6 @@ def raw_volume(path: Path, size: int, data: bytes = b"") -> str:
         f.write(data)
         f.truncate(size)
     return f"file://{path}"
-
-
-@contextlib.contextmanager
-def block_volume(path: Path, size: int, *, fill: int = 0xFF) -> Iterator[Path]:
-    """Make a block device over a file of one byte value; skips the test where there are none."""
-    if os.geteuid() or not os.path.exists("/dev/loop-control") or not shutil.which("losetup"):
-        pytest.skip("loop devices need root, /dev/loop-control and losetup")
-    path.write_bytes(bytes([fill]) * size)
-    done = subprocess.run(["losetup", "--find", "--show", str(path)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"no loop device: {done.stderr.strip()}")
-    device = done.stdout.strip()
-    try:
-        yield Path(device)
-    finally:
-        subprocess.run(["losetup", "--detach", device], check=True)
 
 
 def assert_content(host: Host, volume: Path, data: bytes) -> None:

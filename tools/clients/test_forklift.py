@@ -20,10 +20,10 @@ import uuid
 
 import pytest
 
-from clients.host import block_volume
 from fakeengine.site import Site
 from imageio_testing.enginesdk import needs_engine_sdk
 from imageio_testing.images import same_bytes
+from imageio_testing.mounts import loop_device
 from imageio_testing.qemu import Fill, MiB, content, needs_qemu
 
 pytestmark = [needs_qemu, needs_engine_sdk]
@@ -60,7 +60,8 @@ def test_block_volume_is_populated(library, site, tmp_path):
     It may have held something else; 2.5.1 leaves that where the disk is zero, so it gets a device of zeroes here.
     """
     disk = site.add_disk(f"{library.name}-block", SIZE, FILLS)
-    with block_volume(tmp_path / "device", SIZE + MiB, fill=0xFF if library.name == "ours" else 0) as device:
+    (tmp_path / "device").write_bytes((b"\xff" if library.name == "ours" else b"\0") * (SIZE + MiB))
+    with loop_device(tmp_path / "device") as device:
         done = populate(library, site, "cafile", disk.id, device, folder=tmp_path)
         assert done.returncode == 0, done.stdout
     assert (tmp_path / "device").read_bytes()[:SIZE] == content(SIZE, FILLS)
