@@ -25,7 +25,7 @@ from ovirt_imageio.client.progress import Counter, Progress
 from ovirt_imageio.client.remote import connect
 from ovirt_imageio.client.staging import Staging
 from ovirt_imageio.client.target import CLUSTER, FORMATS, Target
-from ovirt_imageio.client.transfer import Transfer
+from ovirt_imageio.client.transfer import Below, Transfer
 from ovirt_imageio.client.verify import Scope
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.errors import TransferError, UnsupportedOperation
@@ -123,7 +123,7 @@ def upload(
             workers=_bounded(max_workers, remote.capabilities.max_writers),
             journal=record,
             scope=_upload_scope(verify, backing_chain=backing_chain),
-            partial=not backing_chain,
+            below=None if backing_chain else Below("what the disk has below it"),
         )
         try:
             transfer.check_done()
@@ -214,10 +214,10 @@ def download(
             what = {"direction": "download", "size": remote.size, "format": fmt, "incremental": incremental}
             path = os.fspath(journal or place(os.fspath(filename), "download"))
             record = stack.enter_context(Journal(path, {**what, "backing file": backing_file}))
-        partial = incremental or backing_file is not None
+        below = _below(incremental, backing_file)
         counter = Counter(None, remote.size)
         try:
-            staging.begin(journal=record, sealed=partial, raw=fmt == "raw")
+            staging.begin(journal=record, sealed=below is not None, raw=fmt == "raw")
             with Target(
                 staging.path,
                 fmt,
@@ -235,8 +235,7 @@ def download(
                     workers=_bounded(max_workers, remote.capabilities.max_readers),
                     journal=record,
                     scope=_download_scope(verify, incremental, backing_file, shallow),
-                    partial=partial,
-                    below=_below(incremental, backing_file),
+                    below=below,
                 )
                 counter = transfer.counter
                 transfer.check_done()
@@ -317,16 +316,15 @@ def _download_scope(verify: bool, incremental: bool, backing_file: str | None, s
     return Scope.MOVED if shallow else Scope.WHOLE
 
 
-def _below(incremental: bool, backing_file: str | None) -> str:
+def _below(incremental: bool, backing_file: str | None) -> Below | None:
     """Say what shows where nothing is downloaded."""
     if backing_file is None:
-        return ""
+        return Below("a backing file that it gets later") if incremental else None
+    name = f"the backing file {backing_file!r}"
     if incremental:
-        return f"the backing file {backing_file!r}, which is not what the disk was at the checkpoint"
-    return (
-        f"the backing file {backing_file!r}, and the server's disk has a hole there; "
-        "if the server shows one layer alone, pass shallow=True"
-    )
+        return Below(name, ", which is not what the disk was at the checkpoint")
+    shallow = "; if the server shows one layer alone, pass shallow=True"
+    return Below(name, f", and the server's disk has a hole there{shallow}")
 
 
 def _tell_left(what: str, filename: Path, counter: Counter, left: str, record: Journal | None) -> None:

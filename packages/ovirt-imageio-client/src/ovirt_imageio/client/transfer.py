@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable, Iterable, Iterator, Optional, Sequence
 
 from ovirt_imageio.client import plan
@@ -51,6 +52,19 @@ RESUMABLE_STEP = 32 * MiB
 """Most bytes of a step where a journal is kept: what is not flushed is done again."""
 
 
+@dataclass(frozen=True)
+class Below:
+    """What an image shows where a transfer leaves it alone.
+
+    Attributes:
+        name: Of it, for a text.
+        hint: What may be wrong with it, to be said behind its name.
+    """
+
+    name: str
+    hint: str = ""
+
+
 class Transfer:
     """One run of a transfer.
 
@@ -62,8 +76,8 @@ class Transfer:
         workers: Threads.
         journal: Kept up to date; None for none.
         scope: What to compare of both ends afterwards; None for nothing.
-        partial: What is skipped is left to a layer below, so that all runs must skip the same.
-        below: What shows of the image where nothing was moved, for the text of an error.
+        below: What shows where the image is left alone, so that all runs must leave alone the
+            same; None where each range reads the same at both ends afterwards.
 
     Attributes:
         counter: Counts bytes.
@@ -81,8 +95,7 @@ class Transfer:
         workers: int,
         journal: Journal | None = None,
         scope: Scope | None = None,
-        partial: bool = False,
-        below: str = "",
+        below: Below | None = None,
     ) -> None:
         self._remote = remote
         self._open_image = open_image
@@ -91,7 +104,6 @@ class Transfer:
         self._workers = workers
         self._journal = journal
         self._scope = scope
-        self._partial = partial
         self._below = below
         self._passed = Passed(size) if scope else None
         self._moved: list[tuple[int, int]] = []
@@ -162,7 +174,7 @@ class Transfer:
 
     def _explained(self, error: VerificationFailed) -> VerificationFailed:
         """Say so if the first byte that differs was not moved: then it is not of this transfer."""
-        if not self._below:
+        if self._below is None:
             return error
         with self._open_image() as image:
             at = persist(
@@ -171,16 +183,16 @@ class Transfer:
             )
         if at is None or any(start <= at < start + length for start, length in self._moved):
             return error
-        text = f"{error}; byte {at} was not downloaded, for it shows {self._below}"
+        text = f"{error}; byte {at} was not downloaded, for it shows {self._below.name}{self._below.hint}"
         return VerificationFailed(text, block=error.block, offset=error.offset, length=error.length)
 
     def _planned(self, steps: Iterable[Step]) -> Iterator[Step]:
-        if self._partial:
-            steps = self._noted(steps)
+        if self._below is not None:
+            steps = self._noted(steps, self._below)
         journal = self._journal
         if journal is None:
             return iter(steps)
-        if self._partial:
+        if self._below is not None:
             # A range that was copied before and is to be left alone now would keep what it got:
             # all runs must have the same plan, and it is known before the first byte is written.
             steps = Steps(steps)
@@ -189,16 +201,20 @@ class Transfer:
             journal.begin()
         return plan.resumed(steps, journal.done)
 
-    def _noted(self, steps: Iterable[Step]) -> Iterator[Step]:
-        """Take note of what is moved."""
+    def _noted(self, steps: Iterable[Step], below: Below) -> Iterator[Step]:
+        """Take note of what is moved, and tell if nothing is left alone."""
+        is_full = self._size > 0
         for step in steps:
+            is_full = is_full and step.action is not Action.SKIP
             if step.action is not Action.SKIP and self._passed is not None:
                 self._moved[-1:] = merged([*self._moved[-1:], (step.offset, step.length)])
             yield step
+        if is_full:
+            log.warning("All of the image is transferred: nothing of %s will show", below.name)
 
     def _record(self, steps: Sequence[Step]) -> None:
         assert self._journal is not None
-        kept = (step for step in steps if not (self._partial and step.action is Action.SKIP))
+        kept = (step for step in steps if self._below is None or step.action is not Action.SKIP)
         self._journal.record((step.offset, step.length) for step in kept)
 
 
