@@ -53,11 +53,11 @@ RESUMABLE_STEP = 32 * MiB
 
 @dataclass(frozen=True)
 class Below:
-    """What an image shows where a transfer leaves it alone.
+    """The layers that an image shows where a transfer leaves it alone.
 
     Attributes:
         name: Of it, for a text.
-        hint: What may be wrong with it, to be said behind its name.
+        hint: Words about it that follow its name in an error.
     """
 
     name: str
@@ -74,9 +74,9 @@ class Transfer:
         progress: The caller's.
         workers: Threads.
         journal: Kept up to date; None for none.
-        scope: What to compare of both ends afterwards; None for nothing.
-        below: What shows where the image is left alone, so that all runs must leave alone the
-            same; None where each range reads the same at both ends afterwards.
+        scope: Compared at both ends afterwards; None for nothing.
+        below: Shown where the image is left alone, so that all runs must leave the same ranges
+            alone; None where each range reads the same at both ends afterwards.
 
     Attributes:
         counter: Counts bytes.
