@@ -104,3 +104,18 @@ def test_journal_says_that_a_run_begins_before_the_first_byte_is_written(tmp_pat
     upload(tmp_path / "image", bytearray(SIZE), Looking, backing_chain=fmt == "raw", journal=journal)
     assert b'{"begun": true' in found[0]
     assert (b'"plan": "' in found[0]) is (fmt == "qcow2")
+
+
+@needs_qemu
+def test_journal_says_nothing_of_an_image_whose_header_is_not_stable(tmp_path, monkeypatch):
+    """qemu-img is silent if the header cannot be written, and the system tells it once."""
+
+    def fsync(fd, fsync=os.fsync):
+        if os.readlink(f"/proc/self/fd/{fd}").endswith(".part"):
+            raise OSError(5, "Input/output error")
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with ScriptedServer(Image(bytearray(b"x" * SIZE))) as running, pytest.raises(OSError, match="Input/output error"):
+        client.download(running.url, tmp_path / "image", None, resume=True, max_workers=1)
+    assert b"done" not in (tmp_path / "image.download.journal").read_bytes()

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 
@@ -462,3 +463,19 @@ def test_killed_run_without_a_journal_does_not_take_the_part_of_one_that_can_be_
     interrupted(tmp_path)
     build(tmp_path / "disk", content=b"other")
     assert begun(tmp_path) == ("disk.part", b"new", True, [(0, 3)])
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+def test_part_that_cannot_be_written_down_is_removed(tmp_path, monkeypatch, resumable):
+    """As no later run would know it, it would stay for ever."""
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    journal = Journal(str(tmp_path / "journal"), WHAT) if resumable else contextlib.nullcontext()
+    with journal as record, Staging(str(tmp_path / "disk")) as staging:
+        monkeypatch.setattr(*((Journal, "keep") if resumable else (os, "pwrite")), full)
+        with pytest.raises(OSError, match="No space left"):
+            staging.begin(journal=record)
+        assert not staging.is_left
+    assert os.listdir(tmp_path) == (["journal"] if resumable else [])

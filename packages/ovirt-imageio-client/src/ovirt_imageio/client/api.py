@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Iterator
 
 from ovirt_imageio.client import backing, plan
-from ovirt_imageio.client.checking import check_layers
 from ovirt_imageio.client.executor import persist
 from ovirt_imageio.client.hashing import Follower
 from ovirt_imageio.client.journal import Journal, place
@@ -22,7 +21,7 @@ from ovirt_imageio.client.layers import Path, look
 from ovirt_imageio.client.local import Source
 from ovirt_imageio.client.pairs import DownloadPair, UploadPair
 from ovirt_imageio.client.plan import Step
-from ovirt_imageio.client.progress import Counter, Progress, showing
+from ovirt_imageio.client.progress import Counter, Progress
 from ovirt_imageio.client.remote import connect
 from ovirt_imageio.client.staging import Staging
 from ovirt_imageio.client.target import CLUSTER, FORMATS, Target
@@ -61,7 +60,6 @@ def upload(
     verify: bool = False,
     resume: bool = False,
     journal: Path | None = None,
-    check: bool = True,
 ) -> None:
     """Upload an image to a disk; what is zero in the image is zeroed, not sent.
 
@@ -93,13 +91,9 @@ def upload(
             the one that an earlier call left, which may have had another ticket. What
             was done is compared at both ends first.
         journal: Where to keep it; None means beside the image.
-        check: Refuse an image that is cut off or damaged, as far as `qemu-img check` can tell. Leaked
-            clusters are only told in the log. Of a raw image nothing can be told.
 
     Raises:
         UnsafeImage: The image refers to something that was not allowed.
-        UnsupportedImage: It is packed, encrypted, or a part of another image.
-        DamagedImage: It is cut off, or damaged.
         TransferError: The image does not fit, or a failure did not pass.
         CannotResume: Image or disk changed since, or the journal is of something else.
         VerificationFailed: Both ends differ.
@@ -109,9 +103,6 @@ def upload(
     """
     _check_numbers(buffer_size, max_workers)
     layers = look(filename, fmt=fmt, member=member, backing_chain=backing_chain, allow_external=allow_external)
-    if check:
-        with showing(progress, "checking the image"):
-            check_layers(layers)
     with ExitStack() as stack:
         trusted = allow_external and backing_chain
         source = stack.enter_context(Source(layers, connections=max_workers, trusted=trusted))
@@ -247,6 +238,8 @@ def download(
                     below=below,
                 )
                 counter = transfer.counter
+                if record is not None and not staging.kept:
+                    staging.sync()
                 transfer.check_done()
                 _fetch(transfer, target, remote, extents, incremental, backing_file is not None)
             staging.commit()
@@ -256,7 +249,7 @@ def download(
             left = f"{filename} is {staging.state}"
             if record is None:
                 staging.discard()
-            elif not staging.is_done:
+            elif staging.is_left:
                 left = f"{staging.path} and {record.path} are kept"
             _tell_left("download", filename, counter, left, record)
             raise

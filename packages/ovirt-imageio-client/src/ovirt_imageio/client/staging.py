@@ -121,8 +121,22 @@ class Staging:
             if raw and self._old is not None:
                 self._old.keep_out_qemu()
         else:
-            self._part = self._take(journal) or self._make(journal)
+            self._part = self._take(journal)
+        if not self.in_place and self._part is None:
+            self.kept = False
+            self._part = Part.make(self.filename, _NEW if self._old is None else _PRIVATE)
+        try:
+            self._write_down(journal)
+        except BaseException:
+            if not self.kept:
+                self.discard()
+            raise
+
+    def _write_down(self, journal: Journal | None) -> None:
+        """Let a later run know of the part: what no run knows of would stay for ever."""
         if journal is None:
+            if self._claim is not None and self._part is not None:
+                self._claim.note(self._part)
             return
         if not self.kept:
             journal.restart()
@@ -146,12 +160,17 @@ class Staging:
         part.close()
         return None
 
-    def _make(self, journal: Journal | None) -> Part:
-        self.kept = False
-        part = Part.make(self.filename, _NEW if self._old is None else _PRIVATE)
-        if journal is None and self._claim is not None:
-            self._claim.note(part)
-        return part
+    def sync(self) -> None:
+        """Bring what was made so far to stable storage, before a journal says what it holds.
+
+        A failure is told once. What an image begins with, such as qemu's header, is of no step
+        that would be done again.
+
+        Raises:
+            OSError: Storage failed.
+        """
+        if self._part is not None:
+            os.fsync(self._part.fd)
 
     def commit(self) -> None:
         """Give the file its final name, for good.
@@ -209,9 +228,16 @@ class Staging:
         return "left incomplete" if self.in_place else "not made"
 
     def discard(self) -> None:
-        """Remove what was built. What was written in place stays as it is, and what is complete."""
+        """Remove what was built. What was written in place stays as it is, and what is complete. Idempotent."""
         if self._part is not None and not self.is_done and not self._stays:
             self._part.remove()
+            self._part.close()
+            self._part = None
+
+    @property
+    def is_left(self) -> bool:
+        """What was built so far is there, and not complete."""
+        return not self.is_done and (self.in_place or self._part is not None)
 
     def close(self) -> None:
         """Let others make the image. Idempotent."""

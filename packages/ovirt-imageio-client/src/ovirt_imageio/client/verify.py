@@ -50,14 +50,14 @@ _SHARE = 64 * MiB
 
 
 class Scope(enum.Enum):
-    """The part of a transfer that can be compared."""
+    """What can be compared of a transfer."""
 
     WHOLE = enum.auto()
-    """All of the image, as it reads through its backing files."""
+    """All of the image: what it reads as, through its backing files, is what the server's disk has."""
     MOVED = enum.auto()
-    """Ranges that were moved. The others belong to a layer below that only one of the ends shows."""
+    """What was moved. The rest belongs to a layer below that only one of the ends shows."""
     HELD = enum.auto()
-    """Ranges that were moved; the image must hold no others, where a later backing file shows."""
+    """What was moved; and the image holds nothing else, so that a later backing file shows there."""
 
 
 class VerificationFailed(TransferError):

@@ -119,14 +119,12 @@ def _serve(cfg: Config, args: argparse.Namespace) -> int:
         ticket=ticket,
         load_config=lambda: config.load(args.conf_dir),
     )
-    status, starting = 0, True
+    status = 0
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal status
         if not server.stop(signal.Signals(number).name):
             status = 128 + number
-        if starting:  # which may hang, as by a log that nobody reads
-            raise _StopsStarting
 
     def reload(number: int, frame: FrameType | None) -> None:
         server.reload()
@@ -136,22 +134,14 @@ def _serve(cfg: Config, args: argparse.Namespace) -> int:
     signal.signal(signal.SIGHUP, reload)
     try:
         server.start()
-        starting = False
         server.run()
     except ConfigError as e:
         _log_failure(e)
-        status = _fail(str(e))
-    except _StopsStarting:
-        log.info("Stopped while starting")
+        raise
     finally:
-        if not server.close():
-            os._exit(status)  # the interpreter would wait for the log at its end
+        server.close()
     logging.shutdown()
     return status
-
-
-class _StopsStarting(BaseException):
-    """A signal asks to end a daemon that does not serve yet."""
 
 
 def _read_ticket(filename: str) -> Ticket:
