@@ -10,6 +10,7 @@ import grp
 import http.client
 import os
 import pwd
+import re
 import resource
 import signal
 import socket
@@ -180,6 +181,36 @@ def test_limits_change_on_sighup_and_the_rest_is_named(tmp_path: Path) -> None:
         daemon.send_signal(signal.SIGHUP)
         wait_for_log(daemon, "Configuration read again: nothing changed")
         assert daemon.log.count("unknown section [unknown] ignored") == 1
+
+
+# The log.
+
+
+def test_debug_tells_requests_operations_and_storage(tmp_path: Path, disk: Path) -> None:
+    ticket_id = "b6f7e8a2-6c1b-4c8c-9a55-2a4b3d9c7f10"
+    with Daemon(tmp_path, tls=False, level="DEBUG") as daemon:
+        daemon.add_ticket(f"file://{disk}", size=SIZE, ticket_id=ticket_id, transfer_id="mine")
+        assert get(daemon, f"/images/{ticket_id}")[0] == 200
+        daemon.ticket(ticket_id)
+        with daemon.admin() as client:
+            client.mod_ticket(ticket_id, {"timeout": 7})
+        daemon.remove_ticket(ticket_id)
+    lines = daemon.log
+    client = rf"unix:pid={os.getpid()},uid={os.getuid()}"
+    for expected in (
+        r"local: .*connected",
+        rf"mine: opened file://{disk} in [0-9.]+ s: 1.00 MiB, 8 readers, 1 writer",
+        r"mine: read of 1.00 MiB at 0: 1048576 bytes in [0-9.]+ s",
+        rf"local: {client}: GET '/images/b6f7e8a2…': 200 in [0-9.]+ s",
+        rf"control: {client}: PUT '/tickets/b6f7e8a2…': 200 in ",
+        rf"control: {client}: GET '/tickets/b6f7e8a2…': 200 in ",
+        rf"control: {client}: PATCH '/tickets/b6f7e8a2…': 200 in ",
+        r"mine: valid for 7 s",
+        rf"control: {client}: DELETE '/tickets/b6f7e8a2…': 204 in ",
+        r"local: .*closed",
+    ):
+        assert re.search(rf"DEBUG .*{expected}", lines), f"{expected} is not in\n{lines}"
+    assert ticket_id not in lines
 
 
 # Privileges.

@@ -29,6 +29,24 @@ def test_refusal_names_client_and_reason_but_no_ticket_id(caplog: pytest.LogCapt
     assert caplog.messages == ["remote: 192.0.2.1:7: GET '/images/01234567…': 403 there is no ticket '01234567…'"]
 
 
+@pytest.mark.parametrize("path", [f"/images/{ID}/nothing", f"/tickets/{ID}/x", "/images/%3012345679876/x"])
+def test_id_in_a_path_of_no_resource_is_abbreviated(caplog: pytest.LogCaptureFixture, path: str) -> None:
+    asked = request(None)
+    asked.path = path
+    with caplog.at_level(logging.INFO):
+        report.refused(asked, HttpError(404, f"there is no resource {path!r}"))
+    assert path.split("/")[2] not in caplog.text
+    assert path.split("/")[2][:8] in caplog.text
+
+
+def test_id_that_the_path_encodes_is_abbreviated(caplog: pytest.LogCaptureFixture) -> None:
+    asked = request()
+    asked.path = "/images/%3" + ID
+    with caplog.at_level(logging.DEBUG):
+        report.served(asked, 200, 0.0015)
+    assert caplog.messages == ["remote: 192.0.2.1:7: GET '/images/%3012345…': 200 in 0.0015 s"]
+
+
 def test_failure_names_cause_but_no_ticket_id(caplog: pytest.LogCaptureFixture) -> None:
     report.failed(request(), OSError(f"cannot reach /images/{ID}"))
     assert ID not in caplog.text
@@ -63,5 +81,7 @@ def test_errors_are_one_short_line_each(caplog: pytest.LogCaptureFixture) -> Non
 
 def test_path_without_a_ticket_is_shown_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        report.refused(request(None), HttpError(404, "there is no such thing"))
-    assert f"'/images/{ID}'" in caplog.text
+        asked = request(None)
+        asked.path = f"/info/{ID}"
+        report.refused(asked, HttpError(404, "there is no such thing"))
+    assert f"'/info/{ID}'" in caplog.text

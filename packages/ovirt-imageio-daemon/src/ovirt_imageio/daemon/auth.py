@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections.abc import Callable, Iterator
 
 from ovirt_imageio.common import backends
 from ovirt_imageio.common.backends.base import Backend
+from ovirt_imageio.common.units import format_size
 
 from .config import Config
 from .errors import HttpError
@@ -232,7 +234,8 @@ def open_storage(cfg: Config, ticket: Ticket) -> Backend:
     Raises:
         Exception: See `ovirt_imageio.common.backends.open`.
     """
-    return backends.open(
+    began = time.monotonic()
+    backend = backends.open(
         ticket.url,
         mode=ticket.mode,
         sparse=ticket.sparse,
@@ -242,6 +245,17 @@ def open_storage(cfg: Config, ticket: Ticket) -> Backend:
         large_read=cfg.backend_nbd.large_read,
         grow_to=ticket.size if ticket.writable else 0,
     )
+    if log.isEnabledFor(logging.DEBUG):
+        seconds = time.monotonic() - began
+        log.debug("%s: opened %s in %.4f s: %s", ticket.name, _shown(ticket.url), seconds, _told(backend))
+    return backend
+
+
+def _told(backend: Backend) -> str:
+    """Say what a backend can do: `10.0 GiB, 8 readers, 8 writers`."""
+    able = backend.capabilities
+    writers = "read-only" if able.read_only else f"{able.max_writers} writer{'s'[: able.max_writers != 1]}"
+    return f"{format_size(backend.size)}, {able.max_readers} reader{'s'[: able.max_readers != 1]}, {writers}"
 
 
 def _shown(url: str) -> str:

@@ -33,6 +33,7 @@ from .handlers.info import Info
 from .handlers.profile import Profile
 from .handlers.status import Status
 from .handlers.tickets import TicketsHandler
+from .http import report
 from .http.loop import Loop
 from .http.message import Request
 from .http.registry import Connections
@@ -189,6 +190,7 @@ class Server:
 
     def _observe(self, request: Request, status: int, seconds: float) -> None:
         self.totals.response(request.service, status)
+        report.served(request, status, seconds)
 
     def _log_start(self, file_limit: int) -> None:
         log.info(

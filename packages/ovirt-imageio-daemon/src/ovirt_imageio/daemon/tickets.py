@@ -13,6 +13,7 @@ from ovirt_imageio.common import backends, imagesapi, nbd
 
 from . import params
 from .errors import HttpError
+from .log import one_line
 
 OPS = ("read", "write")
 
@@ -23,6 +24,9 @@ _SCHEMES = "nbd:, nbd://, nbd+unix://, file://, file:/, https:// or http://"
 
 # What ovirt-imageio 2.x makes of an id where no transfer_id was given: characters that it shows.
 _SHOWN_OF_ID = 18
+
+# Characters of a name in the log, which is in each of a transfer's lines.
+_LONGEST_IN_LOG = 100
 
 
 class Ticket(NamedTuple):
@@ -89,6 +93,11 @@ class Ticket(NamedTuple):
     def mode(self) -> str:
         """How backends are opened: ``"r"`` or ``"r+"``."""
         return "r+" if self.writable else "r"
+
+    @property
+    def name(self) -> str:
+        """What the log calls it: whoever knows the id may use the ticket."""
+        return one_line(self.transfer_id or self.uuid[:8], _LONGEST_IN_LOG)
 
     @property
     def longest_silence(self) -> float:

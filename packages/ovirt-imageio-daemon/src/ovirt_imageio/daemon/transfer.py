@@ -36,9 +36,6 @@ STATES = ("idle", "active", "expired", "cancelling", "cancelled")
 # Clients that are told apart in the log; past it nobody reads on.
 _MOST_USERS = 100
 
-# Characters of a name in the log, which is in each of a transfer's lines.
-_LONGEST_NAME = 100
-
 # Running operations that are shown one by one: a thousand took the loop 10 ms each time somebody looked.
 _MOST_SHOWN = 32
 
@@ -99,8 +96,8 @@ class Transfer:
 
     @property
     def name(self) -> str:
-        """What the log calls it: whoever knows the id may use the ticket."""
-        return one_line(self.ticket.transfer_id or self.ticket.uuid[:8], _LONGEST_NAME)
+        """What the log calls it."""
+        return self.ticket.name
 
     @property
     def active(self) -> bool:
@@ -227,6 +224,10 @@ class Transfer:
         now = self._renew()
         if error is not None and not op.cancelled:
             self._note_error(op.describe(), error)
+        if log.isEnabledFor(logging.DEBUG):
+            outcome = "" if error is None else f", then {error_text(error)}"
+            text = "%s: %s: %d bytes in %.4f s%s"
+            log.debug(text, self.name, op.describe(), op.done, now - op.started, outcome)
         if op.done and op.kind in self._counted:
             self._progress.add(op.offset, op.done)
         self.stats.record(

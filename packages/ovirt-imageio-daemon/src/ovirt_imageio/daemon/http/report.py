@@ -7,7 +7,7 @@ Of a client that is refused again and again ten refusals in a minute have a line
 counts the rest: see refusals.py.
 
 Storage that fails is daily life, and its error names the reason. Only what nobody expected comes
-with a traceback, everything at level DEBUG.
+with a traceback, everything at level DEBUG. That level has a line for each request as well.
 """
 
 from __future__ import annotations
@@ -26,9 +26,16 @@ from ..errors import DeadlineExpired, HttpError
 from ..log import one_line, short_id
 from .message import Request
 
+_BEFORE_ID = ("images", "tickets")
 _CLIENT_LEFT = (PeerGone, PeerTimeout, OperationCancelled, DeadlineExpired)
 
 log = logging.getLogger(__name__)
+
+
+def served(request: Request, status: int, seconds: float) -> None:
+    """Log a request that has ended, at level DEBUG. Status 0 means that it was given up."""
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("%s: %d in %.4f s", _subject(request), status, seconds)
 
 
 def refused(request: Request, answer: HttpError) -> None:
@@ -71,6 +78,9 @@ def _cause(request: Request, error: Exception) -> str:
 
 def _without_id(request: Request, text: str) -> str:
     """Abbreviate the id of the ticket that the path names: whoever knows it may use it."""
+    parts = request.path.split("/", 3)
+    if len(parts) > 2 and parts[1] in _BEFORE_ID:  # as sent: it may be encoded, and of no resource at all
+        text = text.replace(parts[2], short_id(parts[2]))
     ticket_id = request.params.get("id")
     return text.replace(ticket_id, short_id(ticket_id)) if ticket_id else text
 

@@ -108,6 +108,7 @@ class Router:
         # The client sent it before the last answer. 64 KiB hold 1,500 requests, and 80 ms of work.
         ahead = False
         data: bytes | None = None
+        log.debug("%s: %s connected", self.name, connection.peer)
         try:
             await connection.start()
             while True:
@@ -131,11 +132,12 @@ class Router:
         except HttpError as e:
             await self._refuse(connection, e, data or connection.buffer)
         except (PeerGone, PeerTimeout, DeadlineExpired) as e:
-            log.debug("%s: connection ended: %s", self.name, e or type(e).__name__)
+            log.debug("%s: %s: connection ended: %s", self.name, connection.peer, e or type(e).__name__)
         except Exception:
             log.exception("%s: connection %s failed", self.name, connection.peer)
         finally:
             connection.close()
+            log.debug("%s: %s closed", self.name, connection.peer)
 
     def tell_left_out(self, now: float = math.inf) -> None:
         """Log how many refusals had no line; to be called every second or so, and at the end.
