@@ -64,7 +64,7 @@ def called(monkeypatch):
 
 def test_upload_hands_over_its_options(called):
     args = "upload --cafile ca --insecure --proxy-url https://p --max-workers 8 --buffer-size 64k --verify"
-    more = "--member m --source-format vmdk --no-backing-chain --allow-external --disk-is-zero"
+    more = "--member m --source-format vmdk --no-backing-chain --allow-external --disk-is-zero --no-check"
     assert cli.main([*args.split(), *more.split(), "--resume", "--journal", "j", "file", URL]) == 0
     ((positional, keys),) = called
     progress = keys.pop("progress")
@@ -83,6 +83,7 @@ def test_upload_hands_over_its_options(called):
         "backing_chain": False,
         "allow_external": True,
         "disk_is_zero": True,
+        "check": False,
     }
 
 

@@ -126,6 +126,8 @@ def test_last_line_that_a_crash_has_spoilt_does_not_count_but_that_there_was_one
         f.write(HEADER + line + b"\n")
     with Journal(path, WHAT) as journal:
         assert (journal.done, journal.begun) == ([], True)
+    with Journal(path, WHAT) as journal:
+        assert (journal.done, journal.begun) == ([], True)
         journal.record([(0, 50)])
     assert reopened(path) == [(0, 50)]
 

@@ -194,6 +194,35 @@ def test_image_is_read_back_not_only_what_was_received(disk, tmp_path, before, m
         download(disk, tmp_path, incremental=True, backing_file="base", backing_format="raw")
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_download_succeeds_if_and_only_if_the_image_reads_as_the_disk(tmp_path, seed):
+    dice = random.Random(seed)
+    size, step = 3 * MiB, 64 * KiB
+    now = bytearray(dice.randbytes(size))
+    base = bytearray(now)
+    dirty = []
+    for start in range(0, size, step):
+        changed = dice.random() < 0.3
+        if changed:
+            base[start : start + step] = dice.randbytes(step)
+        dirty.append(DirtyExtent(start, step, dirty=changed, zero=False))
+    if dice.random() < 0.5:
+        # In what changed it does not matter, elsewhere it does.
+        base[dice.randrange(size)] ^= 1
+    base = base[: dice.choice([size, size, size - step])] + dice.choice([b"", b"m" * step])
+    (tmp_path / "base").write_bytes(base)
+    shown = b"".join(bytes((now if e.dirty else base)[e.start :][:step]).ljust(step, b"\0") for e in dirty)
+    disk = Disk(now, dice.choice(list(SERVERS.values())), [ZeroExtent(0, size, zero=False, hole=False)], dirty)
+    options = {"incremental": True, "backing_file": "base", "backing_format": "raw"}
+    if shown != now:
+        with pytest.raises(VerificationFailed, match="backing file"):
+            download(disk, tmp_path, **options)
+        assert not (tmp_path / "new.qcow2").exists()
+    else:
+        download(disk, tmp_path, **options)
+        assert reads(tmp_path / "new.qcow2") == now
+
+
 # Without a backing file.
 
 
@@ -244,3 +273,13 @@ def test_layer_of_a_shallow_transfer_is_compared_in_what_it_holds(disk, tmp_path
     if disk.features == SERVERS["ranges"]:
         with pytest.raises(VerificationFailed, match="block 0"):
             download(disk, tmp_path, **options)
+
+
+def test_incremental_image_alone_holds_data_that_are_zeroes(disk, tmp_path, before, now):
+    # What changed to zeroes hides the backing file, also where the server calls it data.
+    now[CHANGED[0] : sum(CHANGED)] = bytes(CHANGED[1])
+    download(disk, tmp_path, incremental=True)
+    (tmp_path / "base").write_bytes(before)
+    rebase = ["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", "base", tmp_path / "new.qcow2"]
+    subprocess.check_call(rebase)
+    assert reads(tmp_path / "new.qcow2") == now

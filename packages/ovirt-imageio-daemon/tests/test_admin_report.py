@@ -20,6 +20,11 @@ IDLE: dict[str, Any] = {
 }
 
 
+def test_ticket_without_a_name_is_shown_by_its_id() -> None:
+    named = {**IDLE, "transfer_id": "(ticket/01234567-89ab)"}
+    assert report.transfers([named])[1].startswith("01234567-89ab  ")
+
+
 def test_transfers_are_a_table_with_a_heading() -> None:
     active = {
         **IDLE,

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -73,6 +74,7 @@ def test_upload_makes_a_disk_with_the_content_of_the_image(site, ovirt_img, tmp_
     records = [json.loads(line) for line in done.stdout.splitlines()]
     phases = list(dict.fromkeys(record["description"] for record in records))
     assert phases == [
+        "checking the image",
         "creating disk",
         "creating transfer",
         "uploading image",
@@ -109,6 +111,18 @@ def test_options_decide_what_disk_is_made(site, ovirt_img, tmp_path):
     assert ovirt_img(*done.args).returncode == 0
     disk = site.engine.disk(disk_id)
     assert (disk.name, disk.format, disk.sparse, disk.content_type) == ("other", "raw", False, "data")
+
+
+def test_damaged_image_is_refused_before_a_disk_is_made(site, ovirt_img, tmp_path):
+    make_image(tmp_path / "my.qcow2", "qcow2", SIZE, FILLS)
+    os.truncate(tmp_path / "my.qcow2", 300 << 10)
+    known = len(site.engine.disks)
+    done = ovirt_img("upload-disk", "-c", SECTION, "-s", "nfs1", "my.qcow2")
+    assert done.returncode == 1
+    assert "my.qcow2 is damaged" in only_line(done)
+    assert "give --no-check to upload what can be read" in only_line(done)
+    assert len(site.engine.disks) == known
+    assert ovirt_img("upload-disk", "-c", SECTION, "-s", "nfs1", "--no-check", "my.qcow2").returncode == 0
 
 
 def test_iso_becomes_a_preallocated_raw_disk(site, ovirt_img, tmp_path):

@@ -96,7 +96,7 @@ def test_connections_that_ended_are_not_kept_for_a_cancel(end):
 def test_stream_counts_nothing_after_a_cancel():
     cancel = Cancel()
     op = Count()
-    with silent_after(asked, cancel) as peer, NbdBackend(peer.address, cancel=cancel) as backend:
+    with silent_after(asked, cancel) as peer, NbdBackend(peer.address, mode="r+", cancel=cancel) as backend:
         with pytest.raises(OperationCancelled):
             backend.read_from(Zeroes(), 0, 0, op)
             backend.write_to(Nowhere(), 0, SIZE, op)

@@ -1,12 +1,17 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
+import os
 import shutil
+import struct
+import subprocess
+from pathlib import Path
 
 import pytest
 
 from imageio_testing import qemu
 from imageio_testing.qemu import Backing, Fill, KiB, MiB
 from ovirt_imageio.common.qemu import img
+from ovirt_imageio.common.qemu.findings import CheckReport
 
 pytestmark = qemu.needs_qemu
 
@@ -123,15 +128,117 @@ def test_compare_of_a_missing_image_is_an_error(tmp_path):
         img.compare(a, str(tmp_path / "b"), fmt_a="raw", fmt_b="raw")
 
 
-def test_check_finds_a_corrupt_image(tmp_path):
-    path = tmp_path / "disk"
-    qemu.make_image(path, "qcow2", SIZE, [Fill(0, MiB, 1)])
-    img.check(str(path), fmt="qcow2")
+def entry_of(path, cluster):
+    """Where the L2 entry of a cluster is, in a small image."""
+    with open(path, "rb") as f:
+        f.seek(40)
+        (table,) = struct.unpack(">Q", f.read(8))
+        f.seek(table)
+        (entries,) = struct.unpack(">Q", f.read(8))
+    return (entries & 0x00FFFFFFFFFFFE00) + 8 * cluster
+
+
+def overwrite(path, at, data):
     with open(path, "r+b") as f:
-        f.seek(64 * KiB)  # the reference counts of a small image
-        f.write(bytes(64 * KiB))
-    with pytest.raises(img.QemuImgError):
-        img.check(str(path), fmt="qcow2")
+        f.seek(at)
+        f.write(data)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    path = str(tmp_path / "disk")
+    qemu.make_image(path, "qcow2", SIZE, [Fill(0, MiB, 1)])
+    return path
+
+
+def test_check_finds_nothing_in_a_whole_image(disk):
+    assert img.check(disk, fmt="qcow2") == CheckReport()
+
+
+def test_check_says_what_is_wrong(disk):
+    overwrite(disk, entry_of(disk, 5), b"\xff" * 8)
+    report = img.check(disk, fmt="qcow2")
+    assert report.is_damaged
+    assert report.corruptions
+    assert report.words[0].startswith("ERROR")
+
+
+def test_check_of_an_image_that_is_cut_off(disk):
+    os.truncate(disk, os.path.getsize(disk) // 2)
+    report = img.check(disk, fmt="qcow2")
+    assert report.is_damaged
+    assert "end of the file" in report.words[0]
+
+
+def test_check_counts_leaks_apart(disk):
+    overwrite(disk, entry_of(disk, 5), bytes(8))
+    report = img.check(disk, fmt="qcow2")
+    assert (report.leaks, report.corruptions, report.words) == (1, 0, ())
+    assert not report.is_damaged
+
+
+def test_check_of_a_format_that_knows_none(tmp_path):
+    path = str(tmp_path / "disk")
+    qemu.make_image(path, "qcow", SIZE)
+    assert img.check(path, fmt="qcow") == CheckReport(supported=False)
+
+
+def test_check_that_fails_has_its_words(tmp_path):
+    path = str(tmp_path / "disk")
+    qemu.make_image(path, "vmdk", SIZE, [Fill(0, MiB, 1)])
+    os.truncate(path, os.path.getsize(path) // 2)
+    report = img.check(path, fmt="vmdk")
+    assert report.is_damaged
+    assert "after EOF" in " ".join(report.words)
+
+
+def test_check_of_a_member_of_a_file(disk, tmp_path):
+    data = Path(disk).read_bytes()
+    (tmp_path / "outer").write_bytes(b"x" * 1024 + data + b"x" * 1024)
+    assert img.check(str(tmp_path / "outer"), fmt="qcow2", offset=1024, size=len(data)) == CheckReport()
+
+
+def test_check_does_not_look_below(tmp_path, disk):
+    top = str(tmp_path / "top")
+    qemu.make_image(top, "qcow2", SIZE, backing=Backing(disk, "qcow2"))
+    os.truncate(disk, 512)
+    assert img.check(top, fmt="qcow2") == CheckReport()
+
+
+def test_check_of_an_image_that_qemu_writes_to(disk):
+    with subprocess.Popen(["qemu-io", "-f", "qcow2", disk], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        writer.stdin.write(b"read 0 512\n")
+        writer.stdin.flush()
+        writer.stdout.readline()
+        with pytest.raises(img.QemuImgError, match="check: Could not open .*lock") as e:
+            img.check(disk, fmt="qcow2")
+        writer.stdin.close()
+        writer.stdout.read()
+    assert "json:" not in str(e.value)
+    assert disk in str(e.value)
+
+
+def test_check_forgives_counts_that_a_crash_left_old(tmp_path):
+    """qemu writes them when it opens the image the next time."""
+    path = str(tmp_path / "disk")
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", path, str(SIZE)], check=True)
+    crash = "write -P 5 0 1M\nflush\nabort\n"
+    subprocess.run(["qemu-io", "-f", "qcow2", path], input=crash, text=True, capture_output=True)
+    assert img.check(path, fmt="qcow2").is_damaged
+    assert img.check(path, fmt="qcow2", counts_are_old=True) == CheckReport()
+    overwrite(path, entry_of(path, 5), b"\xff" * 8)
+    assert img.check(path, fmt="qcow2", counts_are_old=True).is_damaged
+
+
+def test_check_of_an_image_full_of_errors_is_ended(tmp_path, monkeypatch):
+    """A program that finds the same for ever stands in for hours of a large image."""
+    program = tmp_path / "qemu-img"
+    program.write_text("#!/bin/sh\nwhile echo 'ERROR: it is worse and worse' >&2; do :; done\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    report = img.check("disk", fmt="qcow2")
+    assert report.corruptions > 1000
+    assert len(report.words) == 3
 
 
 def test_measure_tells_what_an_image_needs(tmp_path):

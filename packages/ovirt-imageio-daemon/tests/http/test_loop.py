@@ -571,6 +571,72 @@ def test_waiting_too_long_for_a_worker_is_overload() -> None:
     overloaded(queue_timeout=SOON)
 
 
+@pytest.fixture
+def thread_limit(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many more threads may start: the one number that it holds."""
+    left = [100]
+    start = threading.Thread.start
+
+    def limited(thread: threading.Thread) -> None:
+        if not left[0]:
+            raise RuntimeError("can't start new thread")
+        left[0] -= 1
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    return left
+
+
+def test_call_waits_for_a_worker_where_no_other_thread_can_start(
+    run: Run, thread_limit: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    gate, ran = threading.Event(), []
+    thread_limit[0] = 1
+
+    async def main() -> None:
+        tasks = [run.loop.spawn(run.loop.worker(gate.wait, 10))]
+        await until(run.loop, lambda: run.loop.workers.busy == 1)
+        tasks += [run.loop.spawn(run.loop.worker(ran.append, i)) for i in range(3)]
+        await until(run.loop, lambda: run.loop.workers.waiting == 3)
+        gate.set()
+        await until(run.loop, lambda: all(task.done for task in tasks))
+
+    run(main())
+    assert ran == [0, 1, 2]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]  # not one for each call
+    assert "Cannot start worker 2: can't start new thread" in caplog.text
+
+
+def test_call_that_waits_goes_first_when_threads_can_start_again(run: Run, thread_limit: list[int]) -> None:
+    gate, ran = threading.Event(), []
+    thread_limit[0] = 1
+
+    async def main() -> None:
+        busy = run.loop.spawn(run.loop.worker(gate.wait, 10))
+        first = run.loop.spawn(run.loop.worker(ran.append, "first"))
+        await until(run.loop, lambda: run.loop.workers.waiting == 1)
+        thread_limit[0] = 1
+        second = run.loop.spawn(run.loop.worker(ran.append, "second"))
+        await until(run.loop, lambda: first.done and second.done)
+        gate.set()
+        await until(run.loop, lambda: busy.done)
+
+    run(main())
+    assert ran == ["first", "second"]
+
+
+def test_call_is_refused_where_no_thread_can_start_at_all(run: Run, thread_limit: list[int]) -> None:
+    thread_limit[0] = 0
+
+    async def main() -> None:
+        with pytest.raises(Overloaded):
+            await run.loop.worker(print)
+        thread_limit[0] = 1
+        assert await run.loop.worker(len, "abc") == 3
+
+    run(main())
+
+
 def test_cancelled_task_waits_for_its_worker(run: Run) -> None:
     gate, ended = threading.Event(), []
 

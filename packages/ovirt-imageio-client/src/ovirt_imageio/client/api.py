@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Iterator
 
 from ovirt_imageio.client import backing, plan
+from ovirt_imageio.client.checking import check_layers
 from ovirt_imageio.client.executor import persist
 from ovirt_imageio.client.hashing import Follower
 from ovirt_imageio.client.journal import Journal, place
@@ -21,7 +22,7 @@ from ovirt_imageio.client.layers import Path, look
 from ovirt_imageio.client.local import Source
 from ovirt_imageio.client.pairs import DownloadPair, UploadPair
 from ovirt_imageio.client.plan import Step
-from ovirt_imageio.client.progress import Counter, Progress
+from ovirt_imageio.client.progress import Counter, Progress, showing
 from ovirt_imageio.client.remote import connect
 from ovirt_imageio.client.staging import Staging
 from ovirt_imageio.client.target import CLUSTER, FORMATS, Target
@@ -60,6 +61,7 @@ def upload(
     verify: bool = False,
     resume: bool = False,
     journal: Path | None = None,
+    check: bool = True,
 ) -> None:
     """Upload an image to a disk; what is zero in the image is zeroed, not sent.
 
@@ -91,9 +93,13 @@ def upload(
             the one that an earlier call left, which may have had another ticket. What
             was done is compared at both ends first.
         journal: Where to keep it; None means beside the image.
+        check: Refuse an image that is cut off or damaged, as far as `qemu-img check` can tell. Leaked
+            clusters are only told in the log. Of a raw image nothing can be told.
 
     Raises:
         UnsafeImage: The image refers to something that was not allowed.
+        UnsupportedImage: It is packed, encrypted, or a part of another image.
+        DamagedImage: It is cut off, or damaged.
         TransferError: The image does not fit, or a failure did not pass.
         CannotResume: Image or disk changed since, or the journal is of something else.
         VerificationFailed: Both ends differ.
@@ -103,6 +109,9 @@ def upload(
     """
     _check_numbers(buffer_size, max_workers)
     layers = look(filename, fmt=fmt, member=member, backing_chain=backing_chain, allow_external=allow_external)
+    if check:
+        with showing(progress, "checking the image"):
+            check_layers(layers)
     with ExitStack() as stack:
         trusted = allow_external and backing_chain
         source = stack.enter_context(Source(layers, connections=max_workers, trusted=trusted))

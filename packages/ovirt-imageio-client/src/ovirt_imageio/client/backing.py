@@ -57,8 +57,8 @@ def check(filename: str, backing_file: str, backing_format: str | None) -> None:
 def note_size(filename: str, backing_file: str, backing_format: str | None, size: int) -> None:
     """Tell in the log if a backing file has another size than the disk it is to be below.
 
-    A disk that has grown has more; what the backing file lacks reads as zeroes. What it has more
-    is not seen, and means that it is the backing file of something else.
+    A disk that has grown has more than its old state, and the rest of it reads as zeroes. A backing
+    file that is larger than the disk is one of something else; a reader never sees the rest of it.
 
     Args:
         filename: The image.

@@ -38,6 +38,7 @@ def add_upload(parser: argparse.ArgumentParser) -> None:
     add_file(parser, "image to upload: raw, ISO, or any format that qemu reads")
     _add_url(parser)
     add_source(parser)
+    add_check(parser)
     parser.add_argument("--disk-is-zero", action="store_true", help="the disk reads as zeroes: write no zeroes")
     add_remote(parser)
     options.add_resume(parser)
@@ -121,6 +122,16 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_check(parser: argparse.ArgumentParser) -> None:
+    """Add what tells if an image is looked at for damage before it is uploaded."""
+    parser.add_argument(
+        "--no-check",
+        dest="check",
+        action="store_false",
+        help="upload what can be read of an image that is cut off or damaged",
+    )
+
+
 def add_member(parser: argparse.ArgumentParser) -> None:
     """Add what tells where the image is in the file, and how to read it."""
     parser.add_argument("--member", metavar="NAME", help="the image inside FILE, a tar file such as an OVA")
@@ -165,6 +176,7 @@ def upload(args: argparse.Namespace) -> None:
             proxy_url=args.proxy_url,
             secure=not args.insecure,
             disk_is_zero=args.disk_is_zero,
+            check=args.check,
             progress=progress,
             **source_arguments(args),
             **transfer_arguments(args),

@@ -11,6 +11,7 @@ from typing import Any
 
 from ovirt_imageio import client
 from ovirt_imageio.client import commands, options, standard
+from ovirt_imageio.client.checking import check_layers
 from ovirt_imageio.client.engine import Engine, load_sdk
 from ovirt_imageio.client.layers import look
 from ovirt_imageio.client.local import Source
@@ -35,6 +36,7 @@ def add_upload(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--name", metavar="NAME", help="name of the disk (default: of the file)")
     group.add_argument("-d", "--description", metavar="TEXT", help="description of the disk")
     commands.add_source(parser)
+    commands.add_check(parser)
     options.add_transfer(parser)
     options.add_output(parser, "progress as text or JSON lines")
 
@@ -59,7 +61,13 @@ def upload(args: argparse.Namespace, section: dict[str, str]) -> None:
     settings = _engine(args, section)
     plan = properties(args)
     plan["description"] = settings.description or f"Uploaded by ovirt-img from {os.path.basename(args.filename)}"
-    with commands.progress_bar(args, "creating disk", "upload failed") as progress:
+    with commands.progress_bar(
+        args, "checking the image" if args.check else "creating disk", "upload failed"
+    ) as progress:
+        if args.check:
+            # Before there is a disk.
+            check_layers(look(args.filename, **commands.source_arguments(args)))
+            progress.phase = "creating disk"
         with Engine(settings) as engine:
             disk_id = engine.create_disk(storage_domain=args.storage_domain, disk_id=args.disk_id, **plan)
             progress.phase = "creating transfer"
@@ -72,6 +80,7 @@ def upload(args: argparse.Namespace, section: dict[str, str]) -> None:
                     secure=settings.secure,
                     proxy_url=transfer.proxy_url,
                     progress=progress,
+                    check=False,
                     **commands.source_arguments(args),
                     **commands.transfer_arguments(args),
                 )

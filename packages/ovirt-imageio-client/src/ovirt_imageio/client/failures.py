@@ -11,6 +11,7 @@ from ovirt_imageio.common.errors import AuthorizationError, ImageioError
 
 _OPTIONS = {
     "pass allow_external=True": "give --allow-external",
+    "pass check=False": "give --no-check",
     'pass fmt="raw"': "give --source-format raw",
     "by member=": "by --member",
     "pass journal=PATH": "give --journal FILE",

@@ -136,6 +136,27 @@ def encryption(fmt: str, read: Read) -> str | None:
 _ENCRYPTIONS = {1: "AES", 2: "LUKS"}
 
 
+class Marks(NamedTuple):
+    """What a qcow2 image says of its own state.
+
+    Attributes:
+        is_dirty: It was not closed; its reference counts are out of date.
+        is_corrupt: qemu found something wrong with it.
+    """
+
+    is_dirty: bool = False
+    is_corrupt: bool = False
+
+
+def marks(fmt: str, read: Read) -> Marks:
+    """Read the marks of an image; formats other than qcow2 have none here."""
+    head = read(0, 80)
+    if fmt != "qcow2" or len(head) < 80 or struct.unpack_from(">I", head, 4)[0] < 3:
+        return Marks()
+    (incompatible,) = struct.unpack_from(">Q", head, 72)
+    return Marks(bool(incompatible & 1), bool(incompatible & 2))
+
+
 def names_plain_file(name: str) -> bool:
     """Tell if qemu would take a name for a path, not for a protocol such as `nbd:` or `json:`."""
     return bool(name) and re.match(r"[^/]*:", name) is None

@@ -168,6 +168,8 @@ class Journal:
         self.done, self.begun, self._plan, self.part = found.done, found.begun, found.plan, found.part
         if found.length:
             os.ftruncate(self._fd, found.length)
+            if found.spoilt:
+                self._append({"begun": True})
             return
         self.restart()
         # The entry must survive a crash as well, and so must that of the image beside it.

@@ -70,6 +70,11 @@ class Layer:
         """The driver of qemu that reads it."""
         return "raw" if self.is_plain else self.fmt
 
+    @property
+    def file_size(self) -> int:
+        """Bytes of the image's file, or of its part of one."""
+        return _Part(self.path, self.offset, self.size).size
+
     def read(self, offset: int, length: int) -> bytes:
         """Read from the image's file, never past the image; fewer bytes at its end.
 

@@ -13,6 +13,7 @@ import logging
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Callable, Iterator, NamedTuple, Protocol, TextIO, Union
 
@@ -308,6 +309,15 @@ def set_phase(progress: Progress | None, text: str) -> None:
     """Tell what is going on, to an object that shows it."""
     if progress is not None and hasattr(progress, "phase"):
         progress.phase = text
+
+
+@contextmanager
+def showing(progress: Progress | None, text: str) -> Iterator[None]:
+    """Show what else is going on beside the phase, for a while."""
+    before = getattr(progress, "phase", "")
+    set_phase(progress, f"{before}, {text}" if before else text)
+    yield
+    set_phase(progress, before)
 
 
 def _update_of(progress: Progress | None) -> Callable[[int], object]:

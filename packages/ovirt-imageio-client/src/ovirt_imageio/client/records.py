@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the lines of a journal say, as values. Pure.
+"""The lines of a journal as values. Pure.
 
     {"journal": 2, "direction": "upload", "size": 6442450944, …}     which transfer it is of
     {"part": ["disk.part", 131, 1760000000000000000]}                the file that a download is built in
@@ -56,7 +56,7 @@ class Identity(NamedTuple):
 
 @dataclass
 class Records:
-    """What a journal knows.
+    """All that a journal knows.
 
     Attributes:
         done: Offset and length of each range that is done, merged, in order.
@@ -64,6 +64,7 @@ class Records:
         plan: Digest of the whole plan, None if there is none.
         part: The file that a download is built in, None if there is none.
         length: Bytes of the file that count.
+        spoilt: The last line did not, so that nothing but `begun` is known of it.
     """
 
     done: list[tuple[int, int]] = field(default_factory=list)
@@ -71,6 +72,7 @@ class Records:
     plan: str | None = None
     part: Identity | None = None
     length: int = 0
+    spoilt: bool = False
 
 
 def looks_like_a_journal(head: bytes) -> bool:
@@ -112,7 +114,7 @@ def parse(data: bytes, what: dict[str, Any]) -> Records:
             if number < len(lines):
                 raise
             # A crash may leave all of a line and have lost its content.
-            records.begun = True
+            records.begun = records.spoilt = True
             break
         records.length += len(line) + 1
     records.done = merged(records.done)

@@ -11,7 +11,6 @@ extents ─► plan ─► without what the journal has ─► executor ─► v
 from __future__ import annotations
 
 import logging
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable, Iterable, Iterator, Optional, Sequence
 
@@ -20,7 +19,7 @@ from ovirt_imageio.client.executor import Checkpoints, Executor, Pair, persist
 from ovirt_imageio.client.hashing import Follower, Passed
 from ovirt_imageio.client.journal import CannotResume, Journal
 from ovirt_imageio.client.plan import Action, Step, Steps
-from ovirt_imageio.client.progress import Counter, Progress, set_phase
+from ovirt_imageio.client.progress import Counter, Progress, showing
 from ovirt_imageio.client.records import merged
 from ovirt_imageio.client.verify import (
     OpenImage,
@@ -54,11 +53,11 @@ RESUMABLE_STEP = 32 * MiB
 
 @dataclass(frozen=True)
 class Below:
-    """What an image shows where a transfer leaves it alone.
+    """The layers that an image shows where a transfer leaves it alone.
 
     Attributes:
         name: Of it, for a text.
-        hint: What may be wrong with it, to be said behind its name.
+        hint: Words about it that follow its name in an error.
     """
 
     name: str
@@ -75,9 +74,9 @@ class Transfer:
         progress: The caller's.
         workers: Threads.
         journal: Kept up to date; None for none.
-        scope: What to compare of both ends afterwards; None for nothing.
-        below: What shows where the image is left alone, so that all runs must leave alone the
-            same; None where each range reads the same at both ends afterwards.
+        scope: Compared at both ends afterwards; None for nothing.
+        below: Shown where the image is left alone, so that all runs must leave the same ranges
+            alone; None where each range reads the same at both ends afterwards.
 
     Attributes:
         counter: Counts bytes.
@@ -128,7 +127,7 @@ class Transfer:
         done = self._journal.done
         log.info("Continuing: %d of %d bytes are done", sum(length for _, length in done), self._size)
         blocks = Passed(self._size, block_size=MIN_BLOCK_SIZE)
-        with _phase(self._progress, "checking what is done"):
+        with showing(self._progress, "checking what is done"):
             try:
                 compare(self._remote, self._open_image, done, blocks, workers=self._workers)
             except VerificationFailed as e:
@@ -157,7 +156,7 @@ class Transfer:
         )
         executor.run(self._planned(steps))
         if passed is not None:
-            with _phase(self._progress, "verifying"):
+            with showing(self._progress, "verifying"):
                 self._verify(passed)
 
     def _verify(self, passed: Passed) -> None:
@@ -216,12 +215,3 @@ class Transfer:
         assert self._journal is not None
         kept = (step for step in steps if self._below is None or step.action is not Action.SKIP)
         self._journal.record((step.offset, step.length) for step in kept)
-
-
-@contextmanager
-def _phase(progress: Progress | None, text: str) -> Iterator[None]:
-    """Show another phase for a while."""
-    before = getattr(progress, "phase", "")
-    set_phase(progress, f"{before}, {text}" if before else text)
-    yield
-    set_phase(progress, before)

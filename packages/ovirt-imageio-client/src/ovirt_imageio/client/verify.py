@@ -50,14 +50,14 @@ _SHARE = 64 * MiB
 
 
 class Scope(enum.Enum):
-    """What can be compared of a transfer."""
+    """The part of a transfer that can be compared."""
 
     WHOLE = enum.auto()
-    """All of the image: what it reads as, through its backing files, is what the server's disk has."""
+    """All of the image, as it reads through its backing files."""
     MOVED = enum.auto()
-    """What was moved. The rest belongs to a layer below that only one of the ends shows."""
+    """Ranges that were moved. The others belong to a layer below that only one of the ends shows."""
     HELD = enum.auto()
-    """What was moved; and the image holds nothing else, so that a later backing file shows there."""
+    """Ranges that were moved; the image must hold no others, where a later backing file shows."""
 
 
 class VerificationFailed(TransferError):

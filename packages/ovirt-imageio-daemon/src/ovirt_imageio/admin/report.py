@@ -32,7 +32,7 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _row(document: dict[str, Any]) -> tuple[str, ...]:
-    name = document.get("transfer_id") or document["uuid"]
+    name = _name(document)
     return (
         name if name.isprintable() else shown(name),
         document["state"],
@@ -43,6 +43,12 @@ def _row(document: dict[str, Any]) -> tuple[str, ...]:
         f"{format_size(document['rate'])}/s" if document["rate"] else "-",
         ", ".join(_operation(op) for op in document["operations"]) or document["reason"],
     )
+
+
+def _name(document: dict[str, Any]) -> str:
+    """Return what a manager called the transfer, else the ticket's id, which other commands take."""
+    name: str = document.get("transfer_id", "")
+    return document["uuid"] if not name or name.startswith("(ticket/") else name
 
 
 def _operation(op: dict[str, Any]) -> str:

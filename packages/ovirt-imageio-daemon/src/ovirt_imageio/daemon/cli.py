@@ -119,12 +119,14 @@ def _serve(cfg: Config, args: argparse.Namespace) -> int:
         ticket=ticket,
         load_config=lambda: config.load(args.conf_dir),
     )
-    status = 0
+    status, starting = 0, True
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal status
         if not server.stop(signal.Signals(number).name):
             status = 128 + number
+        if starting:  # which may hang, as by a log that nobody reads
+            raise _StopsStarting
 
     def reload(number: int, frame: FrameType | None) -> None:
         server.reload()
@@ -134,14 +136,22 @@ def _serve(cfg: Config, args: argparse.Namespace) -> int:
     signal.signal(signal.SIGHUP, reload)
     try:
         server.start()
+        starting = False
         server.run()
     except ConfigError as e:
         _log_failure(e)
-        raise
+        status = _fail(str(e))
+    except _StopsStarting:
+        log.info("Stopped while starting")
     finally:
-        server.close()
+        if not server.close():
+            os._exit(status)  # the interpreter would wait for the log at its end
     logging.shutdown()
     return status
+
+
+class _StopsStarting(BaseException):
+    """A signal asks to end a daemon that does not serve yet."""
 
 
 def _read_ticket(filename: str) -> Ticket:

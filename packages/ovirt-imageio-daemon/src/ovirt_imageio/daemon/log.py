@@ -12,20 +12,33 @@ import logging.config
 import sys
 import time
 
-from . import logcheck
+from . import logcheck, logwriter
 from .config import Config, ConfigError
 
 log = logging.getLogger(__name__)
+
+
+class LogDenied(ConfigError):
+    """The user may not open a log file.
+
+    Args:
+        text: The error.
+        filename: The file.
+    """
+
+    def __init__(self, text: str, filename: str) -> None:
+        super().__init__(text)
+        self.filename = filename
 
 
 def configure(cfg: Config) -> None:
     """Apply the logging sections of the configuration (logging.config.fileConfig).
 
     Call as the user that the daemon runs as: a log file made by root could not be
-    rotated later.
+    rotated later. See handover.py.
 
     Raises:
-        ConfigError: a section is wrong or a log file cannot be written.
+        ConfigError: a section is wrong or a log file cannot be written; `LogDenied` if it may not be.
     """
     logcheck.check(cfg)
     parser = configparser.ConfigParser(interpolation=None)
@@ -34,12 +47,21 @@ def configure(cfg: Config) -> None:
         logging.config.fileConfig(parser, disable_existing_loggers=False)
     except OSError as e:
         text = f"{_sections(cfg)}: cannot write the log {e.filename}: {e.strerror}"
+        if isinstance(e, PermissionError) and isinstance(e.filename, str):
+            raise LogDenied(text, e.filename) from e
         raise ConfigError(text) from e
     except Exception as e:
         # fileConfig evaluates `args` and imports classes: anything may come out of it.
         unknown = ConfigError(f"{_sections(cfg)}: {type(e).__name__}: {_one_line(e)}")
         raise (logcheck.blame(cfg) or unknown) from e
     logging.captureWarnings(True)
+
+
+def loggers(cfg: Config) -> list[logging.Logger]:
+    """Return the loggers that the configuration gives handlers to, the root first."""
+    names = [name.strip() for name in cfg.logging["loggers"]["keys"].split(",")]
+    others = [cfg.logging[f"logger_{name}"]["qualname"] for name in names if name != "root"]
+    return [logging.getLogger(), *map(logging.getLogger, dict.fromkeys(others))]
 
 
 def apply_levels(cfg: Config) -> list[str]:
@@ -80,7 +102,7 @@ def reaches_stderr() -> bool:
     """Tell whether the root logger writes to standard error."""
     return any(
         isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr
-        for handler in logging.getLogger().handlers
+        for handler in map(logwriter.real, logging.getLogger().handlers)
     )
 
 
@@ -103,8 +125,8 @@ class JsonFormatter(logging.Formatter):
             "thread": record.threadName,
             "message": record.getMessage(),
         }
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
+        if record.exc_text or record.exc_info:
+            entry["exception"] = record.exc_text or self.formatException(record.exc_info)  # type: ignore[arg-type]
         return json.dumps(entry, ensure_ascii=False)
 
 

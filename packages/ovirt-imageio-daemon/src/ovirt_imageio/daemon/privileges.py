@@ -5,13 +5,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
 import pwd
 import resource
 import stat
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from .config import Config, ConfigError
+
+
+class Account(NamedTuple):
+    """The user that the daemon becomes."""
+
+    name: str
+    uid: int
+    gid: int
 
 
 def needs_drop(cfg: Config) -> bool:
@@ -28,12 +39,55 @@ def drop(cfg: Config) -> None:
     Raises:
         ConfigError: there is no such user or group, or the folder cannot be made.
     """
-    user = _user(cfg)
-    gid = _gid(cfg)
-    _prepare_run_dir(cfg, user.pw_uid, gid)
-    os.initgroups(user.pw_name, gid)
+    name, uid, gid = account(cfg)
+    _prepare_run_dir(cfg, uid, gid)
+    os.initgroups(name, gid)
     os.setresgid(gid, gid, gid)
-    os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
+    os.setresuid(uid, uid, uid)
+
+
+def account(cfg: Config) -> Account:
+    """Return the configured user, with the configured group.
+
+    Raises:
+        ConfigError: there is no such user or group.
+    """
+    user = _user(cfg)
+    return Account(user.pw_name, user.pw_uid, _gid(cfg))
+
+
+def user_name() -> str:
+    """Return the name of the user that the process is, or its number."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+@contextlib.contextmanager
+def acting_as(account: Account) -> Iterator[None]:
+    """Have the rights of a user for a while. Root only, while the process has one thread."""
+    groups, uid, gid = os.getgroups(), os.geteuid(), os.getegid()
+    os.initgroups(account.name, account.gid)
+    os.setegid(account.gid)
+    os.seteuid(account.uid)
+    try:
+        yield
+    finally:
+        os.seteuid(uid)
+        os.setegid(gid)
+        os.setgroups(groups)
+
+
+@contextlib.contextmanager
+def in_group(gid: int) -> Iterator[None]:
+    """Have the rights of a group as well for a while. Root only, while the process has one thread."""
+    before = os.getegid()
+    os.setegid(gid)
+    try:
+        yield
+    finally:
+        os.setegid(before)
 
 
 def _user(cfg: Config) -> pwd.struct_passwd:

@@ -5,12 +5,12 @@
 
 What happens when::
 
-    start   as root    TLS keys, TCP ports
-            as user    log, Unix sockets, the loop's tasks
+    start   as root    log, with the user's rights; TCP ports, TLS keys
+            as user    Unix sockets, the loop's tasks
     run                until stopped; SIGHUP: read again what may change
     stop    new work is answered 503, running requests have `stop_timeout`
             to finish, then they are cancelled; a second signal ends at once
-    close   sockets, workers, files
+    close   sockets, workers, files, and the thread that writes the log
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import socket
 import time
 from collections.abc import Callable
 
+from . import handover, memory, privileges, reloading
 from . import log as log_setup
-from . import memory, privileges, reloading
 from .auth import Tickets
 from .config import Config, ConfigError
 from .errors import DeadlineExpired
@@ -38,6 +38,7 @@ from .http.loop import Loop
 from .http.message import Request
 from .http.registry import Connections
 from .http.router import Route
+from .logwriter import LogWriter
 from .services import ControlService, LocalService, MetricsService, RemoteService, Service
 from .stats import Totals
 from .systemd import Notifier
@@ -50,6 +51,9 @@ _METRICS_CONNECTIONS = 16
 
 # Seconds for cancelled requests to end. With stop_timeout it stays below systemd's patience.
 _CANCEL_TIMEOUT = 5.0
+
+# What the log may take for a line at the end.
+_LOG_TIMEOUT = 2.0
 
 # What a worker may take to come back after everything was cancelled.
 _WORKERS_TIMEOUT = 1.0
@@ -92,6 +96,7 @@ class Server:
         self._connections = Connections(self._loop, cfg.daemon.max_http_connections)
         self._room = cfg.daemon.max_http_connections  # connections that the limit of open files allows
         self._stops = 0
+        self._log: LogWriter | None = None
         self.tickets = Tickets(self._loop, cfg, totals=self.totals)
 
     # Starting.
@@ -105,6 +110,7 @@ class Server:
         started = time.monotonic()
         if self.cfg.daemon.keep_memory:
             memory.keep()
+        handover.open_log(self.cfg)
         limit = privileges.raise_file_limit()
         self._room = privileges.room_for_connections(limit)
         self.remote.bind()
@@ -116,7 +122,7 @@ class Server:
             self._drop_privileges()
         else:
             self.remote.load_tls()
-        log_setup.configure(self.cfg)
+        self._write_log()
         self._log_start(limit)
         self._limit_connections()
         if self.local:
@@ -143,6 +149,13 @@ class Server:
             privileges.drop(self.cfg)
             if self.remote.contexts:
                 self.remote.contexts.privileges_dropped()
+
+    def _write_log(self) -> None:
+        """Begin to write the log, in a thread of its own."""
+        loggers = log_setup.loggers(self.cfg)
+        handlers = [handler for logger in loggers for handler in logger.handlers]
+        self._log = LogWriter(loggers)
+        handover.check_rotation(handlers)
 
     def _start_services(self) -> None:
         images = [
@@ -350,8 +363,13 @@ class Server:
         except DeadlineExpired:
             log.warning("Storage was not released in %g seconds", _CANCEL_TIMEOUT)
 
-    def close(self) -> None:
-        """Give everything back. After `run`, or after a `start` that failed."""
+    def close(self) -> bool:
+        """Give everything back. After `run`, or after a `start` that failed.
+
+        Returns:
+            False if the log hangs: whoever looks after it, like the interpreter at its end, hangs as well.
+        """
         for service in self._services():
             service.close()
         self._loop.close(_WORKERS_TIMEOUT)
+        return self._log is None or self._log.close(_LOG_TIMEOUT)

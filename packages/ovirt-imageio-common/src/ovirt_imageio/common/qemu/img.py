@@ -8,11 +8,14 @@ import json
 import logging
 import os
 import subprocess
-from typing import Any, Sequence
+import tempfile
+import threading
+from typing import IO, Any, Callable, Sequence
 
 from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.errors import ImageioError
 from ovirt_imageio.common.qemu import image
+from ovirt_imageio.common.qemu.findings import CheckReport, Findings
 
 log = logging.getLogger(__name__)
 
@@ -207,18 +210,51 @@ def compare(a: str, b: str, *, fmt_a: str, fmt_b: str, strict: bool = False) -> 
     return done.returncode == 0
 
 
-def check(filename: str, *, fmt: str, cancel: Cancel | None = None) -> None:
-    """Make sure that an image is consistent.
+def check(
+    filename: str,
+    *,
+    fmt: str,
+    offset: int | None = None,
+    size: int | None = None,
+    options: image.Options = (),
+    counts_are_old: bool = False,
+    cancel: Cancel | None = None,
+) -> CheckReport:
+    """Look for what is wrong with the tables of an image; its backing files are not looked at.
 
     Args:
         filename: Path of the image.
         fmt: Format.
+        offset: Where the image begins in the file.
+        size: Bytes of the image there.
+        options: Further options of the format driver.
+        counts_are_old: See `findings.Findings`.
         cancel: Ends qemu-img.
 
     Raises:
-        QemuImgError: It is corrupt or leaks clusters.
+        QemuImgError: It cannot be opened, for example because a qemu writes to it.
     """
-    _run(["check", "-q", "--force-share", image.reference(filename, fmt)], cancel)
+    reference = image.reference(filename, fmt, offset=offset, size=size, backing_chain=False, options=options)
+    findings = Findings(counts_are_old=counts_are_old)
+    args = ["check", "--output", "json", reference]
+    with tempfile.TemporaryFile("w+", errors="replace") as out:
+        process = _popen(args, cancel, stdout=out)
+        # The reader's alone: of a program that does not end, nobody closes it.
+        lines, process.stderr = process.stderr, None
+        reader = threading.Thread(target=_collect, args=(lines, findings, process), name="qemu-img check", daemon=True)
+        reader.start()
+        try:
+            _wait(process, cancel)
+            reader.join()
+        except BaseException:
+            _kill(process, process.wait)
+            raise
+        out.seek(0)
+        summary = out.read()
+    said = " ".join(findings.words)
+    if not summary and "Could not open" in said:
+        raise QemuImgError(f"{PROGRAM} check: {said.replace(reference, filename)}")
+    return findings.report(summary, process.returncode)
 
 
 def map_extents(filename: str, *, fmt: str) -> list[dict[str, Any]]:
@@ -256,20 +292,40 @@ def _run(args: Sequence[str], cancel: Cancel | None = None) -> str:
 
 
 def _start(args: Sequence[str], cancel: Cancel | None = None) -> subprocess.CompletedProcess[str]:
-    if cancel is not None:
-        cancel.check()
-    try:
-        process = subprocess.Popen(
-            [PROGRAM, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
-        )
-    except FileNotFoundError as e:
-        raise QemuImgError("qemu-img is not installed (Debian: qemu-utils, Fedora and EL: qemu-img)") from e
+    process = _popen(args, cancel)
     try:
         out, err = _output(process, cancel)
     except BaseException:
-        _kill(process)
+        _kill(process, process.communicate)
         raise
     return subprocess.CompletedProcess(args, process.returncode, out, err)
+
+
+def _popen(args: Sequence[str], cancel: Cancel | None, *, stdout: Any = subprocess.PIPE) -> subprocess.Popen[str]:
+    if cancel is not None:
+        cancel.check()
+    try:
+        return subprocess.Popen([PROGRAM, *args], stdout=stdout, stderr=subprocess.PIPE, text=True, errors="replace")
+    except FileNotFoundError as e:
+        raise QemuImgError("qemu-img is not installed (Debian: qemu-utils, Fedora and EL: qemu-img)") from e
+
+
+def _collect(lines: IO[str] | None, findings: Findings, process: subprocess.Popen[str]) -> None:
+    assert lines is not None
+    with lines:
+        if not findings.take(lines):
+            process.kill()
+
+
+def _wait(process: subprocess.Popen[str], cancel: Cancel | None) -> None:
+    """Wait for the end of a program whose output others read."""
+    while True:
+        try:
+            process.wait(None if cancel is None else _LOOK)
+            return
+        except subprocess.TimeoutExpired:
+            assert cancel is not None
+            cancel.check()
 
 
 def _output(process: subprocess.Popen[str], cancel: Cancel | None) -> tuple[str, str]:
@@ -282,11 +338,11 @@ def _output(process: subprocess.Popen[str], cancel: Cancel | None) -> tuple[str,
             cancel.check()
 
 
-def _kill(process: subprocess.Popen[str]) -> None:
+def _kill(process: subprocess.Popen[str], wait: Callable[..., object]) -> None:
     """End a program, and do not wait for a system call that never returns."""
     process.kill()
     try:
-        process.communicate(timeout=_KILL_TIMEOUT)
+        wait(timeout=_KILL_TIMEOUT)
     except subprocess.TimeoutExpired:
         log.warning("Left behind: %s %d, which does not end though it was killed", PROGRAM, process.pid)
     for pipe in (process.stdout, process.stderr):

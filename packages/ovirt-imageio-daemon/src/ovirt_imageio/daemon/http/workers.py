@@ -4,7 +4,7 @@
 """The threads behind `Loop.worker`.
 
 The loop alone counts and decides: it hands a job to a thread that is free or may be started.
-Jobs beyond the limit wait in the loop, in order.
+Jobs beyond the limit wait in the loop, in order. So they do where the system starts no more threads.
 
 Each thread waits for jobs of its own, so that a job wakes no other. Where they shared a queue, who had
 taken a job woke the next to look, who had to take the interpreter's lock to see that there was
@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +28,7 @@ from typing import Any
 from ..errors import Overloaded
 
 _IDLE_TIMEOUT = 10.0  # seconds until an idle thread, and the buffers it holds, go
+_QUIET = 60.0  # seconds between two lines about threads that do not start
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +108,7 @@ class Workers:
         self._free: list[_Worker] = []  # the last one was used last
         self._started = 0
         self._waiting: deque[Job] = deque()
+        self._quiet_until = -math.inf  # about threads that do not start
 
     @property
     def threads(self) -> int:
@@ -124,16 +128,16 @@ class Workers:
             first: If it has to wait, then before all others, and however many those are.
 
         Raises:
-            Overloaded: Too many jobs wait already, or no thread could be started.
+            Overloaded: Too many jobs wait already, or there is no thread and none could be started.
         """
-        if self.busy < self.limit:
-            self._start(job)
-        elif first:
-            self._waiting.appendleft(job)
-        elif len(self._waiting) < self._max_queue:
+        worker = self._available()
+        if worker is None:
+            self._wait(job, first)
+            return
+        if self._waiting and not first:  # since no thread could be started before
             self._waiting.append(job)
-        else:
-            raise Overloaded
+            job = self._waiting.popleft()
+        self._start(worker, job)
 
     def withdraw(self, job: Job) -> None:
         """Drop a job that still waits; one that was started or is unknown stays as it is."""
@@ -148,30 +152,49 @@ class Workers:
         for worker in list(self._threads):
             worker.thread.join(timeout)
 
-    def _start(self, job: Job) -> None:
-        worker = self._free.pop() if self._free else self._start_thread()
+    def _available(self) -> _Worker | None:
+        """Take a thread that is free, or start one; None if all that there can be are busy."""
+        if self.busy >= self.limit:
+            return None
+        return self._free.pop() if self._free else self._start_thread()
+
+    def _wait(self, job: Job, first: bool) -> None:
+        if not self.busy:
+            raise Overloaded
+        if first:
+            self._waiting.appendleft(job)
+        elif len(self._waiting) < self._max_queue:
+            self._waiting.append(job)
+        else:
+            raise Overloaded
+
+    def _start(self, worker: _Worker, job: Job) -> None:
         self.busy += 1
         job.started = True
         if job.on_start is not None:
             job.on_start()
         worker.jobs.put(job)
 
-    def _start_thread(self) -> _Worker:
+    def _start_thread(self) -> _Worker | None:
         self._started += 1
         worker = _Worker(self._work, f"{self._name}/{self._started}")
         try:
             worker.thread.start()
         except RuntimeError as e:  # the system's limit of threads
-            log.warning("Cannot start worker %d: %s", self.threads + 1, e)
-            raise Overloaded from e
+            now = time.monotonic()
+            if now >= self._quiet_until:
+                self._quiet_until = now + _QUIET
+                log.warning("Cannot start worker %d: %s", self.threads + 1, e)
+            return None
         self._threads.add(worker)
         return worker
 
     def _done(self, worker: _Worker, job: Job, value: Any, error: BaseException | None) -> None:
         self.busy -= 1
-        self._free.append(worker)
         if self._waiting:
-            self._start(self._waiting.popleft())
+            self._start(worker, self._waiting.popleft())
+        else:
+            self._free.append(worker)
         job.on_done(value, error)
 
     def _idle(self, worker: _Worker) -> None:
