@@ -19,6 +19,7 @@ numbers of the protocol where it tells lies about them; the honest words are tho
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -65,7 +66,7 @@ class Image:
         hole_block: send blocks of this size that are zero as holes, 0 for never.
         whole: answer a read with one chunk that ends the reply, as qemu does, unless it has holes.
         asked: every request received, in order.
-        lock: held while a request is carried out.
+        lock: held while a request other than a read is carried out.
     """
 
     data: bytearray
@@ -284,7 +285,8 @@ class Talk:
         )
         while True:
             asked = self.request()
-            with image.lock:
+            # A read copies at once. Its reply must not keep other connections waiting for its client.
+            with contextlib.nullcontext() if asked.command == wire.CMD_READ else image.lock:
                 image.asked.append(asked)
                 self.answer(image, asked)
 

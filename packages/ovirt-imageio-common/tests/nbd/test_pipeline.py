@@ -677,7 +677,7 @@ def test_zeros_that_must_be_written_are_checked_like_a_write():
     [
         (4100, 4000, 100, (3584, 516)),
         (4100, 700, 100, (512, 512)),
-        (8 << 30, 700, 6 << 30, (512, 2**32 - 512)),
+        (8 << 30, 700, 6 << 30, (512, 2**31 - 64 * KiB)),
     ],
     ids=["to the end", "within", "longer than a request"],
 )

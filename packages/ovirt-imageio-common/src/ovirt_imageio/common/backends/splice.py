@@ -71,7 +71,7 @@ def receive(clients: Sequence[Client], pipe: Pipe, peer: Peer, offset: int, leng
         pipe: empty, and left empty unless this raises.
         peer: where to receive from.
         offset: start of the range in bytes, a multiple of the minimum block.
-        length: in bytes, a multiple of the minimum block.
+        length: in bytes, a multiple of the minimum block, or up to the end of the export.
         op: told of each piece acknowledged.
 
     Returns:
@@ -90,12 +90,14 @@ def receive(clients: Sequence[Client], pipe: Pipe, peer: Peer, offset: int, leng
             want = min(size, end - offset)
             first = first or peer.take(want)
             held = fill(pipe, peer, held, want - len(first))
-            count = (len(first) + held) // block * block
+            count = len(first) + held
+            if count < end - offset:  # the last block of an export may be short
+                count -= count % block
             if not count and is_paused(peer):
                 put_back(peer, first + pipe.read(held))
                 break
             if not count:
-                first, held = _gather(pipe, peer, first, held, block), 0
+                first, held = _gather(pipe, peer, first, held, min(block, end - offset)), 0
                 continue
             client = writes.next_client()
             head, first = first[:count], first[count:]
@@ -264,13 +266,13 @@ def _pour(pipe: Pipe, client: Client, count: int) -> None:
         client.give_up(e)
 
 
-def _gather(pipe: Pipe, peer: Peer, first: bytes, held: int, block: int) -> bytes:
+def _gather(pipe: Pipe, peer: Peer, first: bytes, held: int, want: int) -> bytes:
     """The slots of the pipe are full of less than a block: complete it in memory."""
     data = bytearray(first) + pipe.read(held)
     done = len(data)
-    data += bytes(block - done)
+    data += bytes(want - done)
     with memoryview(data) as view:
-        while done < block:
+        while done < want:
             count = peer.recv_into(view[done:])
             if not count:  # paused
                 break

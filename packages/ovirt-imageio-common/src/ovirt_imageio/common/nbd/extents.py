@@ -28,6 +28,9 @@ from ovirt_imageio.common.nbd import wire
 # terabytes needs few requests.
 FIRST_STEP = 1024**2
 _FEW_EXTENTS = 4096
+# Most bytes of a request. The protocol allows 4 GiB, but some servers keep the length in a signed
+# number. A multiple of every minimum block, which is at most 64 KiB ("Block size constraints").
+LONGEST = 2**31 - 64 * 1024
 
 _Cuts = Iterable[Tuple[int, int, int, Optional[int]]]
 
@@ -84,7 +87,6 @@ def _replies(
     check: Callable[[], None] | None,
 ) -> Iterator[list[E]]:
     """Yield what each reply tells of a range."""
-    longest = _round_down(wire.MAX_LENGTH, block)
     step = FIRST_STEP
     while offset < end:
         start = _round_down(offset, block)
@@ -95,7 +97,7 @@ def _replies(
         told = found[-1].start + found[-1].length if found else start
         if told <= offset:
             raise ProtocolError(f"NBD server told nothing about the extents at {offset}")
-        step = min(step * 4, longest) if len(found) < _FEW_EXTENTS else max(step // 2, FIRST_STEP)
+        step = min(step * 4, LONGEST) if len(found) < _FEW_EXTENTS else max(step // 2, FIRST_STEP)
         yield list(clip(found, offset, end - offset)) if start < offset or told > end else found
         offset = told
 

@@ -196,7 +196,7 @@ class Pipeline:
         self._check(offset, length, limit=self.export.size)
         block = self.block_size
         start = offset - offset % block
-        size = min(length + offset - start, wire.MAX_LENGTH - wire.MAX_LENGTH % block)
+        size = min(length + offset - start, status.LONGEST)
         size = min(size + -size % block, self.export.size - start)
         request = self._submit(wire.CMD_BLOCK_STATUS, start, size, _Waiter(callback))
         request.data = _Waiter(partial(self._status_answered, request, dirty, offset, length, callback))
