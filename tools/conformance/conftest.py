@@ -191,6 +191,15 @@ def disk(disks: dict[str, Volume], storage: str) -> Volume:
 
 
 @pytest.fixture
+def unwritable(grants: Grants, images: dict[str, Volume]) -> Iterator[str]:
+    """Path of an image behind storage that can only be read, with a ticket to read and write."""
+    path = images["file"].path
+    with qemu_nbd(path, "--read-only") as url:
+        yield f"/images/{grants.add(Volume('nbd', path, url, IMAGE_SIZE), ('read', 'write'))}"
+        grants.remove_all()
+
+
+@pytest.fixture
 def reading(grants: Grants, image: Volume) -> str:
     """Path of the read-only image, with a ticket to read it."""
     return f"/images/{grants.add(image)}"

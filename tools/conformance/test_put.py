@@ -112,6 +112,13 @@ def test_no_length(client, scratch):
     expect_error(client.get(scratch, method="PUT"), 411)
 
 
+def test_storage_that_can_only_be_read(client, unwritable):
+    """A ticket for writing on storage that can only be read serves reads; writes are 403."""
+    expect(client.get(unwritable, ("Range", "bytes=0-511")), 206)
+    expect_error(client.put(unwritable, pattern(512)), 403)
+    expect_error(client.put_json(unwritable, {"op": "zero", "size": 512}, method="PATCH"), 403)
+
+
 def test_empty_body(client, scratch, disks):
     """A body of no bytes is 200 and changes nothing."""
     expect(client.put(scratch, b""), 200, body=b"")

@@ -82,6 +82,10 @@ class UnsupportedOperation(ImageioError):
     """The peer or the storage cannot do this at all."""
 
 
+class ReadOnlyStorage(UnsupportedOperation):
+    """The storage was to be opened for writing, and can only be read."""
+
+
 class AuthorizationError(ImageioError):
     """The ticket is missing or expired, or does not allow this."""
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import time
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 from ovirt_imageio.common import backends
 from ovirt_imageio.common.backends.base import Backend
+from ovirt_imageio.common.errors import ReadOnlyStorage
 from ovirt_imageio.common.units import format_size
 
 from .config import Config
@@ -25,6 +27,9 @@ from .transfer import Transfer
 
 # How long a ticket that replaces another waits for what runs, where remove_timeout is 0.
 _REPLACE_TIMEOUT = 60.0
+
+# What open(2) says of a file without permission, immutable, on a file system without writing, or executed.
+_NOT_FOR_WRITING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY)
 
 log = logging.getLogger(__name__)
 
@@ -229,26 +234,40 @@ class Tickets:
 
 
 def open_storage(cfg: Config, ticket: Ticket) -> Backend:
-    """Open a backend of a ticket. Any thread.
+    """Open a backend of a ticket; for reading, where storage can only be read. Any thread.
 
     Raises:
         Exception: See `ovirt_imageio.common.backends.open`.
     """
     began = time.monotonic()
-    backend = backends.open(
+    try:
+        backend = _open(cfg, ticket, ticket.mode)
+    except Exception as e:
+        if not ticket.writable or not _is_read_only(e):
+            raise
+        backend = _open(cfg, ticket, "r")
+    if log.isEnabledFor(logging.DEBUG):
+        seconds = time.monotonic() - began
+        log.debug("%s: opened %s in %.4f s: %s", ticket.name, _shown(ticket.url), seconds, _told(backend))
+    return backend
+
+
+def _open(cfg: Config, ticket: Ticket, mode: str) -> Backend:
+    return backends.open(
         ticket.url,
-        mode=ticket.mode,
+        mode=mode,
         sparse=ticket.sparse,
         dirty=ticket.dirty,
         cafile=cfg.backend_http.ca_file or cfg.tls.ca_file or None,
         connections=cfg.daemon.max_connections,
         large_read=cfg.backend_nbd.large_read,
-        grow_to=ticket.size if ticket.writable else 0,
+        grow_to=ticket.size if mode == "r+" else 0,
     )
-    if log.isEnabledFor(logging.DEBUG):
-        seconds = time.monotonic() - began
-        log.debug("%s: opened %s in %.4f s: %s", ticket.name, _shown(ticket.url), seconds, _told(backend))
-    return backend
+
+
+def _is_read_only(error: Exception) -> bool:
+    """Tell whether storage that could not be opened for writing may be opened for reading: open(2)."""
+    return isinstance(error, ReadOnlyStorage) or (isinstance(error, OSError) and error.errno in _NOT_FOR_WRITING)
 
 
 def _told(backend: Backend) -> str:

@@ -22,7 +22,7 @@ from ovirt_imageio.common.backends.inflight import piece_size
 from ovirt_imageio.common.backends.pausing import is_paused
 from ovirt_imageio.common.buffers import Buffer, borrow
 from ovirt_imageio.common.cancel import Cancel
-from ovirt_imageio.common.errors import RequestError, UnsupportedOperation
+from ovirt_imageio.common.errors import ReadOnlyStorage, RequestError
 from ovirt_imageio.common.extents import Extent
 from ovirt_imageio.common.nbd.connecting import GREETING_TIMEOUT
 
@@ -66,7 +66,7 @@ class NbdBackend(Backend):
         export: what was negotiated.
 
     Raises:
-        UnsupportedOperation: the export is read-only and the mode is ``"r+"``.
+        ReadOnlyStorage: the export is read-only and the mode is ``"r+"``.
         ServerFull, ServerTimeout, ServerGone, ProtocolError, RequestError, OSError, ValueError: as `nbd.Client`.
     """
 
@@ -115,7 +115,7 @@ class NbdBackend(Backend):
         self.export = self._client.export
         if mode == "r+" and self.export.read_only:
             self._client.close()
-            raise UnsupportedOperation(f"NBD export {self.address} is read-only")
+            raise ReadOnlyStorage(f"NBD export {self.address} is read-only")
         self.size = self.export.size
         self.capabilities = _capabilities(self.export, connections=connections, read_only=mode == "r")
         self._edges = edge_lock(self.address)

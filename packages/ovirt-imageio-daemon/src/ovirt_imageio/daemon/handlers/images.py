@@ -79,7 +79,7 @@ class Images:
             storage = transfer.pool.storage or await transfer.open_storage()
             document["max_readers"] = storage.capabilities.max_readers
             document["max_writers"] = storage.capabilities.max_writers
-            writable = transfer.ticket.writable
+            writable = transfer.ticket.writable and not storage.capabilities.read_only
             if writable:
                 document["max_size"] = writable_size(transfer, storage)
         if writable:
@@ -152,7 +152,7 @@ class Images:
         """Write the body to the image, from the offset that Content-Range tells."""
         transfer = self._tickets.authorize(request.params["id"], "write")
         flush = params.query_flag(request.query, "flush", default=True)
-        storage = transfer.pool.storage or await transfer.open_storage()
+        storage = await writable_storage(transfer)
         size = writable_size(transfer, storage)
         body, headers = request.body, request.headers
         length = body.length
@@ -183,7 +183,7 @@ class Images:
         transfer = self._tickets.authorize(request.params["id"], "write")
         document = params.parse_object(await request.body.read(_DOCUMENT_LIMIT))
         what = params.choice(document, "op", (imagesapi.OP_ZERO, imagesapi.OP_FLUSH))
-        storage = transfer.pool.storage or await transfer.open_storage()
+        storage = await writable_storage(transfer)
         if what == imagesapi.OP_FLUSH:
             with transfer.operation(FLUSH, 0, 0, request.connection) as op:
                 await transfer.pool.flush(op)
@@ -218,6 +218,18 @@ async def usable_size(transfer: Transfer) -> int:
 def writable_size(transfer: Transfer, storage: Storage) -> int:
     """Return up to which byte a client may write: granted, and there or to be added."""
     return min(transfer.ticket.size, storage.max_size)
+
+
+async def writable_storage(transfer: Transfer) -> Storage:
+    """Return the storage of a ticket that allows writing.
+
+    Raises:
+        HttpError: 403 if the storage does not.
+    """
+    storage = transfer.pool.storage or await transfer.open_storage()
+    if storage.capabilities.read_only:
+        raise HttpError(403, "the storage can only be read")
+    return storage
 
 
 def check_range(offset: int, length: int, size: int) -> None:
