@@ -3,6 +3,7 @@
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -219,3 +220,35 @@ def test_server_is_not_private_without_proc(tmp_path, monkeypatch):
     with server:
         assert "nbd.sock" in os.listdir(os.path.dirname(server.socket_path))
         assert read(server, MiB, 1) == b"\x55"
+
+
+DISCONNECT = "qemu-nbd: Disconnect client, due to:"
+
+
+@pytest.mark.parametrize(
+    ("said", "failure"),
+    [
+        ("", None),
+        ("qemu-nbd: warning: something\n", None),
+        (f"{DISCONNECT} Failed to read request: Unexpected end-of-file\n", None),
+        (f"{DISCONNECT} Failed to send reply: Unable to write to socket: Broken pipe\n", None),
+        (
+            f"{DISCONNECT} Failed to send reply: reading from file failed: Input/output error\n{DISCONNECT} later\n",
+            "reading from file failed: Input/output error",
+        ),
+    ],
+)
+def test_failure_is_what_the_server_said_of_its_file(tmp_path, said, failure):
+    img.create(str(tmp_path / "disk"), "qcow2", size=MiB)
+    with Server(str(tmp_path / "disk"), "qcow2") as server:
+        os.write(server._stderr.fileno(), said.encode())
+        assert server.failure() == failure
+        assert server.words() == said.replace("qemu-nbd: ", "").strip()
+
+
+def test_server_that_ended_is_a_failure(tmp_path):
+    img.create(str(tmp_path / "disk"), "qcow2", size=MiB)
+    with Server(str(tmp_path / "disk"), "qcow2") as server:
+        os.kill(server.pid, signal.SIGKILL)
+        server._process.wait()
+        assert server.failure() == "it ended with status -9"

@@ -19,7 +19,8 @@ from types import TracebackType
 from typing import Any, Sequence
 
 from ovirt_imageio.client import formats
-from ovirt_imageio.client.layers import InvalidImage, Layer
+from ovirt_imageio.client.explained import Explained
+from ovirt_imageio.client.layers import InvalidImage, Layer, UnsupportedImage
 from ovirt_imageio.client.window import Window
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.base import Backend
@@ -97,6 +98,7 @@ class Source:
                 ),
             )
         try:
+            _refuse_parts(self._top.path, self._server)
             with self.open() as backend:
                 self.size = backend.size
         except BaseException:
@@ -106,12 +108,13 @@ class Source:
     def open(self) -> Backend:
         """Open the image once more, for another thread."""
         if self._server is not None:
-            return NbdBackend(
+            connection = NbdBackend(
                 self._server.address,
                 dirty=self._bitmap is not None,
                 bitmap=self._bitmap,
                 greeting_timeout=defaults.CONNECT_TIMEOUT,
             )
+            return Explained(connection, self._server, self._top.path)
         backend = FileBackend(self._top.path, splice_out=True)
         if self._top.size is None:
             return backend
@@ -135,6 +138,13 @@ class Source:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _refuse_parts(path: str, server: nbd.Server | None) -> None:
+    """Refuse an image of which this qemu lacks a part of the driver: reading would fail there."""
+    for line in server.words().splitlines() if server is not None else ():
+        if "module is missing" in line:
+            raise UnsupportedImage(f"{path} needs more of qemu than is installed: {line}")
 
 
 def _opened(stack: ExitStack, server: nbd.Server) -> nbd.Server:

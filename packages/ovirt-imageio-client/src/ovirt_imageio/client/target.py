@@ -12,6 +12,7 @@ import os
 from types import TracebackType
 
 from ovirt_imageio.client import backing
+from ovirt_imageio.client.explained import Explained
 from ovirt_imageio.client.journal import CannotResume
 from ovirt_imageio.common import defaults, linux
 from ovirt_imageio.common.backends.base import Backend
@@ -106,7 +107,8 @@ class Target:
         """Open the image once more, for another thread."""
         if self._server is None:
             return FileBackend(self.path, mode="r+", sparse=self.reads_zero)
-        return NbdBackend(self._server.address, mode="r+", sparse=True, greeting_timeout=defaults.CONNECT_TIMEOUT)
+        connection = NbdBackend(self._server.address, mode="r+", sparse=True, greeting_timeout=defaults.CONNECT_TIMEOUT)
+        return Explained(connection, self._server, self.path)
 
     def close(self, *, kill: bool = False) -> None:
         """End qemu-nbd, which completes the image. Idempotent.

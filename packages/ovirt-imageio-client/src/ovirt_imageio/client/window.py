@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A part of a file as an image of its own: a disk inside a tar file."""
+"""A part of a file as an image of its own: a disk inside a tar file, a VHD without its footer."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Window(Backend):
 
     def write(self, offset: int, buf: Buffer) -> None:
         """Refuse."""
-        raise UnsupportedOperation("a disk inside a tar file is only read")
+        raise UnsupportedOperation("a part of a file is only read")
 
     def zero(self, offset: int, length: int) -> None:
         """Refuse."""
-        raise UnsupportedOperation("a disk inside a tar file is only read")
+        raise UnsupportedOperation("a part of a file is only read")
 
     def flush(self) -> None:
         """Do nothing: nothing was written."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -46,9 +47,13 @@ between two looks if that came to be."""
 
 _LONGEST_FOLDER = 80
 
+_MOST_WORDS = 64 << 10
+
+_FILE_FAILED = re.compile(r"due to: .*?((?:reading from|writing to) file failed.*)")
+
 
 class QemuNbdError(ImageioError):
-    """qemu-nbd could not be started. The text is what it said."""
+    """qemu-nbd could not be started, or failed. The text is what it said."""
 
 
 class Server:
@@ -234,9 +239,32 @@ class Server:
             return ""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
-        self._stderr.seek(0)
-        text = self._stderr.read().decode("utf-8", "replace").strip()
-        return text.removeprefix("qemu-nbd: ")
+        return self.words()
+
+    def words(self) -> str:
+        """What qemu-nbd said until now, to its standard error. Any thread may call it."""
+        if self._stderr is None:
+            return ""
+        # By pread: qemu-nbd shares the position, and goes on writing there.
+        text = os.pread(self._stderr.fileno(), _MOST_WORDS, 0).decode("utf-8", "replace").strip()
+        text = text.replace(self._command[-1], self._filename)
+        return "\n".join(line.removeprefix("qemu-nbd: ") for line in text.splitlines())
+
+    def failure(self) -> str | None:
+        """Tell why a connection was lost, in qemu-nbd's words. Any thread may call it.
+
+        Returns:
+            None if it runs, and did not say that its file failed: another attempt may help.
+        """
+        process = self._process
+        lines = self.words().splitlines()
+        for line in reversed(lines):
+            found = _FILE_FAILED.search(line)
+            if found:
+                return found[1]
+        if process is None or process.poll() is None:
+            return None
+        return lines[-1] if lines else f"it ended with status {process.returncode}"
 
     def stop(self, *, kill: bool = False) -> None:
         """End qemu-nbd; it writes out what it holds. Idempotent.
