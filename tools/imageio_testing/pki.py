@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 from dataclasses import dataclass
 
@@ -20,12 +21,25 @@ class Pki:
     key_file: str
 
 
-def make_pki(folder: str | os.PathLike[str], *, names: tuple[str, ...] = NAMES) -> Pki:
-    """Make a new authority and a certificate for `names`; existing files are replaced."""
+def make_pki(
+    folder: str | os.PathLike[str],
+    *,
+    names: tuple[str, ...] = NAMES,
+    not_before: datetime.datetime | None = None,
+    not_after: datetime.datetime | None = None,
+) -> Pki:
+    """Make a new authority and a certificate for `names`; existing files are replaced.
+
+    Args:
+        folder: where the files are made.
+        names: of the server.
+        not_before: from when on the certificate is valid, by default for long.
+        not_after: how long it is valid, by default for centuries.
+    """
     import trustme
 
     ca = trustme.CA()
-    server = ca.issue_cert(*names)
+    server = ca.issue_cert(*names, not_before=not_before, not_after=not_after)
     pki = Pki(*(os.path.join(folder, name) for name in ("ca.pem", "cert.pem", "key.pem")))
     ca.cert_pem.write_to_path(pki.ca_file)
     server.private_key_pem.write_to_path(pki.key_file)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from imageio_testing.daemon import Daemon, public_command
-from imageio_testing.pki import Pki
+from imageio_testing.pki import Pki, make_pki
 from ovirt_imageio.daemon import binding, cli
 from ovirt_imageio.daemon.version import __version__
 
@@ -60,6 +61,11 @@ def test_check_config_tells_what_is_unknown_and_what_is_wrong(
     tls = f"[tls]\nkey_file = {pki.key_file}\ncert_file = {pki.cert_file}\nbogus = 1\n"
     assert cli.main(["-c", write(tmp_path, tls), "--check-config"]) == 0
     assert "warning" in capsys.readouterr().err
+    past = [datetime.datetime(year, 1, 1, tzinfo=datetime.timezone.utc) for year in (1999, 2000)]
+    old = make_pki(tmp_path, not_before=past[0], not_after=past[1])
+    tls = f"[tls]\nkey_file = {old.key_file}\ncert_file = {old.cert_file}\n"
+    assert cli.main(["-c", write(tmp_path, tls), "--check-config"]) == 0
+    assert f"warning: the certificate {old.cert_file} expired at 2000-01-01" in capsys.readouterr().err
     assert cli.main(["-c", write(tmp_path, "[tls]\nkey_file = /no/key\n"), "--check-config"]) == 1
     assert "/no/key" in capsys.readouterr().err
     assert cli.main(["-c", write(tmp_path, "[control]\nsocket = \\u0000/ctl\n"), "--check-config"]) == 1

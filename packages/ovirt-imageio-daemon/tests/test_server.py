@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import grp
 import http.client
 import os
@@ -141,6 +142,15 @@ def test_renewed_certificate_serves_new_connections_after_sighup(tmp_path: Path)
         daemon.send_signal(signal.SIGHUP)
         wait_for_log(daemon, "TLS files loaded again")
         assert ssl.get_server_certificate(("localhost", daemon.port)) != old
+
+
+def test_expired_certificate_is_served_with_a_warning(tmp_path: Path) -> None:
+    past = [datetime.datetime(year, 1, 1, tzinfo=datetime.timezone.utc) for year in (1999, 2000)]
+    (tmp_path / "pki").mkdir()
+    pki = make_pki(tmp_path / "pki", not_before=past[0], not_after=past[1])
+    with Daemon(tmp_path, pki=pki, config={"daemon": {"poll_interval": 0.01}}) as daemon:
+        wait_for_log(daemon, f"WARNING (MainThread) [ovirt_imageio.daemon.tls] The certificate {pki.cert_file} expired")
+        assert ssl.get_server_certificate(("localhost", daemon.port))
 
 
 def test_renewed_certificate_is_noticed_without_a_signal(tmp_path: Path) -> None:

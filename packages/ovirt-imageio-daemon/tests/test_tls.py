@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 import os
 import re
@@ -10,6 +11,7 @@ import shutil
 import ssl
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 from typing import IO
@@ -343,6 +345,53 @@ def test_file_changed_while_privileges_were_dropped_is_loaded(pki: Pki, tmp_path
     replace(pki, tmp_path)
     contexts.privileges_dropped()
     assert contexts.refresh()
+
+
+# Validity.
+
+Y2K = datetime.datetime(2000, 2, 3, 4, 5, 6, tzinfo=datetime.timezone.utc)
+BC = datetime.datetime(1999, 1, 1, tzinfo=datetime.timezone.utc)
+
+
+def test_validity_is_that_of_the_certificate_in_use(tmp_path: Path) -> None:
+    context = tls.server_context(config(make_pki(tmp_path, not_before=BC, not_after=Y2K)))
+    assert tls.validity(context) == (BC.timestamp(), Y2K.timestamp())
+
+
+@pytest.mark.parametrize("enable_tls1_1", [False, True])
+def test_validity_is_known_whatever_the_versions(pki: Pki, enable_tls1_1: bool) -> None:
+    validity = tls.validity(tls.server_context(config(pki, enable_tls1_1=enable_tls1_1)))
+    assert validity is not None
+    assert validity.begins < time.time() < validity.ends
+
+
+def test_time_at_which_clients_refuse_a_certificate_is_told() -> None:
+    validity = tls.Validity(BC.timestamp(), Y2K.timestamp())
+    assert validity.problem(BC.timestamp()) == ""
+    assert validity.problem(Y2K.timestamp()) == ""
+    assert validity.problem(BC.timestamp() - 1) == "is not valid before 1999-01-01 00:00:00 UTC"
+    assert validity.problem(Y2K.timestamp() + 1) == "expired at 2000-02-03 04:05:06 UTC"
+
+
+def test_expired_certificate_is_warned_about_once_and_again_when_renewed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    contexts = tls.TlsContexts(config(make_pki(tmp_path, not_before=BC, not_after=Y2K)))
+    assert contexts.must_look
+    contexts.look()
+    assert not contexts.must_look
+    for _ in range(3):
+        contexts.tell_validity(time.time())
+    text = f"The certificate {tmp_path}/cert.pem expired at 2000-02-03 04:05:06 UTC: clients refuse it"
+    assert caplog.messages == [text]
+    make_pki(tmp_path)
+    assert contexts.refresh(force=True)
+    assert contexts.must_look
+    contexts.look()
+    contexts.tell_validity(time.time())
+    assert caplog.messages == [text]
+    contexts.tell_validity(2**36)  # it expires while it is in use
+    assert "expired at 3000-01-01" in caplog.messages[-1]
 
 
 def test_force_loads_unchanged_files(pki: Pki) -> None:

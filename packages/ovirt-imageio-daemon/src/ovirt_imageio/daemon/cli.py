@@ -16,6 +16,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -83,13 +84,16 @@ def _fail(text: str) -> int:
 
 def _check(cfg: Config) -> int:
     from . import logcheck
-    from .tls import server_context
+    from .tls import server_context, validity
 
     logcheck.check(cfg)
     for warning in cfg.warnings:
         print(f"{PROG}: warning: {warning}", file=sys.stderr)
     if cfg.tls.enable:
-        server_context(cfg)
+        found = validity(server_context(cfg))
+        problem = found.problem(time.time()) if found else ""
+        if problem:
+            print(f"{PROG}: warning: the certificate {cfg.tls.cert_file} {problem}", file=sys.stderr)
     print("The configuration is valid.")
     return 0
 

@@ -15,6 +15,7 @@ What happens when::
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -25,7 +26,7 @@ from . import handover, memory, privileges, reloading
 from . import log as log_setup
 from .auth import Tickets
 from .config import Config, ConfigError
-from .errors import DeadlineExpired
+from .errors import DeadlineExpired, Overloaded
 from .handlers.checksum import Checksum
 from .handlers.extents import Extents
 from .handlers.images import Images
@@ -43,6 +44,7 @@ from .services import ControlService, LocalService, MetricsService, RemoteServic
 from .stats import Totals
 from .systemd import Notifier
 from .tickets import Ticket
+from .tls import TlsContexts
 from .version import __version__
 
 # The control service has a count of its own: no flood of strangers shuts the manager out.
@@ -252,8 +254,16 @@ class Server:
             self.tickets.sweep()
             for service in self._services():
                 service.tell_left_out(self._loop.now)
-            if self.remote.contexts and self.cfg.tls.reload:
-                self.remote.contexts.refresh()
+            if self.remote.contexts:
+                await self._look_after_tls(self.remote.contexts)
+
+    async def _look_after_tls(self, contexts: TlsContexts) -> None:
+        if self.cfg.tls.reload:
+            contexts.refresh()
+        if contexts.must_look:
+            with contextlib.suppress(Overloaded):  # the next time, then
+                await self._loop.worker(contexts.look)
+        contexts.tell_validity(time.time())
 
     async def _feed_watchdog(self, interval: float) -> None:
         while True:

@@ -9,7 +9,9 @@ import logging
 import os
 import ssl
 import stat
+import time
 import warnings
+from typing import NamedTuple
 
 from .config import Config, ConfigError
 
@@ -18,6 +20,56 @@ log = logging.getLogger(__name__)
 # OpenSSL 3 allows TLS 1.1 only at security level 0, since it needs SHA-1
 # (SSL_CTX_set_security_level(3)).
 _TLS1_1_CIPHERS = "DEFAULT:@SECLEVEL=0"
+
+
+# Not in Python's ssl: X509_VERIFY_PARAM_set_flags(3).
+_NO_CHECK_TIME = 0x200000
+_PARTIAL_CHAIN = 0x80000
+
+
+class Validity(NamedTuple):
+    """From when to when a certificate is valid, in seconds of the system's clock."""
+
+    begins: float
+    ends: float
+
+    def problem(self, now: float) -> str:
+        """Say why clients refuse the certificate now; nothing if its time is right."""
+        if now < self.begins:
+            return f"is not valid before {_date(self.begins)}"
+        return f"expired at {_date(self.ends)}" if now > self.ends else ""
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+
+
+def validity(context: ssl.SSLContext) -> Validity | None:
+    """Return when the certificate of a server's context is valid. Takes some milliseconds.
+
+    Python decodes only what a peer has shown in a handshake that trusts it: so there are two, in memory.
+
+    Returns:
+        None if the handshake is refused for another reason.
+    """
+    try:
+        shown = _peer_of(context).getpeercert(binary_form=True)
+        client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        client.check_hostname = False
+        client.load_verify_locations(cadata=shown or b"")
+        client.verify_flags = ssl.VerifyFlags(_NO_CHECK_TIME | _PARTIAL_CHAIN)
+        found = _handshake(context, client).getpeercert() or {}
+        return Validity(*(ssl.cert_time_to_seconds(str(found[key])) for key in ("notBefore", "notAfter")))
+    except (ssl.SSLError, ValueError, KeyError) as e:
+        log.debug("The validity of the certificate is not known: %s", e)
+        return None
+
+
+def _peer_of(context: ssl.SSLContext) -> ssl.SSLObject:
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.verify_mode = ssl.CERT_NONE
+    return _handshake(context, client)
 
 
 def server_context(cfg: Config) -> ssl.SSLContext:
@@ -136,8 +188,8 @@ def _allow_tls1_1(context: ssl.SSLContext, *, only: bool = False) -> None:
             context.maximum_version = ssl.TLSVersion.TLSv1_1
 
 
-def _handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
-    """Shake hands in memory; raises ssl.SSLError if either side refuses."""
+def _handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> ssl.SSLObject:
+    """Shake hands in memory; return the client's end. Raises ssl.SSLError if either side refuses."""
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     ends = [
         server.wrap_bio(to_server, to_client, server_side=True),
@@ -149,12 +201,17 @@ def _handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
                 end.do_handshake()
             except ssl.SSLWantReadError:
                 continue
+    return ends[1]
 
 
 class TlsContexts:
     """The context for new connections, read again when its files change.
 
     A connection keeps the context that it began with. Belongs to one thread.
+
+    Attributes:
+        current: The context.
+        must_look: It is not known yet when its certificate is valid: see `look`.
     """
 
     def __init__(self, cfg: Config) -> None:
@@ -162,6 +219,9 @@ class TlsContexts:
         self._cfg = cfg
         self._seen = self._signature()
         self.current = server_context(cfg)
+        self.must_look = True
+        self._validity: Validity | None = None
+        self._told = ""
 
     def refresh(self, *, force: bool = False) -> bool:
         """Load changed files; keep the old context if they are broken, and log why.
@@ -183,7 +243,24 @@ class TlsContexts:
             log.error("New TLS files refused, the old ones stay in use: %s", e)
             return False
         log.info("TLS files loaded again: %s", ", ".join(self._files()))
+        self.must_look, self._validity, self._told = True, None, ""
         return True
+
+    def look(self) -> None:
+        """Find out when the certificate in use is valid. Takes some milliseconds, in any thread."""
+        self.must_look = False
+        self._validity = validity(self.current)
+
+    def tell_validity(self, now: float) -> None:
+        """Warn once of a certificate that clients refuse for its time; to be called every second or so.
+
+        Args:
+            now: Seconds of the system's clock.
+        """
+        problem = self._validity.problem(now) if self._validity is not None else ""
+        if problem and problem != self._told:
+            log.warning("The certificate %s %s: clients refuse it", self._cfg.tls.cert_file, problem)
+        self._told = problem
 
     def privileges_dropped(self) -> None:
         """Take files that the process, as it is now, cannot see for unchanged.
