@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import signal
+import ssl
 import struct
 import subprocess
 import sys
@@ -267,13 +268,20 @@ def test_unreachable_server_is_one_line_with_a_hint(image, capsys):
     assert error.endswith("(is the address right, and the server running?)")
 
 
+def untrusted(code):
+    cause = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    cause.verify_code, cause.verify_message = code, "a reason"
+    return Untrusted("a certificate", cause=cause)
+
+
 LOOKING = {"info", "extents", "checksum"}
 MOVING = {"upload", "download", "upload-disk", "download-disk"}
 READING = LOOKING | {"measure", "upload", "upload-disk"}
 
 HINTS = [
     (UnsafeImage("a data file; pass allow_external=True if you trust it"), "give --allow-external if", READING),
-    (Untrusted("a certificate"), "give the certificate of its authority by --cafile", LOOKING | MOVING),
+    (untrusted(20), "give the certificate of its authority by --cafile", LOOKING | MOVING),
+    (untrusted(24), "see what --cafile has", LOOKING | MOVING),
     (Unreachable("nobody listens"), "is the address right", LOOKING | MOVING),
     (AuthorizationError("no such ticket"), "start another one", LOOKING | MOVING),
     (KeyError("a mistake of ours"), "--log-level debug shows where", set(cli.COMMANDS)),

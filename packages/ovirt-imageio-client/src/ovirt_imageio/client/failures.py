@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import tarfile
 
+from ovirt_imageio.client.certificates import advice, advice_without_tls
 from ovirt_imageio.client.layers import UnsafeImage
 from ovirt_imageio.common.errors import AuthorizationError, ImageioError
 
@@ -51,10 +52,12 @@ def _text(error: BaseException) -> str:
 
 def _hint(error: BaseException) -> str:
     # Whoever has such an error has loaded requests; nobody else should have to.
-    from ovirt_imageio.common.backends.http.errors import Unreachable, Untrusted
+    from ovirt_imageio.common.backends.http.errors import NoTls, Unreachable, Untrusted
 
     if isinstance(error, Untrusted):
-        return "give the certificate of its authority by --cafile"
+        return advice(error.verify_code, error.verify_message)
+    if isinstance(error, NoTls):
+        return advice_without_tls(error.reason)
     if isinstance(error, Unreachable):
         return "is the address right, and the server running?"
     if isinstance(error, AuthorizationError):
