@@ -16,7 +16,16 @@ from typing import Any, NamedTuple, Protocol, cast
 from ovirt_imageio.daemon import config
 from ovirt_imageio.daemon.config import DEFAULT_CONF_DIR, Config
 
-__all__ = ["DEFAULT_CONF_DIR", "Client", "ClientError", "Error", "ServerError", "load_config"]
+__all__ = [
+    "DEFAULT_CONF_DIR",
+    "Client",
+    "ClientError",
+    "ControlAddress",
+    "Error",
+    "HasControl",
+    "ServerError",
+    "load_config",
+]
 
 
 class Error(Exception):
