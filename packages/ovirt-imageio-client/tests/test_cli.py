@@ -66,7 +66,8 @@ def called(monkeypatch):
 def test_upload_hands_over_its_options(called):
     args = "upload --cafile ca --insecure --proxy-url https://p --max-workers 8 --buffer-size 64k --verify"
     more = "--member m --source-format vmdk --no-backing-chain --allow-external --disk-is-zero --no-check"
-    assert cli.main([*args.split(), *more.split(), "--resume", "--journal", "j", "file", URL]) == 0
+    last = "--resume --journal j --timeout 2.5 --retries 0 file"
+    assert cli.main([*args.split(), *more.split(), *last.split(), URL]) == 0
     ((positional, keys),) = called
     progress = keys.pop("progress")
     assert progress.phase == "upload completed"
@@ -79,6 +80,8 @@ def test_upload_hands_over_its_options(called):
         "verify": True,
         "resume": True,
         "journal": "j",
+        "timeout": 2.5,
+        "retries": 0,
         "member": "m",
         "fmt": "vmdk",
         "backing_chain": False,
@@ -103,6 +106,8 @@ def test_download_hands_over_its_options(called):
         "verify": False,
         "resume": False,
         "journal": None,
+        "timeout": None,
+        "retries": None,
         "incremental": True,
         "backing_file": "full",
         "backing_format": "qcow2",
@@ -128,6 +133,7 @@ def test_json_progress_is_all_there_is_on_standard_output(called, capsys):
         (["info", "--member", "m", URL], "for files, not for URLs"),
         (["checksum", "--allow-external", URL], "for files, not for URLs"),
         (["info", "--insecure", "file"], "for URLs, not for files"),
+        (["checksum", "--timeout", "5", "file"], "for URLs, not for files"),
         (["extents", "--bitmap", "b", URL], "give --dirty"),
         (["extents", "--dirty", "file"], "give --bitmap NAME"),
         (["info", "--log-file", "/none/log", "file"], "cannot write the log file /none/log"),
@@ -142,7 +148,18 @@ def test_wrong_use_is_one_line_and_status_2(line, text, capsys):
 
 
 @pytest.mark.parametrize(
-    "line", [[], ["fly"], ["upload"], ["upload", "--max-workers", "9", "f", URL], ["upload", "-o", "xml", "f", URL]]
+    "line",
+    [
+        [],
+        ["fly"],
+        ["upload"],
+        ["upload", "--max-workers", "9", "f", URL],
+        ["upload", "-o", "xml", "f", URL],
+        ["upload", "--timeout", "0", "f", URL],
+        ["upload", "--timeout", "soon", "f", URL],
+        ["download", "--retries", "-1", URL, "f"],
+        ["info", "--timeout", "inf", URL],
+    ],
 )
 def test_what_argparse_refuses_is_status_2(line):
     with pytest.raises(SystemExit) as e:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import select
 import signal
 import threading
 
@@ -17,6 +18,7 @@ from ovirt_imageio.client.progress import Counter
 from ovirt_imageio.common.backends.base import pieces
 from ovirt_imageio.common.backends.http.errors import Unreachable, Untrusted, refusal
 from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
+from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.errors import ConnectionTimeout, ImageioError, OperationCancelled, PeerGone, TransferError
 from ovirt_imageio.common.units import KiB, MiB
 
@@ -229,28 +231,117 @@ def test_keyboard_interrupt_stops_workers_and_passes_on(image, monkeypatch):
     assert world.flushes == 0
 
 
-def test_interrupt_wakes_a_worker_that_waits():
-    waiting, woken = threading.Event(), threading.Event()
+class Stuck(MemoryPair):
+    """Waits for an end that is silent; a cancel wakes it, as it wakes a socket."""
 
-    class Stuck(MemoryPair):
-        def copy(self, offset, length, op):
-            waiting.set()
-            assert woken.wait(10)
-            raise PeerGone("interrupted")
+    def __init__(self, world, cancel):
+        super().__init__(world)
+        self.cancel = cancel
+        self.waiting, self.woken = threading.Event(), threading.Event()
 
-        def interrupt(self):
-            woken.set()
+    def copy(self, offset, length, op):
+        with self.cancel.waking(self.woken.set):
+            self.waiting.set()
+            assert self.woken.wait(20)
+        raise PeerGone("woken")
 
-    def steps():
+
+def run_stuck(steps, cancel, workers=1, **keys):
+    stuck = []
+
+    def open_pair():
+        stuck.append(Stuck(World(bytes(20)), cancel))
+        return stuck[-1]
+
+    executor = Executor(open_pair, Counter(None, 20), workers=workers, cancel=cancel, pause=no_pause, **keys)
+    executor.run(steps(stuck))
+
+
+def one_step_and(end):
+    def steps(stuck):
         yield Step(Action.COPY, 0, 10)
-        assert waiting.wait(10)
+        while not stuck:
+            select.select([], [], [], 0.01)
+        assert stuck[0].waiting.wait(20)
+        yield from end() or ()
+
+    return steps
+
+
+def test_control_c_wakes_a_worker_that_waits():
+    def interrupt():
         raise KeyboardInterrupt
 
-    world = World(bytes(10))
-    executor = Executor(lambda: Stuck(world), Counter(None, 10), workers=1, pause=no_pause)
     with pytest.raises(KeyboardInterrupt):
-        executor.run(steps())
-    assert woken.is_set()
+        run_stuck(one_step_and(interrupt), Cancel())
+
+
+def test_cancel_wakes_a_worker_that_waits():
+    cancel = Cancel()
+    with pytest.raises(OperationCancelled):
+        run_stuck(one_step_and(cancel.cancel), cancel)
+    assert not cancel._wakes
+
+
+def test_failure_of_one_worker_wakes_the_others_and_the_steps():
+    """Steps are made while an end lists its extents, which may take as long."""
+    cancel = Cancel()
+
+    def steps(stuck):
+        yield Step(Action.COPY, 0, 10)
+        with cancel.waking(release.set):
+            started.set()
+            assert release.wait(20)
+        cancel.check()
+
+    started, release = threading.Event(), threading.Event()
+
+    class Failing(MemoryPair):
+        def copy(self, offset, length, op):
+            assert started.wait(20)
+            raise OSError(28, "No space left on device")
+
+    executor = Executor(lambda: Failing(World(bytes(20))), Counter(None, 20), workers=1, cancel=cancel)
+    with pytest.raises(OSError, match="No space left"):
+        executor.run(steps(()))
+
+
+def test_cancelled_transfer_starts_nothing():
+    cancel = Cancel()
+    cancel.cancel()
+    world = World(bytes(20))
+    executor = Executor(lambda: MemoryPair(world), Counter(None, 20), cancel=cancel)
+    with pytest.raises(OperationCancelled):
+        executor.run([Step(Action.COPY, 0, 20)])
+    assert world.pairs == []
+
+
+def test_cancel_between_the_last_step_and_the_flush_flushes_nothing():
+    cancel = Cancel()
+    world = World(bytes(20), fault=lambda kind, offset: cancel.cancel() if kind == "copy" else None)
+    recorded = []
+    checkpoints = Checkpoints(recorded.append, length=10, seconds=0.0)
+    executor = Executor(lambda: MemoryPair(world), Counter(None, 20), workers=1, cancel=cancel, checkpoints=checkpoints)
+    with pytest.raises(OperationCancelled):
+        executor.run([Step(Action.COPY, 0, 20)])
+    assert (world.flushes, recorded) == (0, [])
+
+
+def test_attempts_are_told(image):
+    left = [3]
+
+    def fault(kind, offset):
+        if left[0]:
+            left[0] -= 1
+            raise PeerGone("gone")
+
+    told = []
+    world = World(image, fault=fault)
+    executor = Executor(
+        lambda: MemoryPair(world), Counter(None, 1), workers=1, on_retry=lambda: told.append(1), pause=no_pause
+    )
+    executor.run(COPIES[:1])
+    assert len(told) == 3
 
 
 def test_control_c_while_workers_are_waited_for_takes_none_for_ended(monkeypatch, caplog):
@@ -259,7 +350,7 @@ def test_control_c_while_workers_are_waited_for_takes_none_for_ended(monkeypatch
     release = threading.Event()
     ended = threading.Event()
 
-    class Stuck(MemoryPair):
+    class StuckForGood(MemoryPair):
         def copy(self, offset, length, op):
             queue = executor._queue
             with queue._changed:
@@ -272,7 +363,7 @@ def test_control_c_while_workers_are_waited_for_takes_none_for_ended(monkeypatch
         def close(self):
             ended.set()
 
-    executor = Executor(lambda: Stuck(World(bytes(10))), Counter(None, 10), workers=1, pause=no_pause)
+    executor = Executor(lambda: StuckForGood(World(bytes(10))), Counter(None, 10), workers=1, pause=no_pause)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -294,14 +385,13 @@ def test_wait_for_workers_looks_for_signals_now_and_then(monkeypatch):
             waits.append(timeout)
             return len(waits) == 3
 
-    worker = module._Worker(None, "transfer-0")
+    executor = Executor(lambda: None, Counter(None, 0), workers=1)
+    (worker,) = executor._workers
     monkeypatch.setattr(worker, "_ended", Ended())
     monkeypatch.setattr(worker, "_thread", threading.current_thread())
     monkeypatch.setattr(threading.current_thread(), "join", lambda: None)
-    assert worker.join()
+    executor._wait()
     assert waits == [module._LOOK] * 3
-    assert not worker.join(0.5)
-    assert waits[3:] == [0.5]
 
 
 def test_flush_is_owed_by_a_connection_that_broke():

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from ovirt_imageio.client.pairs import DownloadPair, SparseTarget, UploadPair, interrupt, zero_runs
+from ovirt_imageio.client.pairs import DownloadPair, SparseTarget, UploadPair, zero_runs
 from ovirt_imageio.common.backends.base import NullOperation, pieces
 from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
 from ovirt_imageio.common.units import KiB, MiB
@@ -217,15 +217,3 @@ def test_close_closes_both_ends_even_if_one_fails():
     with pytest.raises(OSError, match="broken"):
         UploadPair(Source(Memory(b"")), Broken(Memory(b""))).close()
     assert closed
-
-
-def test_interrupt_wakes_the_ends_that_know_how():
-    class End:
-        woken = False
-
-        def interrupt(self):
-            self.woken = True
-
-    end = End()
-    interrupt(end, object())
-    assert end.woken

@@ -8,6 +8,7 @@ import pytest
 
 from ovirt_imageio.client.executor import Retry
 from ovirt_imageio.client.hashing import Passed
+from ovirt_imageio.client.patience import Patience
 from ovirt_imageio.client.verify import VerificationFailed, check_held, compare, first_difference, verify
 from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
 from ovirt_imageio.common.checksum import checksum
@@ -229,7 +230,7 @@ def test_broken_connection_does_not_end_the_comparison():
             return super().checksum(**arguments)
 
     ends.remote = Flaky(ends.disk, KINDS["ranges"], ends.calls)
-    ends.verify(retry=Retry(attempts=5, delay=0.001))
+    ends.verify(patience=Patience(retry=Retry(attempts=5, delay=0.001)))
     assert len(broken) == 3
 
 

@@ -9,6 +9,7 @@
 
 Whole images: `upload` and `download`. Random access: `ImageioClient`. Images on this
 machine: `info`, `measure`, `checksum`, `extents`. What extents are: `ZeroExtent`, `DirtyExtent`.
+What ends a call from another thread: `Cancel`.
 
 Each of them is loaded when it is first used (PEP 562): many programs import the package and
 need one of them, or only ask for its version.
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
+    from ovirt_imageio.common.cancel import Cancel
     from ovirt_imageio.common.extents import DirtyExtent, ZeroExtent
 
     from .api import BUFFER_SIZE, MAX_WORKERS, download, upload
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BUFFER_SIZE",
     "MAX_WORKERS",
+    "Cancel",
     "DirtyExtent",
     "ImageioClient",
     "ProgressBar",
@@ -46,6 +49,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Cancel": "ovirt_imageio.common.cancel",
     "ImageioClient": ".remote",
     "ProgressBar": ".progress",
     **dict.fromkeys(("checksum", "extents", "info", "measure"), ".inspection"),

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Iterator
 
 from ovirt_imageio.client import backing, plan
 from ovirt_imageio.client.checking import check_layers
-from ovirt_imageio.client.executor import persist
 from ovirt_imageio.client.hashing import Follower
 from ovirt_imageio.client.journal import Journal, place
 from ovirt_imageio.client.layers import Path, look
 from ovirt_imageio.client.local import Source
 from ovirt_imageio.client.pairs import DownloadPair, UploadPair
+from ovirt_imageio.client.patience import patience
 from ovirt_imageio.client.plan import Step
 from ovirt_imageio.client.progress import Counter, Progress, showing
 from ovirt_imageio.client.remote import connect
@@ -29,6 +29,7 @@ from ovirt_imageio.client.target import CLUSTER, FORMATS, Target
 from ovirt_imageio.client.transfer import Below, Transfer
 from ovirt_imageio.client.verify import Scope
 from ovirt_imageio.common import defaults
+from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.errors import TransferError, UnsupportedOperation
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ def upload(
     resume: bool = False,
     journal: Path | None = None,
     check: bool = True,
+    timeout: float | None = None,
+    retries: int | None = None,
+    cancel: Cancel | None = None,
 ) -> None:
     """Upload an image to a disk; what is zero in the image is zeroed, not sent.
 
@@ -95,6 +99,12 @@ def upload(
         journal: Where to keep it; None means beside the image.
         check: Refuse an image that is cut off or damaged, as far as `qemu-img check` can tell. Leaked
             clusters are only told in the log. Of a raw image nothing can be told.
+        timeout: Seconds that the server may be silent before an attempt has failed. None means
+            a minute, ten for what storage has to work for, and any time for a checksum.
+        retries: How often in a row what failed for a passing reason is tried again, with growing
+            pauses. None means 6 times, and 3 until the server has answered once.
+        cancel: Ends the call from another thread, or from the handler of a signal: within a
+            second, whatever it waits for. Nothing of the disk is touched afterwards.
 
     Raises:
         UnsafeImage: The image refers to something that was not allowed.
@@ -103,19 +113,22 @@ def upload(
         TransferError: The image does not fit, or a failure did not pass.
         CannotResume: Image or disk changed since, or the journal is of something else.
         VerificationFailed: Both ends differ.
+        OperationCancelled: cancel said so.
         ValueError: An argument makes no sense.
         OSError: The image cannot be read.
         ImageioError: The server refused; the text has its reason.
     """
     _check_numbers(buffer_size, max_workers)
-    layers = look(filename, fmt=fmt, member=member, backing_chain=backing_chain, allow_external=allow_external)
-    if check:
-        with showing(progress, "checking the image"):
-            check_layers(layers)
     with ExitStack() as stack:
+        terms = stack.enter_context(patience(timeout, retries, cancel))
+        layers = look(filename, fmt=fmt, member=member, backing_chain=backing_chain, allow_external=allow_external)
+        if check:
+            with showing(progress, "checking the image"):
+                check_layers(layers, cancel=terms.cancel)
         trusted = allow_external and backing_chain
-        source = stack.enter_context(Source(layers, connections=max_workers, trusted=trusted))
-        remote = stack.enter_context(connect(url, cafile, secure=secure, proxy_url=proxy_url, buffer_size=buffer_size))
+        source = stack.enter_context(Source(layers, connections=max_workers, trusted=trusted, cancel=terms.cancel))
+        way = connect(url, cafile, secure=secure, proxy_url=proxy_url, buffer_size=buffer_size, patience=terms)
+        remote = stack.enter_context(way)
         _check_upload(remote, source.size, filename)
         record = None
         if resume:
@@ -133,6 +146,7 @@ def upload(
             journal=record,
             scope=_upload_scope(verify, backing_chain=backing_chain),
             below=None if backing_chain else Below("what the disk has below it"),
+            patience=terms,
         )
         try:
             transfer.check_done()
@@ -163,6 +177,9 @@ def download(
     shallow: bool = False,
     resume: bool = False,
     journal: Path | None = None,
+    timeout: float | None = None,
+    retries: int | None = None,
+    cancel: Cancel | None = None,
 ) -> None:
     """Download a disk to a new image; what is zero is not fetched and takes no room.
 
@@ -197,12 +214,16 @@ def download(
             earlier call left, which may have had another ticket. What was done is
             compared at both ends first.
         journal: Where to keep it; None means beside the image.
+        timeout: As for `upload`.
+        retries: As for `upload`.
+        cancel: As for `upload`. Nothing of the image is touched afterwards.
 
     Raises:
         ImageInUse: Another download to this name is running, or a qemu has the image open.
         TransferError: A failure did not pass.
         CannotResume: Image or disk changed since, or the journal is of something else.
         VerificationFailed: Both ends differ.
+        OperationCancelled: cancel said so.
         ValueError: An argument makes no sense.
         OSError: The image cannot be written.
         ImageioError: The server refused; the text has its reason.
@@ -212,12 +233,14 @@ def download(
     if backing_file is not None:
         backing.check(os.fspath(filename), backing_file, backing_format)
     with ExitStack() as stack:
+        terms = stack.enter_context(patience(timeout, retries, cancel))
         staging = stack.enter_context(Staging(os.fspath(filename)))
-        remote = stack.enter_context(connect(url, cafile, secure=secure, proxy_url=proxy_url, buffer_size=buffer_size))
+        way = connect(url, cafile, secure=secure, proxy_url=proxy_url, buffer_size=buffer_size, patience=terms)
+        remote = stack.enter_context(way)
         if backing_file is not None:
             backing.note_size(os.fspath(filename), backing_file, backing_format, remote.size)
         # Before a file is made: this may be what the server refuses.
-        extents = persist(lambda: remote.extents("dirty" if incremental else "zero"), "list the extents")
+        extents = terms.persist(lambda: remote.extents("dirty" if incremental else "zero"), "list the extents")
         record = None
         if resume:
             what = {"direction": "download", "size": remote.size, "format": fmt, "incremental": incremental}
@@ -235,6 +258,7 @@ def download(
                 backing_file=backing_file,
                 backing_format=backing_format,
                 create=not staging.kept,
+                cancel=terms.cancel,
             ) as target:
                 transfer = Transfer(
                     remote,
@@ -245,12 +269,14 @@ def download(
                     journal=record,
                     scope=_download_scope(verify, incremental, backing_file, shallow),
                     below=below,
+                    patience=terms,
                 )
                 counter = transfer.counter
                 if record is not None and not staging.kept:
                     staging.sync()
                 transfer.check_done()
                 _fetch(transfer, target, remote, extents, incremental, backing_file is not None)
+            terms.cancel.check()
             staging.commit()
         except BaseException as e:
             if isinstance(e, OSError) and e.errno == errno.ENOSPC and not e.filename:

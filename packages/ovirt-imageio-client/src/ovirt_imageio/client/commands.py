@@ -68,6 +68,7 @@ def add_info(parser: argparse.ArgumentParser) -> None:
     _add_image(parser)
     add_member(parser)
     add_remote(parser)
+    options.add_timeout(parser)
     options.add_output(parser, "result as text or JSON")
 
 
@@ -88,6 +89,7 @@ def add_extents(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bitmap", metavar="NAME", help="tell what changed by this dirty bitmap, of a file")
     add_member(parser)
     add_remote(parser)
+    options.add_timeout(parser)
     options.add_output(parser, "result as text or JSON")
 
 
@@ -103,6 +105,7 @@ def add_checksum(parser: argparse.ArgumentParser) -> None:
     )
     add_member(parser)
     add_remote(parser)
+    options.add_timeout(parser)
     options.add_output(parser, "result as text or JSON")
 
 
@@ -277,6 +280,8 @@ def transfer_arguments(args: argparse.Namespace) -> dict[str, Any]:
         "verify": args.verify,
         "resume": resume,
         "journal": journal,
+        "timeout": args.timeout,
+        "retries": args.retries,
     }
 
 
@@ -304,14 +309,16 @@ def _check_download(args: argparse.Namespace) -> None:
 
 
 def _check_local(args: argparse.Namespace) -> None:
-    if args.cafile or args.insecure or args.proxy_url:
-        raise UsageError("--cafile, --insecure and --proxy-url are for URLs, not for files")
+    if args.cafile or args.insecure or args.proxy_url or args.timeout:
+        raise UsageError("--cafile, --insecure, --proxy-url and --timeout are for URLs, not for files")
 
 
 def _remote(args: argparse.Namespace) -> client.ImageioClient:
     if args.member or args.source_format or args.allow_external:
         raise UsageError("--member, --source-format and --allow-external are for files, not for URLs")
-    return client.ImageioClient(args.image, args.cafile, secure=not args.insecure, proxy_url=args.proxy_url)
+    return client.ImageioClient(
+        args.image, args.cafile, secure=not args.insecure, proxy_url=args.proxy_url, timeout=args.timeout
+    )
 
 
 # Output.

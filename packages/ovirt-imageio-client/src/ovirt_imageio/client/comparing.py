@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Callable, Iterator
 
 from ovirt_imageio.client.executor import Pair
 from ovirt_imageio.client.hashing import Passed
-from ovirt_imageio.client.pairs import interrupt
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.base import Backend, Operation, pieces
 from ovirt_imageio.common.buffers import borrow, is_zero
@@ -119,10 +118,6 @@ class ComparingPair(HashingPair):
             self._remote.close()
         finally:
             super().close()
-
-    def interrupt(self) -> None:
-        """See Pair."""
-        interrupt(self._remote, self.image)
 
     def _whole_blocks(self, offset: int, end: int) -> tuple[int, int]:
         """The part of a range that the server can hash: whole blocks of its own image."""

@@ -36,6 +36,7 @@ from ovirt_imageio.client.plan import Action, Step, Steps
 from ovirt_imageio.client.progress import Counter
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.base import Operation
+from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.errors import (
     ConnectionTimeout,
     ImageioError,
@@ -50,11 +51,11 @@ _PASSING_STATUS = frozenset([408, 429, 502, 503, 504])
 _SHORTEST_REQUEST = 64 << 10
 """Requests are not made shorter than this, however often they fail."""
 
-_STOP_TIMEOUT = 0.7
-"""Seconds that workers get to end after a Control-C; then they are left behind."""
+_STOP_TIMEOUT = 0.5
+"""Seconds that workers get to end when they are cancelled; then they are left behind."""
 
-_LOOK = 0.25
-"""Seconds after which a Control-C is seen at the latest."""
+_LOOK = 0.2
+"""Seconds after which a Control-C or a cancel is seen at the latest."""
 
 
 class Pair(ABC):
@@ -84,9 +85,6 @@ class Pair(ABC):
     @abstractmethod
     def close(self) -> None:
         """Close both ends."""
-
-    def interrupt(self) -> None:  # noqa: B027
-        """Wake the worker that waits for one of the ends. Any thread may call it."""
 
 
 @dataclass(frozen=True)
@@ -140,12 +138,18 @@ def is_passing(error: BaseException) -> bool:
 
 T = TypeVar("T")
 
-FIRST_CONTACT = Retry(attempts=4)
-"""Given up after half a second: a wrong address should be told at once."""
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def persist(
-    call: Callable[[], T], what: str, *, retry: Retry | None = None, pause: Callable[[float], object] = time.sleep
+    call: Callable[[], T],
+    what: str,
+    *,
+    retry: Retry | None = None,
+    pause: Callable[[float], object] = time.sleep,
+    on_retry: Callable[[], object] = _nothing,
 ) -> T:
     """Call something until it does not fail for a passing reason.
 
@@ -153,7 +157,8 @@ def persist(
         call: Can be repeated.
         what: It does, for the log.
         retry: How often.
-        pause: Waits for seconds; tests replace it.
+        pause: Waits for seconds, and raises if that is to end.
+        on_retry: Told of each attempt after the first.
 
     Raises:
         What call raises: the last failure.
@@ -170,6 +175,7 @@ def persist(
             delay = retry.pause(failures)
             log.warning("Cannot %s: %s; trying again in %.1f seconds", what, e, delay)
             pause(delay)
+            on_retry()
 
 
 class StepQueue:
@@ -214,20 +220,15 @@ class StepQueue:
 class _Request:
     """Watches one request of a step: counts each byte once, however often it is moved."""
 
-    def __init__(self, job: _Job, cancelled: threading.Event) -> None:
+    def __init__(self, job: _Job, cancel: Cancel) -> None:
         self._job = job
-        self._cancelled = cancelled
         self.position = job.position
+        self.check = cancel.check
 
     def advance(self, n: int) -> None:
         """See Operation."""
         self.position += n
         self._job.count_to(self.position)
-
-    def check(self) -> None:
-        """See Operation."""
-        if self._cancelled.is_set():
-            raise OperationCancelled("the transfer was stopped")
 
 
 class _Job:
@@ -260,7 +261,10 @@ class Executor:
         workers: Threads.
         retry: How to take failures that pass.
         checkpoints: Told of the steps that are on stable storage, from any worker.
-        pause: Waits for seconds or until an event is set; tests replace it.
+        cancel: Ends all, from any thread. Whatever a pair or the making of steps waits for is woken by
+            it; the first failure of a worker calls it.
+        on_retry: Told of each attempt after the first, from any worker.
+        pause: Waits for seconds or until it is cancelled; tests replace it.
     """
 
     def __init__(
@@ -271,7 +275,9 @@ class Executor:
         workers: int = defaults.MAX_WORKERS,
         retry: Retry | None = None,
         checkpoints: Checkpoints | None = None,
-        pause: Callable[[threading.Event, float], object] = threading.Event.wait,
+        cancel: Cancel | None = None,
+        on_retry: Callable[[], object] = _nothing,
+        pause: Callable[[Cancel, float], object] = Cancel.wait,
     ) -> None:
         self._open_pair = open_pair
         self._counter = counter
@@ -279,7 +285,8 @@ class Executor:
         self._checkpoints = checkpoints
         self._pause = pause
         self._queue = StepQueue()
-        self._cancelled = threading.Event()
+        self._cancel = cancel or Cancel()
+        self._on_retry = on_retry
         self._lock = threading.Lock()
         self._error: BaseException | None = None
         self._workers = [_Worker(self, f"transfer-{n}") for n in range(max(workers, 1))]
@@ -293,22 +300,25 @@ class Executor:
         Raises:
             GaveUp: A passing failure did not pass; its kind is that of the last failure.
             What the ends or steps raise: the first failure of all.
+            OperationCancelled: It was cancelled.
             KeyboardInterrupt: As it came; workers were told to stop.
         """
         for worker in self._workers:
             worker.start()
         try:
-            for step in steps:
-                if self._cancelled.is_set():
-                    break
-                self._queue.put(step)
-            self._queue.close()
-            for worker in self._workers:
-                worker.join()
+            with self._cancel.waking(self._queue.clear):
+                for step in steps:
+                    self._cancel.check()
+                    self._queue.put(step)
+                self._queue.close()
+                self._wait()
+        except OperationCancelled as e:
+            self.fail(e)
         except BaseException as e:
             self.fail(e)
-            self._stop()
             raise
+        finally:
+            self._stop()
         if self._error is not None:
             raise self._error
 
@@ -317,13 +327,21 @@ class Executor:
         with self._lock:
             if self._error is None:
                 self._error = error
-        self._cancelled.set()
+        self._cancel.cancel()
         self._queue.clear()
+
+    def _wait(self) -> None:
+        """Wait for the workers' end; a look now and then shows that they will have none.
+
+        A Control-C that comes when the interpreter has looked for signals, and does not wait
+        yet, is seen when the wait is over.
+        """
         for worker in self._workers:
-            worker.interrupt()
+            while not worker.join(_LOOK):
+                self._cancel.check()
 
     def _stop(self) -> None:
-        """Wait for the workers, not for long: they are daemon threads."""
+        """Wait for workers that were cancelled, not for long: they are daemon threads."""
         deadline = time.monotonic() + _STOP_TIMEOUT
         left = [worker.name for worker in self._workers if not worker.join(max(0.0, deadline - time.monotonic()))]
         if left:
@@ -348,23 +366,16 @@ class _Worker:
     def start(self) -> None:
         self._thread.start()
 
-    def join(self, timeout: float | None = None) -> bool:
+    def join(self, timeout: float) -> bool:
         """Wait for its end; tell if that came in time.
 
         Not by Thread.join alone: up to Python 3.12 that takes a thread for ended when a
-        Control-C comes while it waits. And not for long at a time: a Control-C that comes when the
-        interpreter has looked for signals, and does not wait yet, is seen when the wait is over.
+        Control-C comes while it waits.
         """
-        while not (ended := self._ended.wait(_LOOK if timeout is None else timeout)) and timeout is None:
-            pass
+        ended = self._ended.wait(timeout)
         if ended:
             self._thread.join()
         return ended
-
-    def interrupt(self) -> None:
-        pair = self._pair
-        if pair is not None:
-            pair.interrupt()
 
     def _run(self) -> None:
         executor = self._executor
@@ -401,7 +412,7 @@ class _Worker:
     def _request(self, job: _Job) -> None:
         """One request: all that is left of a step, or less after failures."""
         pair = self._opened()
-        request = _Request(job, self._executor._cancelled)
+        request = _Request(job, self._executor._cancel)
         request.check()
         step = job.step
         if step.action is Action.ZERO:
@@ -438,8 +449,7 @@ class _Worker:
         """Bring everything that this worker wrote to stable storage, and record it."""
         failures = 0
         while self._owes_flush or (self._pair is not None and self._pair.owes_flush):
-            if self._executor._cancelled.is_set():
-                return
+            self._executor._cancel.check()
             try:
                 self._opened().flush()
                 self._owes_flush = False
@@ -461,8 +471,7 @@ class _Worker:
         executor = self._executor
         self._drop_pair()
         self._limit = max(_SHORTEST_REQUEST, min(self._limit, self._asked) // 8)
-        if executor._cancelled.is_set():
-            raise OperationCancelled("the transfer was stopped") from error
+        executor._cancel.check()
         if not is_passing(error):
             raise error
         if failures >= executor._retry.attempts:
@@ -470,7 +479,8 @@ class _Worker:
         delay = executor._retry.pause(failures)
         log.warning("Cannot %s: %s; trying again in %.1f seconds", what, error, delay)
         executor._counter.trouble(f"attempt {failures + 1} of {executor._retry.attempts}: {error}")
-        executor._pause(executor._cancelled, delay)
+        executor._pause(executor._cancel, delay)
+        executor._on_retry()
 
     def _drop_pair(self) -> None:
         pair, self._pair = self._pair, None

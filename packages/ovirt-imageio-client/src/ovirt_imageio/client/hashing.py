@@ -23,6 +23,7 @@ from typing import Any, Callable
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.base import Backend
 from ovirt_imageio.common.buffers import Buffer
+from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.checksum import (
     DEFAULT_ALGORITHM,
     DEFAULT_BLOCK_SIZE,
@@ -142,6 +143,16 @@ class Followed(Backend):
         """Leave the image open: it belongs to the pair."""
 
 
+class _Cancellable:
+    """An operation that a cancel ends."""
+
+    def __init__(self, cancel: Cancel) -> None:
+        self.check = cancel.check
+
+    def advance(self, n: int) -> None:
+        """Count nothing."""
+
+
 def local_checksum(
     open_image: Callable[[], Backend],
     *,
@@ -149,6 +160,7 @@ def local_checksum(
     algorithm: str = DEFAULT_ALGORITHM,
     blocks: bool = False,
     threads: int = defaults.MAX_WORKERS,
+    cancel: Cancel | None = None,
 ) -> ChecksumResult:
     """Hash an image on this machine.
 
@@ -158,6 +170,7 @@ def local_checksum(
         algorithm: One of `checksum.algorithms()`.
         blocks: The digests of the blocks are wanted as well.
         threads: Threads that hash.
+        cancel: Ends it.
 
     Raises:
         ValueError: An argument makes no sense.
@@ -167,4 +180,5 @@ def local_checksum(
         listing = stack.enter_context(open_image())
         sources = [stack.enter_context(open_image()) for _ in range(threads)]
         extents: Any = listing.extents("zero")
-        return checksum(sources, extents=extents, block_size=block_size, algorithm=algorithm, blocks=blocks)
+        op = None if cancel is None else _Cancellable(cancel)
+        return checksum(sources, extents=extents, op=op, block_size=block_size, algorithm=algorithm, blocks=blocks)

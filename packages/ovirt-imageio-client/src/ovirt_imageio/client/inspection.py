@@ -10,6 +10,8 @@ from typing import Any, Iterator, overload
 from ovirt_imageio.client.hashing import local_checksum
 from ovirt_imageio.client.layers import Path, find_member, look
 from ovirt_imageio.client.local import Source, backing_node
+from ovirt_imageio.client.patience import check_cancel
+from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.checksum import DEFAULT_ALGORITHM, DEFAULT_BLOCK_SIZE
 from ovirt_imageio.common.extents import DirtyExtent, Extent, ZeroExtent
 from ovirt_imageio.common.qemu import img
@@ -118,6 +120,7 @@ def checksum(
     *,
     fmt: str | None = None,
     allow_external: bool = False,
+    cancel: Cancel | None = None,
 ) -> dict[str, Any]:
     """Compute the block hash of an image, equal to what a server answers for its disk.
 
@@ -131,6 +134,7 @@ def checksum(
             changes the time it takes and never the result.
         fmt: Format of the image, which is then not guessed from its content.
         allow_external: Allow an image that uses data files, devices, or protocols.
+        cancel: Ends the call from another thread.
 
     Returns:
         `algorithm`, `block_size` (bytes) and `checksum` (hexadecimal).
@@ -138,11 +142,13 @@ def checksum(
     Raises:
         ValueError: The algorithm is not supported, or the block size below 1.
         UnsafeImage: The image refers to something that was not allowed.
+        OperationCancelled: cancel said so.
         OSError: The image cannot be read.
     """
+    check_cancel(cancel)
     layers = look(filename, fmt=fmt, member=member, allow_external=allow_external)
-    with Source(layers, trusted=allow_external) as source:
-        result = local_checksum(source.open, block_size=block_size, algorithm=algorithm)
+    with Source(layers, trusted=allow_external, cancel=cancel) as source:
+        result = local_checksum(source.open, block_size=block_size, algorithm=algorithm, cancel=cancel)
     return {"algorithm": result.algorithm, "block_size": result.block_size, "checksum": result.checksum}
 
 

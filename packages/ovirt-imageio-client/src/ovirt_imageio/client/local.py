@@ -26,6 +26,7 @@ from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.base import Backend
 from ovirt_imageio.common.backends.file import FileBackend
 from ovirt_imageio.common.backends.nbd import NbdBackend
+from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.qemu import image, nbd
 
 
@@ -53,6 +54,7 @@ class Source:
         connections: How many workers will read.
         bitmap: Dirty bitmap that `extents("dirty")` will be asked for.
         trusted: qemu may open what the image names, for `layers.look` allowed it.
+        cancel: Ends what waits for the image.
 
     Attributes:
         size: Bytes of the disk.
@@ -70,9 +72,11 @@ class Source:
         connections: int = defaults.MAX_WORKERS,
         bitmap: str | None = None,
         trusted: bool = False,
+        cancel: Cancel | None = None,
     ) -> None:
         self._top = layers[0]
         self._bitmap = bitmap
+        self._cancel = cancel
         self._server: nbd.Server | None = None
         self._stack = ExitStack()
         is_raw = self._top.driver == "raw"
@@ -95,6 +99,7 @@ class Source:
                     offset=self._top.offset,
                     size=self._top.size,
                     options=self._top.options,
+                    cancel=cancel,
                 ),
             )
         try:
@@ -113,6 +118,7 @@ class Source:
                 dirty=self._bitmap is not None,
                 bitmap=self._bitmap,
                 greeting_timeout=defaults.CONNECT_TIMEOUT,
+                cancel=self._cancel,
             )
             return Explained(connection, self._server, self._top.path)
         backend = FileBackend(self._top.path, splice_out=True)

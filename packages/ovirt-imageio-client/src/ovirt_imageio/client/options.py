@@ -242,6 +242,24 @@ def workers(text: str) -> int:
     return int(text)
 
 
+def timeout(text: str) -> float:
+    """Read seconds."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected seconds, more than 0")
+    return seconds
+
+
+def retries(text: str) -> int:
+    """Read a number of attempts."""
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number, 0 or more")
+    return int(text)
+
+
 def buffer_size(text: str) -> int:
     """Read the size of a worker's buffer."""
     return _size(text, MIN_BUFFER, MAX_BUFFER, "64k to 16m")
@@ -328,6 +346,23 @@ def add_transfer(parser: argparse.ArgumentParser) -> None:
         help="memory of each connection, 64k to 16m (default 4m)",
     )
     group.add_argument("--verify", action="store_true", help="compare both ends at the end")
+    add_timeout(group)
+    group.add_argument(
+        "--retries",
+        metavar="N",
+        type=retries,
+        help="attempts after the first, of what fails for a passing reason (default 6, 3 to begin with)",
+    )
+
+
+def add_timeout(group: argparse._ActionsContainer) -> None:
+    """Add the option for the time that a server gets."""
+    group.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=timeout,
+        help="silence after which an attempt has failed (default 60, more for what takes storage long)",
+    )
 
 
 def add_resume(parser: argparse.ArgumentParser) -> None:

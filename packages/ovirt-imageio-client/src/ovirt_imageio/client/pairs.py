@@ -108,10 +108,6 @@ class UploadPair(Pair):
         finally:
             self._source.close()
 
-    def interrupt(self) -> None:
-        """See Pair."""
-        interrupt(self._remote, self._source)
-
 
 class DownloadPair(Pair):
     """A connection to the server and a local image.
@@ -150,18 +146,6 @@ class DownloadPair(Pair):
             self._remote.close()
         finally:
             self._target.close()
-
-    def interrupt(self) -> None:
-        """See Pair."""
-        interrupt(self._remote, self._target)
-
-
-def interrupt(*ends: object) -> None:
-    """Wake a thread that waits for one of the ends, where the end knows how."""
-    for end in ends:
-        wake = getattr(end, "interrupt", None)
-        if wake is not None:
-            wake()
 
 
 def zero_runs(source: Backend, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Iterator, Literal, overload
 
-from ovirt_imageio.client.executor import FIRST_CONTACT, persist
+from ovirt_imageio.client.patience import Patience, check_cancel, check_timeout
 from ovirt_imageio.common import defaults, imagesapi
 from ovirt_imageio.common.backends.base import Reader, Writer
 from ovirt_imageio.common.buffers import Buffer
+from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.checksum import ChecksumResult
 from ovirt_imageio.common.errors import OutOfRange
 from ovirt_imageio.common.extents import DirtyExtent, Extent, ZeroExtent
@@ -37,9 +38,13 @@ class ImageioClient:
         proxy_url: The same image at a server in proxy role, used if no connection to
             transfer_url can be made.
         buffer_size: Most bytes that `read_from` and `write_to` move at a time.
+        timeout: Seconds that the server may be silent. None means a minute, ten for what storage
+            has to work for, and any time for a checksum.
+        cancel: Ends what waits for the server, and the client, from any thread.
 
     Raises:
-        ValueError: A URL is not one of an image.
+        ValueError: A URL is not one of an image, or the timeout makes no sense.
+        ovirt_imageio.common.errors.OperationCancelled: cancel said so, now or in any method.
         OSError: cafile cannot be read.
         ovirt_imageio.common.errors.AuthorizationError: The ticket is missing or expired.
         ovirt_imageio.common.errors.ImageioError: No connection can be made, the
@@ -53,7 +58,12 @@ class ImageioClient:
         secure: bool = True,
         proxy_url: str | None = None,
         buffer_size: int = defaults.BUFFER_SIZE,
+        *,
+        timeout: float | None = None,
+        cancel: Cancel | None = None,
     ) -> None:
+        check_timeout(timeout)
+        check_cancel(cancel)
         # requests takes longer to import than everything else together.
         from ovirt_imageio.common.backends.http import HttpBackend
 
@@ -63,6 +73,8 @@ class ImageioClient:
             secure=secure,
             proxy_url=proxy_url,
             buffer_size=buffer_size,
+            cancel=cancel,
+            **Patience(timeout).times(),
         )
 
     @property
@@ -236,7 +248,9 @@ class ImageioClient:
             raise OutOfBounds(str(e)) from e
 
 
-def connect(url: str, cafile: str | None, *, secure: bool, proxy_url: str | None, buffer_size: int) -> HttpBackend:
+def connect(
+    url: str, cafile: str | None, *, secure: bool, proxy_url: str | None, buffer_size: int, patience: Patience
+) -> HttpBackend:
     """Open an image for a transfer, which asks its server again if that is a moment late.
 
     Args:
@@ -245,6 +259,7 @@ def connect(url: str, cafile: str | None, *, secure: bool, proxy_url: str | None
         secure: Verify the server.
         proxy_url: The same image at another server, used when url cannot be connected.
         buffer_size: Bytes moved at a time where they pass through memory.
+        patience: How long to wait and how often to try, and what ends it and all clones.
 
     Raises:
         As ImageioClient, and its `size`.
@@ -253,7 +268,15 @@ def connect(url: str, cafile: str | None, *, secure: bool, proxy_url: str | None
     from ovirt_imageio.common.backends.http import HttpBackend
 
     def once() -> HttpBackend:
-        remote = HttpBackend(url, cafile=cafile, secure=secure, proxy_url=proxy_url, buffer_size=buffer_size)
+        remote = HttpBackend(
+            url,
+            cafile=cafile,
+            secure=secure,
+            proxy_url=proxy_url,
+            buffer_size=buffer_size,
+            cancel=patience.cancel,
+            **patience.times(),
+        )
         try:
             remote.size  # noqa: B018 - the server is asked once, and all clones know
         except BaseException:
@@ -261,4 +284,4 @@ def connect(url: str, cafile: str | None, *, secure: bool, proxy_url: str | None
             raise
         return remote
 
-    return persist(once, "reach the image", retry=FIRST_CONTACT)
+    return patience.persist(once, "reach the image", retry=patience.first_contact)

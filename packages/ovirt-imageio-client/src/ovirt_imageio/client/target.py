@@ -18,6 +18,7 @@ from ovirt_imageio.common import defaults, linux
 from ovirt_imageio.common.backends.base import Backend
 from ovirt_imageio.common.backends.file import FileBackend
 from ovirt_imageio.common.backends.nbd import NbdBackend
+from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.errors import TransferError
 from ovirt_imageio.common.qemu import img, nbd
 from ovirt_imageio.common.units import KiB
@@ -39,6 +40,7 @@ class Target:
             to the image if not absolute.
         backing_format: Format of the backing file; None looks at its content.
         create: Make the image anew; else continue one.
+        cancel: Ends what waits for the image, and takes it away from those who write to it.
 
     Attributes:
         reads_zero: What was not written reads as zeroes.
@@ -58,8 +60,10 @@ class Target:
         backing_file: str | None = None,
         backing_format: str | None = None,
         create: bool = True,
+        cancel: Cancel | None = None,
     ) -> None:
         self.path = path
+        self._cancel = cancel
         self.size = size
         self.reads_zero = True
         self._server: nbd.Server | None = None
@@ -76,8 +80,11 @@ class Target:
                 backing_file=backing_file,
                 backing_format=backing_format,
                 cluster_size=CLUSTER,
+                cancel=cancel,
             )
-        self._server = nbd.Server(path, fmt, private=True, shared=4 * connections + 2, detect_zeroes="unmap")
+        self._server = nbd.Server(
+            path, fmt, private=True, shared=4 * connections + 2, detect_zeroes="unmap", cancel=cancel
+        )
         self._server.start()
 
     def _prepare_raw(self, create: bool) -> None:
@@ -106,8 +113,14 @@ class Target:
     def open(self) -> Backend:
         """Open the image once more, for another thread."""
         if self._server is None:
-            return FileBackend(self.path, mode="r+", sparse=self.reads_zero)
-        connection = NbdBackend(self._server.address, mode="r+", sparse=True, greeting_timeout=defaults.CONNECT_TIMEOUT)
+            return FileBackend(self.path, mode="r+", sparse=self.reads_zero, cancel=self._cancel)
+        connection = NbdBackend(
+            self._server.address,
+            mode="r+",
+            sparse=True,
+            greeting_timeout=defaults.CONNECT_TIMEOUT,
+            cancel=self._cancel,
+        )
         return Explained(connection, self._server, self.path)
 
     def close(self, *, kill: bool = False) -> None:

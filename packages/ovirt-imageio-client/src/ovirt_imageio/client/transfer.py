@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable, Iterable, Iterator, Optional, Sequence
 
 from ovirt_imageio.client import plan
-from ovirt_imageio.client.executor import Checkpoints, Executor, Pair, persist
+from ovirt_imageio.client.executor import Checkpoints, Executor, Pair
 from ovirt_imageio.client.hashing import Follower, Passed
 from ovirt_imageio.client.journal import CannotResume, Journal
+from ovirt_imageio.client.patience import Patience
 from ovirt_imageio.client.plan import Action, Step, Steps
 from ovirt_imageio.client.progress import Counter, Progress, showing
 from ovirt_imageio.client.records import merged
@@ -77,6 +78,7 @@ class Transfer:
         scope: Compared at both ends afterwards; None for nothing.
         below: Shown where the image is left alone, so that all runs must leave the same ranges
             alone; None where each range reads the same at both ends afterwards.
+        patience: How to take failures that pass, and what ends it.
 
     Attributes:
         counter: Counts bytes.
@@ -95,6 +97,7 @@ class Transfer:
         journal: Journal | None = None,
         scope: Scope | None = None,
         below: Below | None = None,
+        patience: Patience | None = None,
     ) -> None:
         self._remote = remote
         self._open_image = open_image
@@ -104,6 +107,7 @@ class Transfer:
         self._journal = journal
         self._scope = scope
         self._below = below
+        self._patience = patience or Patience()
         self._passed = Passed(size) if scope else None
         self._moved: list[tuple[int, int]] = []
         self.counter = Counter(progress, size)
@@ -129,7 +133,7 @@ class Transfer:
         blocks = Passed(self._size, block_size=MIN_BLOCK_SIZE)
         with showing(self._progress, "checking what is done"):
             try:
-                compare(self._remote, self._open_image, done, blocks, workers=self._workers)
+                self._compare(done, blocks)
             except VerificationFailed as e:
                 raise CannotResume(
                     f"cannot resume: source or target changed since, {e.length} bytes at {e.offset} differ; "
@@ -153,6 +157,7 @@ class Transfer:
             self.counter,
             workers=self._workers,
             checkpoints=checkpoints,
+            **self._patience.manner(),
         )
         executor.run(self._planned(steps))
         if passed is not None:
@@ -160,23 +165,27 @@ class Transfer:
                 self._verify(passed)
 
     def _verify(self, passed: Passed) -> None:
-        remote, open_image, workers = self._remote, self._open_image, self._workers
         if self._scope is Scope.WHOLE:
             try:
-                self.checksum = verify(remote, open_image, passed, workers=workers)
+                self.checksum = verify(
+                    self._remote, self._open_image, passed, workers=self._workers, patience=self._patience
+                )
             except VerificationFailed as e:
                 raise self._explained(e) from e
             return
-        compare(remote, open_image, self._moved, passed, workers=workers)
+        self._compare(self._moved, passed)
         if self._scope is Scope.HELD:
-            check_held(open_image, self._moved, passed.size)
+            check_held(self._open_image, self._moved, passed.size)
+
+    def _compare(self, ranges: Sequence[tuple[int, int]], passed: Passed) -> None:
+        compare(self._remote, self._open_image, ranges, passed, workers=self._workers, patience=self._patience)
 
     def _explained(self, error: VerificationFailed) -> VerificationFailed:
         """Say so if the first byte that differs was not moved: then it is not of this transfer."""
         if self._below is None:
             return error
         with self._open_image() as image:
-            at = persist(
+            at = self._patience.persist(
                 lambda: first_difference(self._remote, image, error.offset, error.length),
                 "compare the block that differs",
             )

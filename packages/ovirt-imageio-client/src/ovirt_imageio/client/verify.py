@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator
 
 from ovirt_imageio.client import plan
 from ovirt_imageio.client.comparing import ComparingPair, Differences, HashingPair
-from ovirt_imageio.client.executor import Executor, Retry, persist
+from ovirt_imageio.client.executor import Executor
 from ovirt_imageio.client.hashing import Passed
+from ovirt_imageio.client.patience import Patience
 from ovirt_imageio.client.plan import Action, Step, Steps
 from ovirt_imageio.client.progress import Counter
 from ovirt_imageio.common import defaults, imagesapi
@@ -82,7 +83,7 @@ def verify(
     passed: Passed,
     *,
     workers: int = defaults.MAX_WORKERS,
-    retry: Retry | None = None,
+    patience: Patience | None = None,
 ) -> ChecksumResult:
     """Make sure that an image is what the server has, up to the image's size.
 
@@ -91,26 +92,28 @@ def verify(
         open_image: Opens the local end once more.
         passed: Digests of the blocks that were hashed on their way; it knows the size.
         workers: Connections.
-        retry: How to take failures that pass.
+        patience: How to take failures that pass, and what ends it.
 
     Returns:
         The block hash of the image. A disk of the same size has it, too.
 
     Raises:
         VerificationFailed: They differ; the first block that does is named.
+        OperationCancelled: patience.cancel said so.
         ImageioError: The server failed, or refused.
     """
+    patience = patience or Patience()
     with open_image() as listing:
         blocks = Steps(_block_steps(listing, passed))
     theirs = None
     if _hashes_only_all(remote, passed):
-        _hash(open_image, blocks, passed, workers)
-        theirs = _checksum_of(remote, passed)
+        _hash(open_image, blocks, passed, workers, patience)
+        theirs = _checksum_of(remote, passed, patience)
         ours = _total(blocks, passed)
         if theirs == ours.checksum:
             return ours
     if passed.size:
-        _compare(remote, open_image, blocks, passed, workers, retry)
+        _compare(remote, open_image, blocks, passed, workers, patience)
     if theirs is not None:
         raise VerificationFailed("the image has another checksum than the server's, though each block reads the same")
     return _total(blocks, passed)
@@ -123,7 +126,7 @@ def compare(
     passed: Passed,
     *,
     workers: int = defaults.MAX_WORKERS,
-    retry: Retry | None = None,
+    patience: Patience | None = None,
 ) -> None:
     """Make sure that ranges of an image are what the server has.
 
@@ -133,13 +136,14 @@ def compare(
         ranges: In order, without overlaps; whole blocks are compared fastest.
         passed: Digests that are known; it knows the size of image and blocks.
         workers: Connections.
-        retry: How to take failures that pass.
+        patience: How to take failures that pass, and what ends it.
 
     Raises:
         As verify.
     """
+    patience = patience or Patience()
     with open_image() as listing:
-        _compare(remote, open_image, _inside(_block_steps(listing, passed), ranges), passed, workers, retry)
+        _compare(remote, open_image, _inside(_block_steps(listing, passed), ranges), passed, workers, patience)
 
 
 def check_held(open_image: OpenImage, ranges: Ranges, size: int) -> None:
@@ -184,7 +188,7 @@ def _compare(
     steps: Iterable[Step],
     passed: Passed,
     workers: int,
-    retry: Retry | None,
+    patience: Patience,
 ) -> None:
     """Compare blocks, or parts of them."""
     by_hash = imagesapi.FEATURE_CHECKSUM_RANGE in remote.features
@@ -193,10 +197,10 @@ def _compare(
         lambda: ComparingPair(remote.clone(), open_image(), found, by_hash=by_hash),
         Counter(None, 0),
         workers=workers,
-        retry=retry,
+        **patience.manner(),
     )
     if not by_hash:
-        steps = _without_common_zeroes(steps, remote, passed)
+        steps = _without_common_zeroes(steps, remote, passed, patience)
     executor.run(share for step in steps for share in _shares(step))
     if found.first is not None:
         raise _differs(found.first, passed)
@@ -228,9 +232,11 @@ def _block_steps(image: Backend, passed: Passed) -> Iterator[Step]:
         yield Step(Action.ZERO if zero else Action.COPY, start, stop - start)
 
 
-def _without_common_zeroes(steps: Iterable[Step], remote: HttpBackend, passed: Passed) -> Iterator[Step]:
+def _without_common_zeroes(
+    steps: Iterable[Step], remote: HttpBackend, passed: Passed, patience: Patience
+) -> Iterator[Step]:
     """Leave out what the server knows to be zero as well."""
-    listing: Any = persist(lambda: remote.extents("zero", offset=0, length=passed.size), "list the extents")
+    listing: Any = patience.persist(lambda: remote.extents("zero", offset=0, length=passed.size), "list the extents")
     runs = block_runs(listing, 0, passed.size, passed.block_size)
     zeroes = [(start, stop - start) for start, stop, zero in runs if zero]
     for step, inside in plan.overlay(steps, zeroes):
@@ -238,9 +244,11 @@ def _without_common_zeroes(steps: Iterable[Step], remote: HttpBackend, passed: P
             yield step
 
 
-def _hash(open_image: OpenImage, blocks: Iterable[Step], passed: Passed, workers: int) -> None:
+def _hash(open_image: OpenImage, blocks: Iterable[Step], passed: Passed, workers: int, patience: Patience) -> None:
     """Hash the blocks that are not known yet."""
-    hashing = Executor(lambda: HashingPair(open_image(), passed), Counter(None, 0), workers=workers)
+    hashing = Executor(
+        lambda: HashingPair(open_image(), passed), Counter(None, 0), workers=workers, **patience.manner()
+    )
     hashing.run(share for step in blocks if step.action is Action.COPY for share in _shares(step))
 
 
@@ -263,11 +271,13 @@ def _hashes_only_all(remote: HttpBackend, passed: Passed) -> bool:
     return imagesapi.FEATURE_CHECKSUM in remote.features and same_size and passed.size > 0 and not by_range
 
 
-def _checksum_of(remote: HttpBackend, passed: Passed) -> str | None:
+def _checksum_of(remote: HttpBackend, passed: Passed, patience: Patience) -> str | None:
     """Let the server hash all of its disk; None if it cannot: some offer what they do not have."""
     algorithm, block_size = passed.algorithm, passed.block_size
     try:
-        answer = persist(lambda: remote.checksum(algorithm=algorithm, block_size=block_size), "get the checksum")
+        answer = patience.persist(
+            lambda: remote.checksum(algorithm=algorithm, block_size=block_size), "get the checksum"
+        )
     except UnsupportedOperation:
         return None
     return answer.checksum
