@@ -27,6 +27,9 @@ from ovirt_imageio.common.nbd.uri import Address, parse
         ("nbd://HOST:1/a%20b/c", uri.tcp("HOST", 1, "a b/c")),
         ("nbd://[::1]", uri.tcp("::1")),
         ("nbd://[::1]:5/x", uri.tcp("::1", 5, "x")),
+        ("nbd://[fe80::1%25eth0]:5/x", uri.tcp("fe80::1%eth0", 5, "x")),
+        ("nbd://[fe80::1%eth0]", uri.tcp("fe80::1%eth0")),
+        ("nbd:[fe80::1%eth0]:5", uri.tcp("fe80::1%eth0", 5)),
         ("nbd+unix:///?socket=/run/a.sock", uri.unix("/run/a.sock")),
         ("nbd+unix:///sda%2F1?socket=/run/a%20b.sock", uri.unix("/run/a b.sock", "sda/1")),
         ("nbd+unix:////abs?socket=/s", uri.unix("/s", "/abs")),
@@ -100,10 +103,18 @@ def test_uri_of_a_unix_socket_parses_to_the_same_address(path, export):
     assert str(address) == address.uri()
 
 
-@given(host=st.sampled_from(["host", "10.0.0.1", "::1", "fe80::1%eth0"]), port=st.integers(1, 65535), export=names)
+@given(
+    host=st.sampled_from(["host", "10.0.0.1", "::1", "fe80::1%eth0", "fe80::1%25", "fe80::1%2525"]),
+    port=st.integers(1, 65535),
+    export=names,
+)
 def test_uri_of_a_port_parses_to_the_same_address(host, port, export):
     address = uri.tcp(host, port, export)
     assert parse(address.uri()) == address
+
+
+def test_uri_encodes_the_zone():
+    assert uri.tcp("fe80::1%eth0", 5).uri() == "nbd://[fe80::1%25eth0]:5/"
 
 
 def test_addresses_are_values():

@@ -100,6 +100,21 @@ def memory(data: bytearray | None = None) -> MemoryBackend:
 # Honest servers
 
 
+needs_ipv6 = pytest.mark.skipif(not os.path.exists("/proc/net/if_inet6"), reason="no IPv6")
+
+
+@needs_ipv6
+@pytest.mark.parametrize("zone", ["%251", "%1"])
+def test_zone_of_an_address_is_for_this_machine_alone(image, tls, pki, zone):
+    """The loopback interface has the number 1. What the server is told, and its certificate, have no zone."""
+    for context, cafile in ((None, None), (tls, pki.ca_file)):
+        with ScriptedServer(image, context=context, host="::1") as server:
+            with HttpBackend(server.url.replace("::1", f"::1{zone}"), cafile=cafile) as backend:
+                backend.read_into(0, bytearray(10))
+            port = urlsplit(server.url).port
+        assert {got.headers["host"] for got in server.requests} == {f"[::1]:{port}"}
+
+
 def test_read_fills_any_range(backend, image):
     for offset, length in [(0, 1), (1, 4095), (SIZE - 1, 1), (0, SIZE), (5, 2 * MIB), (7, 0)]:
         buf = bytearray(length)

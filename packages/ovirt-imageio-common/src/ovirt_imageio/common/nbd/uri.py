@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from ovirt_imageio.common import sockets
+from ovirt_imageio.common import hosts, sockets
 from ovirt_imageio.common.errors import shown
 from ovirt_imageio.common.nbd import wire
 
@@ -56,7 +56,7 @@ class Address(NamedTuple):
         name = quote(self.export, safe="", errors="surrogateescape")
         if self.transport == "unix":
             return f"nbd+unix:///{name}?socket={quote(self.path, errors='surrogateescape')}"
-        return f"nbd://{_bracketed(self.host)}:{self.port}/{name}"
+        return f"nbd://{hosts.in_url(self.host)}:{self.port}/{name}"
 
     def __str__(self) -> str:
         return self.uri()
@@ -145,7 +145,7 @@ def _parse_uri_tcp(url: str) -> Address:
             host, port = head, tail
     if not host.strip("[]"):
         raise _invalid(url, "no host")
-    return tcp(_unbracketed(url, host), _port(url, port), _export(parts.path))
+    return tcp(hosts.decode_zone(_unbracketed(url, host)), _port(url, port), _export(parts.path))
 
 
 def _split(url: str) -> SplitResult:
@@ -177,10 +177,6 @@ def _unbracketed(url: str, host: str) -> str:
     if host.startswith("[") != host.endswith("]"):
         raise _invalid(url, f"invalid host {shown(host)}")
     return host[1:-1] if host.startswith("[") else host
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def _invalid(url: str, why: str) -> ValueError:

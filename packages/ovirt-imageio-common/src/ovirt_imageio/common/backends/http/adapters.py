@@ -20,7 +20,7 @@ import requests
 import requests.adapters
 import requests_unixsocket.adapters
 
-from ovirt_imageio.common import defaults
+from ovirt_imageio.common import defaults, hosts
 from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.errors import ConnectionTimeout
 from ovirt_imageio.common.sockets import connect_tcp, connect_unix, peer_credentials
@@ -115,7 +115,7 @@ class TcpAdapter(Adapter):
         cancel: Cancel | None = None,
     ) -> None:
         scheme = "https" if context else "http"
-        netloc = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        netloc = f"{hosts.in_url(host)}:{port}"
         super().__init__(base_url=f"{scheme}://{netloc}", name=netloc)
         self._host = host
         self._port = port
@@ -126,7 +126,7 @@ class TcpAdapter(Adapter):
         self.pool = self._make_pool()
 
     def _make_pool(self) -> Pool:
-        return self._new_pool(self._host, self._port, self._connect)
+        return self._new_pool(hosts.without_zone(self._host), self._port, self._connect)
 
     def _connect(self) -> Stream:
         try:
@@ -143,7 +143,7 @@ class TcpAdapter(Adapter):
                 self._timeout,
                 connect_timeout=self._connect_timeout,
                 context=self._context,
-                server_hostname=self._host,
+                server_hostname=hosts.without_zone(self._host),
                 cancel=self._cancel,
             )
         except BaseException:

@@ -26,7 +26,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import SplitResult
 
-from ovirt_imageio.common import imagesapi, sameserver
+from ovirt_imageio.common import hosts, imagesapi, sameserver
 from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.errors import ImageioError, OperationCancelled, ProtocolError
 
@@ -108,7 +108,7 @@ class Origin:
         assert parts.hostname
         make_adapter = partial(
             TcpAdapter,
-            parts.hostname,
+            hosts.decode_zone(parts.hostname),
             parts.port or _PORTS[parts.scheme],
             context=self._context() if parts.scheme == "https" else None,
             timeout=self.timeout,
