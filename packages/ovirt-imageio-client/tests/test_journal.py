@@ -58,6 +58,19 @@ def test_header_that_was_cut_off_begins_anew(path):
     assert reopened(path) == []
 
 
+@pytest.mark.parametrize("lost", [slice(0, 5), slice(0, 20), slice(10, 40), slice(0, None)])
+def test_header_whose_content_a_crash_has_lost_begins_anew(path, lost):
+    """A file system may keep the size of what was written last, and parts of it."""
+    Journal(path, WHAT).close()
+    text = bytearray(HEADER)
+    text[lost] = bytes(len(text[lost]))
+    with open(path, "wb") as f:
+        f.write(text)
+    assert reopened(path) == []
+    with open(path, "rb") as f:
+        assert f.read() == HEADER
+
+
 def test_journal_of_another_transfer_is_refused_and_named(path):
     Journal(path, WHAT).close()
     with pytest.raises(CannotResume, match=r"disk\.upload\.journal.*size 1000, not 2000"):

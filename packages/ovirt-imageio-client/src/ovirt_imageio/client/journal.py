@@ -16,7 +16,6 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import stat
 import threading
@@ -183,10 +182,13 @@ class Journal:
             head = f.read(_HEAD_SIZE)
             if not records.looks_like_a_journal(head):
                 raise records.Damaged("it is no journal of a transfer")
+            if b"\0" in head:
+                # What a crash left of the first line, or something large that begins with zeroes.
+                return head + f.read(len(records.as_line(records.header(self._what))))
             return head + f.read()
 
     def _append(self, record: dict[str, Any]) -> None:
-        data = json.dumps(record).encode() + b"\n"
+        data = records.as_line(record)
         with self._writing:
             if self._torn:
                 raise OSError(errno.EIO, "an earlier record was cut off", self.path)

@@ -76,8 +76,13 @@ class Records:
 
 
 def looks_like_a_journal(head: bytes) -> bool:
-    """Tell by its first bytes if a file may be a journal, or the beginning of one."""
-    return head.startswith(_HEAD) or _HEAD.startswith(head)
+    """Tell by its first bytes if a file may be a journal, the beginning of one, or what a crash left of it."""
+    return _is_left_of(_HEAD, head[: len(_HEAD)])
+
+
+def as_line(record: dict[str, Any]) -> bytes:
+    """Return a record as it is written."""
+    return json.dumps(record).encode() + b"\n"
 
 
 def header(what: dict[str, Any]) -> dict[str, Any]:
@@ -100,8 +105,12 @@ def parse(data: bytes, what: dict[str, Any]) -> Records:
     """
     *lines, _cut_off = data.split(b"\n")
     records = Records()
+    first = as_line(header(what))
+    if data != first and _is_left_of(first, data):
+        # A crash in the middle of the first line: it kept the size, and some of the content.
+        return records
     if not lines:
-        if not looks_like_a_journal(data):
+        if not data.startswith(_HEAD):
             raise Damaged("it is no journal of a transfer")
         return records
     _check(_record(lines[0], 1), header(what))
@@ -131,6 +140,11 @@ def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         else:
             result.append((offset, length))
     return result
+
+
+def _is_left_of(text: bytes, found: bytes) -> bool:
+    """Tell if bytes are the beginning of a text, where zeroes stand for what was lost of it."""
+    return len(found) <= len(text) and all(byte in (0, expected) for byte, expected in zip(found, text))
 
 
 def _record(line: bytes, number: int) -> dict[str, Any]:
