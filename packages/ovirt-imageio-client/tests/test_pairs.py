@@ -8,6 +8,7 @@ import os
 import pytest
 
 from ovirt_imageio.client.pairs import DownloadPair, SparseTarget, UploadPair, zero_runs
+from ovirt_imageio.client.plan import Action
 from ovirt_imageio.common.backends.base import NullOperation, pieces
 from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
 from ovirt_imageio.common.units import KiB, MiB
@@ -45,9 +46,12 @@ class Remote(MemoryBackend):
 
 
 class Count(NullOperation):
-    total = 0
+    def __init__(self):
+        self.total = 0
+        self.by_action = dict.fromkeys(Action, 0)
 
-    def advance(self, n):
+    def advance(self, n, action=Action.COPY):
+        self.by_action[action] += n
         self.total += n
 
 

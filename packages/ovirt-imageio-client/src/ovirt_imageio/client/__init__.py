@@ -7,7 +7,7 @@
     with client.ProgressBar() as progress:
         client.upload("disk.qcow2", url, "ca.pem", progress=progress)
 
-Whole images: `upload` and `download`. Random access: `ImageioClient`. Images on this
+Whole images: `upload` and `download`, which return a `TransferResult`. Random access: `ImageioClient`. Images on this
 machine: `info`, `measure`, `checksum`, `extents`. What extents are: `ZeroExtent`, `DirtyExtent`.
 What ends a call from another thread: `Cancel`.
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .inspection import checksum, extents, info, measure
     from .progress import ProgressBar
     from .remote import ImageioClient
+    from .result import TransferResult
 
 __all__ = [
     "BUFFER_SIZE",
@@ -38,6 +39,7 @@ __all__ = [
     "DirtyExtent",
     "ImageioClient",
     "ProgressBar",
+    "TransferResult",
     "ZeroExtent",
     "__version__",
     "checksum",
@@ -52,6 +54,7 @@ _MODULES = {
     "Cancel": "ovirt_imageio.common.cancel",
     "ImageioClient": ".remote",
     "ProgressBar": ".progress",
+    "TransferResult": ".result",
     **dict.fromkeys(("checksum", "extents", "info", "measure"), ".inspection"),
     **dict.fromkeys(("DirtyExtent", "ZeroExtent"), "ovirt_imageio.common.extents"),
 }

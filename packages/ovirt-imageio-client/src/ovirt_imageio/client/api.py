@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Iterator
 
@@ -24,6 +25,7 @@ from ovirt_imageio.client.patience import patience
 from ovirt_imageio.client.plan import Step
 from ovirt_imageio.client.progress import Counter, Progress, showing
 from ovirt_imageio.client.remote import connect
+from ovirt_imageio.client.result import TransferResult
 from ovirt_imageio.client.staging import Staging
 from ovirt_imageio.client.target import CLUSTER, FORMATS, Target
 from ovirt_imageio.client.transfer import Below, Transfer
@@ -66,7 +68,7 @@ def upload(
     timeout: float | None = None,
     retries: int | None = None,
     cancel: Cancel | None = None,
-) -> None:
+) -> TransferResult:
     """Upload an image to a disk; what is zero in the image is zeroed, not sent.
 
     A disk larger than the image keeps what it has past the image's end. Any thread may
@@ -106,6 +108,9 @@ def upload(
         cancel: Ends the call from another thread, or from the handler of a signal: within a
             second, whatever it waits for. Nothing of the disk is touched afterwards.
 
+    Returns:
+        What was done: bytes by kind, seconds, retries, and the checksum if it was verified.
+
     Raises:
         UnsafeImage: The image refers to something that was not allowed.
         UnsupportedImage: It is packed, encrypted, or a part of another image.
@@ -118,6 +123,7 @@ def upload(
         OSError: The image cannot be read.
         ImageioError: The server refused; the text has its reason.
     """
+    begun = time.monotonic()
     _check_numbers(buffer_size, max_workers)
     with ExitStack() as stack:
         terms = stack.enter_context(patience(timeout, retries, cancel))
@@ -157,6 +163,7 @@ def upload(
             raise
         if record is not None:
             record.remove()
+        return transfer.result(time.monotonic() - begun)
 
 
 def download(
@@ -180,7 +187,7 @@ def download(
     timeout: float | None = None,
     retries: int | None = None,
     cancel: Cancel | None = None,
-) -> None:
+) -> TransferResult:
     """Download a disk to a new image; what is zero is not fetched and takes no room.
 
     The image is built as FILENAME.part and renamed when all of it is on stable storage:
@@ -218,6 +225,9 @@ def download(
         retries: As for `upload`.
         cancel: As for `upload`. Nothing of the image is touched afterwards.
 
+    Returns:
+        What was done: bytes by kind, seconds, retries, and the checksum if it was verified.
+
     Raises:
         ImageInUse: Another download to this name is running, or a qemu has the image open.
         TransferError: A failure did not pass.
@@ -228,6 +238,7 @@ def download(
         OSError: The image cannot be written.
         ImageioError: The server refused; the text has its reason.
     """
+    begun = time.monotonic()
     _check_numbers(buffer_size, max_workers)
     _check_download(fmt, incremental, backing_file)
     if backing_file is not None:
@@ -238,7 +249,7 @@ def download(
         way = connect(url, cafile, secure=secure, proxy_url=proxy_url, buffer_size=buffer_size, patience=terms)
         remote = stack.enter_context(way)
         if backing_file is not None:
-            backing.note_size(os.fspath(filename), backing_file, backing_format, remote.size)
+            backing.note_size(os.fspath(filename), backing_file, backing_format, size=remote.size, cancel=terms.cancel)
         # Before a file is made: this may be what the server refuses.
         extents = terms.persist(lambda: remote.extents("dirty" if incremental else "zero"), "list the extents")
         record = None
@@ -290,6 +301,7 @@ def download(
             raise
         if record is not None:
             record.remove()
+        return transfer.result(time.monotonic() - begun)
 
 
 def _send(transfer: Transfer, source: Source, remote: HttpBackend, *, backing_chain: bool, disk_is_zero: bool) -> None:

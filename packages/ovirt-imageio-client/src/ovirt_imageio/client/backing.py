@@ -19,6 +19,7 @@ import stat
 from typing import Any, Iterator
 
 from ovirt_imageio.client import formats
+from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.qemu import img
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,9 @@ def check(filename: str, backing_file: str, backing_format: str | None) -> None:
             )
 
 
-def note_size(filename: str, backing_file: str, backing_format: str | None, size: int) -> None:
+def note_size(
+    filename: str, backing_file: str, backing_format: str | None, *, size: int, cancel: Cancel | None = None
+) -> None:
     """Tell in the log if a backing file has another size than the disk it is to be below.
 
     A disk that has grown has more than its old state, and the rest of it reads as zeroes. A backing
@@ -65,13 +68,14 @@ def note_size(filename: str, backing_file: str, backing_format: str | None, size
         backing_file: Relative to the image if not absolute.
         backing_format: Its format; None looks at its content.
         size: Bytes of the disk.
+        cancel: Ends qemu-img.
 
     Raises:
         QemuImgError: qemu-img is missing, or cannot read the backing file.
         OSError: The backing file cannot be read.
     """
     path = full_name(os.path.realpath(filename), backing_file)
-    has = img.info(path, fmt=backing_format or format_of(filename, backing_file))["virtual-size"]
+    has = img.info(path, fmt=backing_format or format_of(filename, backing_file), cancel=cancel)["virtual-size"]
     if has != size:
         log.warning("The backing file %s has %d bytes, the disk %d: is it the right one?", path, has, size)
 

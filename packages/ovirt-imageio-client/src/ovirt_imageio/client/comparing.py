@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Callable, Iterator
 
-from ovirt_imageio.client.executor import Pair
+from ovirt_imageio.client.executor import CopyOperation, Pair
 from ovirt_imageio.client.hashing import Passed
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.base import Backend, Operation, pieces
@@ -31,7 +31,7 @@ class HashingPair(Pair):
         self.passed = passed
         self.unit = passed.block_size
 
-    def copy(self, offset: int, length: int, op: Operation) -> None:
+    def copy(self, offset: int, length: int, op: CopyOperation) -> None:
         """Hash a range of blocks."""
         for start, count in pieces(offset, length, self.passed.block_size):
             if start // self.passed.block_size not in self.passed.digests:
@@ -90,7 +90,7 @@ class ComparingPair(HashingPair):
         self._found = found
         self._by_hash = by_hash
 
-    def copy(self, offset: int, length: int, op: Operation) -> None:
+    def copy(self, offset: int, length: int, op: CopyOperation) -> None:
         """Compare a range."""
         if not self._found.matter(offset // self.passed.block_size):
             return

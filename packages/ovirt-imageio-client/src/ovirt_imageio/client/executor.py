@@ -29,7 +29,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Callable, Iterable, Sequence, TypeVar
+from typing import Callable, Iterable, Protocol, Sequence, TypeVar
 
 from ovirt_imageio.client.gaveup import gave_up
 from ovirt_imageio.client.plan import Action, Step, Steps
@@ -58,6 +58,13 @@ _LOOK = 0.2
 """Seconds after which a Control-C or a cancel is seen at the latest."""
 
 
+class CopyOperation(Operation, Protocol):
+    """Watches the copying of a range."""
+
+    def advance(self, n: int, action: Action = Action.COPY) -> None:
+        """Count n more bytes, in order, and what was done with them: zeroes may be found on the way."""
+
+
 class Pair(ABC):
     """Both ends of a transfer, as one worker has them open."""
 
@@ -71,7 +78,7 @@ class Pair(ABC):
     """Bytes that `copy` is asked for a multiple of, except at the end of a step."""
 
     @abstractmethod
-    def copy(self, offset: int, length: int, op: Operation) -> None:
+    def copy(self, offset: int, length: int, op: CopyOperation) -> None:
         """Copy a range; op is told of each piece."""
 
     @abstractmethod
@@ -225,10 +232,10 @@ class _Request:
         self.position = job.position
         self.check = cancel.check
 
-    def advance(self, n: int) -> None:
-        """See Operation."""
+    def advance(self, n: int, action: Action = Action.COPY) -> None:
+        """See CopyOperation."""
         self.position += n
-        self._job.count_to(self.position)
+        self._job.count_to(self.position, action)
 
 
 class _Job:
@@ -244,10 +251,10 @@ class _Job:
         self._counted = step.offset
         self._counter = counter
 
-    def count_to(self, position: int) -> None:
-        """Count bytes up to a position that were not counted before."""
+    def count_to(self, position: int, action: Action | None = None) -> None:
+        """Count bytes up to a position that were not counted before; None means what the step does."""
         if position > self._counted:
-            self._counter.update(position - self._counted)
+            self._counter.update(position - self._counted, self.step.action if action is None else action)
             self._counted = position
 
 

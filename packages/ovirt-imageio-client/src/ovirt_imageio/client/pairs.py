@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from typing import Iterator, Protocol, Sequence
 
-from ovirt_imageio.client.executor import Pair
+from ovirt_imageio.client.executor import CopyOperation, Pair
 from ovirt_imageio.client.hashing import Followed, Follower
+from ovirt_imageio.client.plan import Action
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.base import Backend, Capabilities, Operation, Peer, pieces
 from ovirt_imageio.common.buffers import Buffer, borrow, is_zero
@@ -71,7 +72,7 @@ class UploadPair(Pair):
         self._detect = detect_zeroes
         self._disk_is_zero = disk_is_zero
 
-    def copy(self, offset: int, length: int, op: Operation) -> None:
+    def copy(self, offset: int, length: int, op: CopyOperation) -> None:
         """See Pair."""
         if not self._detect:
             self.owes_flush = True
@@ -87,7 +88,7 @@ class UploadPair(Pair):
                 self.zero(start, count)
             elif self._follower is not None:
                 self._follower.saw_zeroes(start, count)
-            op.advance(count)
+            op.advance(count, Action.SKIP if self._disk_is_zero else Action.ZERO)
 
     def zero(self, offset: int, length: int) -> None:
         """See Pair."""
@@ -125,7 +126,7 @@ class DownloadPair(Pair):
         self._target = target
         self._written = SparseTarget(target) if skip_zeroes else target
 
-    def copy(self, offset: int, length: int, op: Operation) -> None:
+    def copy(self, offset: int, length: int, op: CopyOperation) -> None:
         """See Pair."""
         self.owes_flush = True
         self._remote.stream_read(self._written, offset, length, op)

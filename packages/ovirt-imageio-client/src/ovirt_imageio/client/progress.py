@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Callable, Iterator, NamedTuple, Protocol, TextIO, Union
 
 from ovirt_imageio.client.output import Output, columns, is_file
+from ovirt_imageio.client.plan import Action
 from ovirt_imageio.common.units import format_size
 
 log = logging.getLogger(__name__)
@@ -264,6 +265,10 @@ class Counter:
         progress: As `Progress` says, or None.
         size: Bytes in all, told to the object if it wants to know.
 
+    Attributes:
+        done: Bytes counted.
+        by_action: The same, by what was done with them.
+
     Raises:
         TypeError: progress is neither a function nor has `update`.
     """
@@ -275,15 +280,17 @@ class Counter:
         self._phase = self._trouble = ""
         self.size = size
         self.done = 0
+        self.by_action = dict.fromkeys(Action, 0)
         if progress is not None and hasattr(progress, "update"):
             _tell_size(progress, size)
 
-    def update(self, n: int) -> None:
+    def update(self, n: int, action: Action = Action.COPY) -> None:
         """Count n more bytes; the caller's code runs in this thread, one call at a time."""
         if not n:
             return
         with self._lock:
             self.done += n
+            self.by_action[action] += n
             if self._trouble:
                 self._calm()
             self._update(n)

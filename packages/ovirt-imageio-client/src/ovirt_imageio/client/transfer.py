@@ -22,6 +22,7 @@ from ovirt_imageio.client.patience import Patience
 from ovirt_imageio.client.plan import Action, Step, Steps
 from ovirt_imageio.client.progress import Counter, Progress, showing
 from ovirt_imageio.client.records import merged
+from ovirt_imageio.client.result import TransferResult
 from ovirt_imageio.client.verify import (
     OpenImage,
     Scope,
@@ -163,6 +164,27 @@ class Transfer:
         if passed is not None:
             with showing(self._progress, "verifying"):
                 self._verify(passed)
+
+    def result(self, seconds: float) -> TransferResult:
+        """Return what was done.
+
+        Args:
+            seconds: That all of it took.
+        """
+        counts, checksum = self.counter.by_action, self.checksum
+        return TransferResult(
+            moved=counts[Action.COPY],
+            zeroed=counts[Action.ZERO],
+            skipped=counts[Action.SKIP],
+            resumed=counts[Action.DONE],
+            seconds=seconds,
+            retries=self._patience.retried.count,
+            transport=self._remote.transport,
+            verified=self._passed is not None,
+            checksum=checksum.checksum if checksum else None,
+            algorithm=checksum.algorithm if checksum else None,
+            block_size=checksum.block_size if checksum else None,
+        )
 
     def _verify(self, passed: Passed) -> None:
         if self._scope is Scope.WHOLE:

@@ -15,7 +15,7 @@ import contextlib
 import copy
 import json
 from functools import partial
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterator, Literal, Sequence
 
 from ovirt_imageio.common import defaults, imagesapi
 from ovirt_imageio.common.backends.base import (
@@ -135,6 +135,13 @@ class HttpBackend(Backend):
     def unix_socket_used(self) -> bool:
         """Requests go by the Unix socket of a server on this host."""
         return self._unix is not None
+
+    @property
+    def transport(self) -> Literal["unix", "tls", "tcp"]:
+        """How requests go: by a Unix socket, encrypted, or in plain text."""
+        if self._unix is not None:
+            return "unix"
+        return "tls" if self._remote.is_encrypted else "tcp"
 
     @property
     def size(self) -> int:  # type: ignore[override]

@@ -193,6 +193,11 @@ class Channel:
         """The server, for messages."""
         return self.adapter.name
 
+    @property
+    def is_encrypted(self) -> bool:
+        """Requests go by TLS."""
+        return self.adapter.base_url.startswith("https:")
+
     def request(
         self,
         method: str,

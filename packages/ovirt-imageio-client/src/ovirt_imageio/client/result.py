@@ -1,0 +1,47 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a transfer did, as a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Transport = Literal["unix", "tls", "tcp"]
+"""How bytes went: by the Unix socket of a server on this host, encrypted, or in plain text."""
+
+
+@dataclass(frozen=True)
+class TransferResult:
+    """What an upload or a download did. Each byte of the image counts once.
+
+    Attributes:
+        moved: Bytes that were copied, however often they were sent.
+        zeroed: Bytes that the other end was told to make zero.
+        skipped: Bytes that already read as they should, or were left alone on purpose.
+        resumed: Bytes that an earlier run did, and that were found to be as it left them.
+        seconds: From the call to its end, with all checks.
+        retries: Attempts after a first one that failed, in all of it.
+        transport: How bytes went.
+        verified: Both ends were compared afterwards, as far as they can be: see `verify`.
+        checksum: Block hash of the image, in hexadecimal, if all of it was compared; else None.
+        algorithm: That it was made with, see hashlib; None without a checksum.
+        block_size: Bytes of a block of it; None without a checksum.
+    """
+
+    moved: int
+    zeroed: int
+    skipped: int
+    resumed: int
+    seconds: float
+    retries: int
+    transport: Transport
+    verified: bool = False
+    checksum: str | None = None
+    algorithm: str | None = None
+    block_size: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the image."""
+        return self.moved + self.zeroed + self.skipped + self.resumed
