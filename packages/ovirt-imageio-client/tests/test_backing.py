@@ -10,6 +10,7 @@ import pytest
 
 from imageio_testing.mounts import loop_device
 from imageio_testing.qemu import Backing, make_image, needs_qemu
+from imageio_testing.vhd import FIXED, make_vhd
 from ovirt_imageio.client import backing
 from ovirt_imageio.common.units import MiB
 
@@ -175,3 +176,14 @@ def test_link_to_a_folder_is_no_such_case(tmp_path):
     (tmp_path / "link").symlink_to("real")
     (tmp_path / "base").write_bytes(json.dumps("b").encode())
     check(tmp_path, "../base", name="link/disk")
+
+
+def test_backing_file_that_is_no_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="neither a regular file nor a block device"):
+        backing.format_of(str(tmp_path / "disk"), "fifo")
+
+
+def test_format_of_a_fixed_vhd_is_known_by_its_end(tmp_path):
+    make_vhd(tmp_path / "base.vhd", MiB, kind=FIXED)
+    assert backing.format_of(str(tmp_path / "disk"), "base.vhd") == "vpc"

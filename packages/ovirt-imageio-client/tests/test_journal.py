@@ -323,3 +323,13 @@ def test_home_of_a_user_without_the_variable_is_looked_up(tmp_path, monkeypatch)
 def test_ranges_are_merged():
     assert merged([(5, 5), (0, 5), (20, 1), (6, 2), (15, 5)]) == [(0, 10), (15, 6)]
     assert merged([]) == []
+
+
+def test_journal_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    def broken(self):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Journal, "_read", broken)
+    with pytest.raises(OSError, match="Input/output error") as e:
+        Journal(str(tmp_path / "journal"), {})
+    assert e.value.filename == str(tmp_path / "journal")

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import os
 import struct
@@ -176,3 +177,15 @@ def test_headers_that_lead_nowhere_are_no_error_of_ours(folder, magic, at, offse
 def test_short_files_have_neither_beginning_nor_end(folder, data, fmt):
     (folder / "disk").write_bytes(data)
     assert look("disk") == (Layer("disk", fmt),)
+
+
+def test_tar_file_that_cannot_be_read_is_named(folder, monkeypatch):
+    with tarfile.open("vm.ova", "w"):
+        pass
+
+    def broken(*args):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(tarfile, "open", broken)
+    with pytest.raises(OSError, match="Input/output error: 'vm.ova'"):
+        look("vm.ova", member="disk")

@@ -8,9 +8,23 @@ from ovirt_imageio.common import errors
 
 
 def test_all_but_storage_and_callers_descend_from_one_root():
-    kinds = [value for value in vars(errors).values() if isinstance(value, type)]
+    kinds = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
     assert len(kinds) > 5
     assert all(issubclass(kind, errors.ImageioError) for kind in kinds)
+
+
+def test_error_of_the_system_is_named():
+    with pytest.raises(OSError, match="'/some/disk'") as e, errors.Naming("/some/disk"):
+        raise OSError(errno.EIO, "Input/output error")
+    assert e.value.filename == "/some/disk"
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "broken", "/other"), errors.AlsoOSError("lost"), ValueError("x")])
+def test_error_of_something_else_keeps_its_name(error):
+    name = getattr(error, "filename", None)
+    with pytest.raises(type(error)), errors.Naming("/some/disk"):
+        raise error
+    assert getattr(error, "filename", None) == name
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import gzip
 import io
 import lzma
 import os
+import struct
 import subprocess
 import tarfile
 import zipfile
@@ -207,6 +208,12 @@ KINDS = (
     Kind("VMDK, with a parent", chain("vmdk"), "by qemu, with its chain"),
     Kind("VMDK, monolithicFlat", vmdk("monolithicFlat"), refused=UnsafeImage, because=DATA_FILE),
     Kind("VMDK, twoGbMaxExtentFlat", vmdk("twoGbMaxExtentFlat"), refused=UnsafeImage, because=DATA_FILE),
+    Kind(
+        "VMDK, a part of an ESX 3 image (COWD)",
+        packed((b"COWD" + struct.pack("<10I", 1, 3, SIZE // 512, 1, 4, 5, 36, 0, 0, 0)).__add__),
+        refused=UnsupportedImage,
+        because="is a part of an image of VMware ESX",
+    ),
     Kind("VMDK, twoGbMaxExtentSparse", vmdk("twoGbMaxExtentSparse"), refused=UnsafeImage, because=DATA_FILE),
     *(
         Kind(f"VHD, {name}, by `{creator.decode()}`", made_vhd(kind, creator + b"\0" * (4 - len(creator))), taken)

@@ -62,3 +62,15 @@ def test_plain_name_is_never_a_protocol(name, safe):
 
 def test_member_ends_with_a_sector():
     assert image.node("/a.tar", "raw", size=513)["size"] == 1024
+
+
+def test_references_are_not_repeated_to_people(tmp_path):
+    path = str(tmp_path / "a disk")
+    for reference in (
+        image.reference(path, "qcow2"),
+        image.reference(path, "vpc", offset=512, size=1024),
+        image.reference(path, "raw", offset=512, size=1024),
+    ):
+        said = f"Could not open '{reference}': No such file"
+        assert image.without_references(said, ["info", reference]) == f"Could not open '{path}': No such file"
+    assert image.without_references("Could not open 'json:{}'", ["json:{}"]) == "Could not open 'json:{}'"

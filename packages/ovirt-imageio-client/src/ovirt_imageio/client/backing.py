@@ -19,6 +19,7 @@ import stat
 from typing import Any, Iterator
 
 from ovirt_imageio.client import formats
+from ovirt_imageio.client.layers import probe_file
 from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.qemu import img
 
@@ -86,8 +87,7 @@ def format_of(path: str, backing_file: str) -> str:
     Raises:
         OSError: It cannot be read.
     """
-    with open(full_name(path, backing_file), "rb") as f:
-        return formats.probe(f.read(formats.PROBE_SIZE))
+    return probe_file(full_name(path, backing_file))
 
 
 def full_name(path: str, backing_file: str) -> str:
@@ -128,9 +128,10 @@ def _used(path: str, fmt: str | None) -> Iterator[tuple[str, str | None]]:
     def read(offset: int, length: int) -> bytes:
         return os.pread(fd, length, offset)
 
+    fmt = fmt or probe_file(path)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        found = formats.references(fmt or formats.probe(read(0, formats.PROBE_SIZE)), read)
+        found = formats.references(fmt, read)
     except (ValueError, OverflowError) as e:
         raise ValueError(f"the backing file {path} is not a valid image: {e}") from e
     finally:

@@ -26,7 +26,7 @@ from urllib.parse import quote
 from ovirt_imageio.client import folders, records
 from ovirt_imageio.client.records import Identity, merged
 from ovirt_imageio.common import linux
-from ovirt_imageio.common.errors import TransferError
+from ovirt_imageio.common.errors import Naming, TransferError
 
 _HEAD_SIZE = 12
 """Bytes that are looked at before the rest of a file is read: it may be a disk."""
@@ -67,8 +67,9 @@ class Journal:
         self._torn = False
         self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
-            self._lock()
-            self._load()
+            with Naming(path):
+                self._lock()
+                self._load()
         except BaseException:
             os.close(self._fd)
             raise

@@ -22,7 +22,7 @@ from typing import NamedTuple, Union
 
 from ovirt_imageio.client import formats, packed, vhd
 from ovirt_imageio.client.differencing import parent_of
-from ovirt_imageio.common.errors import ImageioError
+from ovirt_imageio.common.errors import ImageioError, Naming
 
 log = logging.getLogger(__name__)
 
@@ -151,13 +151,13 @@ class _Part(NamedTuple):
             length = max(0, min(length, self.length - offset))
         fd = self._open()
         try:
-            return os.pread(fd, length, (self.start or 0) + offset)
+            with Naming(self.path):
+                return os.pread(fd, length, (self.start or 0) + offset)
         except OverflowError as e:
             raise ValueError(f"a reference to offset {offset}") from e
         except OSError as e:
             if e.errno == errno.EINVAL:  # what is wanted ends past the largest offset
                 raise ValueError(f"a reference to offset {offset}") from e
-            e.filename = self.path
             raise
         finally:
             os.close(fd)
@@ -169,6 +169,17 @@ class _Part(NamedTuple):
 
     def _open(self) -> int:
         return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+
+
+def probe_file(path: str) -> str:
+    """Tell the format of a file by its content; `raw` for anything that is not known.
+
+    Raises:
+        OSError: It cannot be read, or no image can be in it.
+    """
+    _check_kind(path)
+    part = _Part(path)
+    return formats.probe(part.read(0, formats.PROBE_SIZE), part.tail())
 
 
 def _check_kind(path: str) -> None:
@@ -209,6 +220,11 @@ def _refuse_parts(layer: Layer) -> None:
         raise InvalidImage(f"{layer.path} is not a valid {layer.fmt} image: {e}") from e
     if how is not None:
         raise UnsupportedImage(f"{layer.path} is encrypted ({how}): decrypt it first, for example by qemu-img convert")
+    if layer.fmt == "vmdk" and layer.read(0, 4) == b"COWD":
+        raise UnsupportedImage(
+            f"{layer.path} is a part of an image of VMware ESX (COWD), which qemu cannot read by itself: "
+            "convert the image first, by vmkfstools"
+        )
     if parent is not None:
         raise UnsupportedImage(
             f"{layer.path} has only what changed since its parent ({parent}): "
@@ -312,7 +328,7 @@ def find_member(path: str, member: str) -> tuple[int, int]:
         OSError: The file cannot be read.
     """
     try:
-        with tarfile.open(path, "r:") as tar:
+        with Naming(path), tarfile.open(path, "r:") as tar:
             info = tar.getmember(member)
     except KeyError:
         raise InvalidImage(f"{path} has no member {member!r}") from None

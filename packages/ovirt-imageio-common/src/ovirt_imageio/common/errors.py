@@ -9,6 +9,7 @@ everything else descends from `ImageioError`.
 from __future__ import annotations
 
 import os
+from types import TracebackType
 
 _SHOWN = 100  # characters of a value that a message repeats
 
@@ -116,3 +117,26 @@ class ConnectionTimeout(ImageioError):
 
 class PeerTimeout(ConnectionTimeout):
     """The other end of a stream was silent: the client, not storage."""
+
+
+class Naming:
+    """While it is entered, an error of the system gets the name of a file, which system calls leave out.
+
+    Args:
+        path: Of the file.
+    """
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # What the other end of a stream raises is no error of the file.
+        if isinstance(error, OSError) and not isinstance(error, ImageioError) and error.filename is None:
+            error.filename = self._path

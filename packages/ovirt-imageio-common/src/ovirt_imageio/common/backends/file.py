@@ -20,7 +20,6 @@ import stat
 import threading
 import time
 import weakref
-from types import TracebackType
 from typing import Any, Callable, Iterator, Sequence
 
 from ovirt_imageio.common import defaults, linux
@@ -32,7 +31,7 @@ from ovirt_imageio.common.backends.pausing import is_paused, note_silence
 from ovirt_imageio.common.backends.zeroing import Zeroing
 from ovirt_imageio.common.buffers import Buffer, borrow
 from ovirt_imageio.common.cancel import Cancel
-from ovirt_imageio.common.errors import ImageioError, PeerGone
+from ovirt_imageio.common.errors import Naming, PeerGone
 from ovirt_imageio.common.extents import Extent, ZeroExtent, merge
 
 _PAGE = 4096
@@ -75,25 +74,6 @@ def _shared_by(fd: int) -> tuple[_Shared, ImageSize]:
         return _open_files.setdefault(key, _Shared()), _sizes.setdefault(key, ImageSize())
 
 
-class _Named:
-    """While it is entered, an error of storage gets the name of the file, which system calls leave out."""
-
-    __slots__ = ("_path",)
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        """Do nothing."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        # What the other end of a stream raises is no error of the file.
-        if isinstance(error, OSError) and not isinstance(error, ImageioError) and error.filename is None:
-            error.filename = self._path
-
-
 class FileBackend(Backend):
     """A regular file or a block device. One instance, one thread.
 
@@ -132,7 +112,7 @@ class FileBackend(Backend):
         if mode not in _MODES:
             raise ValueError(f"unknown mode {mode!r}: expected 'r' or 'r+'")
         self.path = path
-        self._named = _Named(path)
+        self._named = Naming(path)
         self._options: dict[str, Any] = {"mode": mode, "sparse": sparse, "connections": connections, "direct": direct}
         self._options.update(splice_out=splice_out, cancel=cancel, grow_to=grow_to)
         self._cancel = cancel if mode == "r+" else None

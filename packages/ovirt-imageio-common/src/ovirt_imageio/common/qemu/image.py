@@ -92,6 +92,25 @@ def protocol(filename: str) -> str:
     return "host_device" if stat.S_ISBLK(mode) else "file"
 
 
+def without_references(text: str, args: Sequence[str]) -> str:
+    """Name files in place of the references to them, in what a tool said.
+
+    Args:
+        text: What it said.
+        args: Its arguments.
+    """
+    for arg in args:
+        if arg.startswith(_JSON):
+            node = json.loads(arg[len(_JSON) :])
+            while isinstance(node.get("file"), dict):
+                node = node["file"]
+            text = text.replace(arg, str(node.get("filename", arg)))
+    return text
+
+
+_JSON = "json:"
+
+
 def reference(*args: Any, **kwargs: Any) -> str:
     """The node of an image as a `json:` file name, which all tools take."""
-    return "json:" + json.dumps(node(*args, **kwargs))
+    return _JSON + json.dumps(node(*args, **kwargs))

@@ -253,7 +253,7 @@ def check(
         summary = out.read()
     said = " ".join(findings.words)
     if not summary and "Could not open" in said:
-        raise QemuImgError(f"{PROGRAM} check: {said.replace(reference, filename)}")
+        raise QemuImgError(f"{PROGRAM} check: {image.without_references(said, args)}")
     return findings.report(summary, process.returncode)
 
 
@@ -351,5 +351,5 @@ def _kill(process: subprocess.Popen[str], wait: Callable[..., object]) -> None:
 
 
 def _failed(args: Sequence[str], done: subprocess.CompletedProcess[str]) -> QemuImgError:
-    said = done.stderr.strip() or f"exit status {done.returncode}"
+    said = image.without_references(done.stderr.strip(), args) or f"exit status {done.returncode}"
     return QemuImgError(f"{PROGRAM} {args[0]}: {said.removeprefix('qemu-img: ')}")

@@ -247,7 +247,7 @@ class Server:
             return ""
         # By pread: qemu-nbd shares the position, and goes on writing there.
         text = os.pread(self._stderr.fileno(), _MOST_WORDS, 0).decode("utf-8", "replace").strip()
-        text = text.replace(self._command[-1], self._filename)
+        text = image.without_references(text, self._command)
         return "\n".join(line.removeprefix("qemu-nbd: ") for line in text.splitlines())
 
     def failure(self) -> str | None:
