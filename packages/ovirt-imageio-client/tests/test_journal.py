@@ -40,6 +40,29 @@ def test_what_was_recorded_is_done(path):
     assert reopened(path) == [(0, 200), (400, 1)]
 
 
+def test_nothing_counts_as_done_that_storage_may_have_lost(path):
+    with Journal(path, WHAT) as journal:
+        journal.begin("plan")
+        journal.record([(0, 50)])
+        journal.distrust()
+        assert (journal.done, journal.is_distrusted) == ([], True)
+    with Journal(path, WHAT) as journal:
+        # What was written is there still, or any of it.
+        assert (journal.done, journal.begun, journal.is_sealed, journal.is_distrusted) == ([], True, True, False)
+        journal.record([(60, 1)])
+    assert reopened(path) == [(60, 1)]
+
+
+def test_journal_is_removed_where_it_cannot_say_so(path, monkeypatch):
+    with Journal(path, WHAT) as journal:
+        journal.record([(0, 50)])
+        monkeypatch.setattr(os, "fdatasync", lambda fd: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            journal.record([(50, 50)])
+        journal.distrust()
+    assert not os.path.exists(path)
+
+
 @pytest.mark.parametrize("cut", [1, 2, 10])
 def test_record_that_was_cut_off_does_not_count(path, cut):
     with Journal(path, WHAT) as journal:

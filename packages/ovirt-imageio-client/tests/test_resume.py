@@ -11,9 +11,9 @@ import pytest
 from imageio_testing.imageserver import Image, ScriptedServer, response
 from imageio_testing.qemu import Fill, make_image, needs_qemu
 from ovirt_imageio import client
-from ovirt_imageio.client import plan
+from ovirt_imageio.client import plan, transfer
 from ovirt_imageio.client.journal import CannotResume
-from ovirt_imageio.common.errors import AuthorizationError
+from ovirt_imageio.common.errors import AuthorizationError, ImageioError
 from ovirt_imageio.common.units import MiB
 
 SIZE = 4 * MiB
@@ -119,3 +119,52 @@ def test_journal_says_nothing_of_an_image_whose_header_is_not_stable(tmp_path, m
     with ScriptedServer(Image(bytearray(b"x" * SIZE))) as running, pytest.raises(OSError, match="Input/output error"):
         client.download(running.url, tmp_path / "image", None, resume=True, max_workers=1)
     assert b"done" not in (tmp_path / "image.download.journal").read_bytes()
+
+
+class Failing(Image):
+    """Storage that refuses the second of all flushes."""
+
+    flushes = 0
+
+    def do_patch(self, got, query):
+        answer = super().do_patch(got, query)
+        return response(500, b"storage failed\n") if self.flushes == 2 else answer
+
+
+def test_upload_relies_on_nothing_after_a_flush_that_storage_refused(tmp_path, monkeypatch):
+    """Storage may have forgotten what it could not write; the next flush says nothing of it."""
+    monkeypatch.setattr(transfer, "CHECKPOINT_LENGTH", MiB)
+    monkeypatch.setattr(plan, "SHORTEST_CUT", MiB)
+    make_image(tmp_path / "image", "raw", SIZE, [Fill(0, SIZE, 1)])
+    disk = bytearray(SIZE)
+    with pytest.raises(ImageioError, match="storage failed"):
+        upload(tmp_path / "image", disk, Failing)
+    disk[:] = bytes(SIZE)
+    upload(tmp_path / "image", disk)
+    assert disk == (tmp_path / "image").read_bytes()
+
+
+@pytest.mark.parametrize("failing", [2, 3])
+def test_download_relies_on_nothing_after_a_sync_that_failed(tmp_path, monkeypatch, failing):
+    """The second sync of a part is the flush of its worker, the third is before it gets its name."""
+    calls = []
+
+    def fsync(fd, fsync=os.fsync):
+        if os.readlink(f"/proc/self/fd/{fd}").endswith(".part"):
+            calls.append(fd)
+            if len(calls) == failing:
+                raise OSError(5, "Input/output error")
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with ScriptedServer(Image(bytearray(b"x" * SIZE))) as running:
+
+        def download():
+            client.download(running.url, tmp_path / "image", None, fmt="raw", resume=True, max_workers=1)
+
+        with pytest.raises(OSError, match="Input/output error"):
+            download()
+        assert sorted(os.listdir(tmp_path)) == ["image.download.journal"]
+        download()
+    assert (tmp_path / "image").read_bytes() == b"x" * SIZE
+    assert os.listdir(tmp_path) == ["image"]

@@ -158,7 +158,9 @@ def upload(
             transfer.check_done()
             _send(transfer, source, remote, backing_chain=backing_chain, disk_is_zero=disk_is_zero)
         except BaseException:
-            left = "the disk is incomplete" if record is None else f"{record.path} has what is done"
+            left = "the disk is incomplete"
+            if record is not None and not record.is_distrusted:
+                left = f"{record.path} has what is done"
             _tell_left("upload", filename, transfer.counter, left, record)
             raise
         if record is not None:
@@ -293,7 +295,9 @@ def download(
             if isinstance(e, OSError) and e.errno == errno.ENOSPC and not e.filename:
                 e.filename = staging.path
             left = f"{filename} is {staging.state}"
-            if record is None:
+            if record is not None and staging.is_lost:
+                record.distrust()
+            if record is None or record.is_distrusted:
                 staging.discard()
             elif staging.is_left:
                 left = f"{staging.path} and {record.path} are kept"

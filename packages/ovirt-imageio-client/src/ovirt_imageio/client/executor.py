@@ -272,6 +272,10 @@ class Executor:
             it; the first failure of a worker calls it.
         on_retry: Told of each attempt after the first, from any worker.
         pause: Waits for seconds or until it is cancelled; tests replace it.
+
+    Attributes:
+        flush_failed: Storage refused a flush. It may have forgotten what it could not write, so that
+            a later flush succeeds without it.
     """
 
     def __init__(
@@ -296,6 +300,7 @@ class Executor:
         self._on_retry = on_retry
         self._lock = threading.Lock()
         self._error: BaseException | None = None
+        self.flush_failed = False
         self._workers = [_Worker(self, f"transfer-{n}") for n in range(max(workers, 1))]
 
     def run(self, steps: Iterable[Step]) -> None:
@@ -462,6 +467,8 @@ class _Worker:
                 self._owes_flush = False
             except Exception as e:
                 failures += 1
+                if not (is_passing(e) or self._executor._cancel.cancelled):
+                    self._executor.flush_failed = True
                 self._recover(e, failures, "flush")
         checkpoints = self._executor._checkpoints
         if checkpoints is not None and self._unrecorded:

@@ -48,6 +48,7 @@ class Journal:
         path: As given.
         done: Offset and length of each range that earlier runs did, merged, in order.
         begun: An earlier run may have written to the other end, also where nothing is done.
+        is_distrusted: Nothing that is written down as done may be relied on.
         part: The file that earlier runs have built a download in, if there is one.
 
     Raises:
@@ -62,6 +63,7 @@ class Journal:
         self.begun = False
         self.part: Identity | None = None
         self._what = what
+        self.is_distrusted = False
         self._plan: str | None = None
         self._writing = threading.Lock()
         self._torn = False
@@ -115,6 +117,18 @@ class Journal:
     def owner(self) -> int:
         """The user that the journal belongs to."""
         return os.fstat(self._fd).st_uid
+
+    def distrust(self) -> None:
+        """Let no later run rely on what was done: storage failed, and may have lost any of it.
+
+        Where that cannot be written down, the file is removed.
+        """
+        self.done = []
+        self.is_distrusted = True
+        try:
+            self._append({"lost": True})
+        except OSError:
+            self.remove()
 
     @property
     def is_sealed(self) -> bool:

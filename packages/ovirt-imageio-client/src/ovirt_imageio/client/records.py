@@ -7,6 +7,7 @@
     {"begun": true}                                                  from here on bytes are written
     {"done": [[0, 8388608], [16777216, 8388608]]}                    these are on stable storage
     {"done": [[8388608, 8388608]]}
+    {"lost": true}                                                   storage failed: none of it is
 
 Where ranges are left alone on purpose, the line "begun" also has a digest of the whole plan:
 `"plan": "…"`. Each line is on stable storage before the next one is written. So a crash can
@@ -193,6 +194,8 @@ def _take(records: Records, record: dict[str, Any], size: int | None, number: in
         return
     records.begun = True
     records.plan = plan or records.plan
+    if record.get("lost") is True:
+        records.done.clear()
     records.done += [(offset, length) for offset, length in done]
 
 

@@ -46,6 +46,7 @@ class Staging:
         in_place: The final name is written to.
         kept: There is something to continue.
         is_done: The image has its final name.
+        is_lost: Storage could not keep what was written: any of it may be gone.
 
     Raises:
         ImageInUse: Another download to this name is running, or a qemu has the image open.
@@ -59,7 +60,7 @@ class Staging:
         self._old: Standing | None = None
         self._claim: Claim | None = None
         self._part: Part | None = None
-        self.is_done = self._stays = False
+        self.is_done = self.is_lost = self._stays = False
         try:
             self._enter()
         except BaseException:
@@ -169,8 +170,14 @@ class Staging:
         Raises:
             OSError: Storage failed.
         """
-        if self._part is not None:
-            os.fsync(self._part.fd)
+        try:
+            if self._part is not None:
+                os.fsync(self._part.fd)
+            elif self._old is not None:
+                self._old.sync()
+        except OSError:
+            self.is_lost = True
+            raise
 
     def commit(self) -> None:
         """Give the file its final name, for good.
@@ -181,13 +188,12 @@ class Staging:
             OSError: Storage failed.
         """
         if self._part is None:
-            if self._old is not None:
-                self._old.sync()
+            self.sync()
             return
         try:
             self._finish(self._part)
         except Exception:
-            self._stays = not self.is_done
+            self._stays = not (self.is_done or self.is_lost)
             raise
         sync_folder(self.filename)
 
@@ -196,7 +202,7 @@ class Staging:
         if old is not None:
             old.keep_out_qemu()
             old.give_attributes(part.fd)
-        os.fsync(part.fd)
+        self.sync()
         part.check_name()
         if old is not None and old.still_has_its_name:
             self._tell_names(old)

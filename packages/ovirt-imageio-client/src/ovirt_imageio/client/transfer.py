@@ -160,7 +160,11 @@ class Transfer:
             checkpoints=checkpoints,
             **self._patience.manner(),
         )
-        executor.run(self._planned(steps))
+        try:
+            executor.run(self._planned(steps))
+        finally:
+            if journal is not None and executor.flush_failed:
+                journal.distrust()
         if passed is not None:
             with showing(self._progress, "verifying"):
                 self._verify(passed)
