@@ -14,7 +14,14 @@ from ovirt_imageio.daemon.handlers.images import content_disposition
 from ovirt_imageio.daemon.tickets import Ticket
 
 REQUIRED = {"uuid": "t", "size": 4096, "ops": ["read"], "timeout": 300, "url": "file:///disk"}
-OPTIONAL = {"transfer_id": "x", "filename": "disk.raw", "sparse": True, "dirty": True, "inactivity_timeout": 7}
+OPTIONAL = {
+    "transfer_id": "x",
+    "filename": "disk.raw",
+    "sparse": True,
+    "dirty": True,
+    "inactivity_timeout": 7,
+    "bitmap": "since monday",
+}
 
 
 def ticket(**keys):
@@ -109,6 +116,10 @@ def test_missing_key_is_named(key):
         ("inactivity_timeout", -1),
         ("uuid", "\ud800"),
         ("url", "file:///\ud800"),
+        ("bitmap", 5),
+        ("bitmap", ""),
+        ("bitmap", "a\0b"),
+        pytest.param("bitmap", "é" * 512, id="bitmap-too long"),
         ("transfer_id", 5),
         ("transfer_id", "\ud800"),
         ("filename", ["x"]),

@@ -147,6 +147,16 @@ def test_dirty_extents(origin, proxy, tmp_path):
         chain.remove()
 
 
+def test_why_there_are_no_dirty_extents_is_passed_on(chain, origin, proxy):
+    ticket = origin.add_ticket(chain.server.url, size=SIZE, dirty=True, bitmap="friday")
+    proxied = proxy.add_ticket(f"{origin.url}/images/{ticket}", size=SIZE, dirty=True)
+    with HttpPeer.unix(proxy.local_socket) as peer:
+        answer = peer.request("GET", f"/images/{proxied}/extents?context=dirty")
+    assert (answer.status, answer.text) == (404, "the storage has no dirty extents: it has no bitmap 'friday'\n")
+    proxy.remove_ticket(proxied)
+    origin.remove_ticket(ticket)
+
+
 def test_no_dirty_extents(chain):
     with chain.client() as peer:
         assert peer.request("GET", chain.path + "/extents?context=dirty").status == 404

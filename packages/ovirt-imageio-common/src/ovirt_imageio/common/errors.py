@@ -80,7 +80,13 @@ class OutOfRange(ImageioError, ValueError):
 
 
 class UnsupportedOperation(ImageioError):
-    """The peer or the storage cannot do this at all."""
+    """The peer or the storage cannot do this at all.
+
+    Attributes:
+        text: The reason in the peer's own words; empty if there are none.
+    """
+
+    text: str = ""
 
 
 class ReadOnlyStorage(UnsupportedOperation):

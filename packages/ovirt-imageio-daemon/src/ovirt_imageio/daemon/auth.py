@@ -258,6 +258,7 @@ def _open(cfg: Config, ticket: Ticket, mode: str) -> Backend:
         mode=mode,
         sparse=ticket.sparse,
         dirty=ticket.dirty,
+        bitmap=ticket.bitmap,
         cafile=cfg.backend_http.ca_file or cfg.tls.ca_file or None,
         connections=cfg.daemon.max_connections,
         large_read=cfg.backend_nbd.large_read,

@@ -645,7 +645,8 @@ class Lease:
 def _look(backend: Backend) -> Storage:
     """Ask for the size, for which the backend of a proxied image asks its origin."""
     size, limit = backend.size, backend.max_size
-    return Storage(backend.size_teller(), backend.capabilities, limit if limit > size else 0)
+    grow_to = limit if limit > size else 0
+    return Storage(backend.size_teller(), backend.capabilities, grow_to, backend.no_dirty_reason)
 
 
 def _open(open_backend: Open, opened: list[Backend]) -> None:

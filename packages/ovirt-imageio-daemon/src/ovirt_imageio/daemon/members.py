@@ -30,11 +30,13 @@ class Storage(NamedTuple):
         sizes: Tells how many bytes it has now.
         capabilities: What it can do.
         grow_to: Bytes up to which writing may make it grow; 0 if it does not grow.
+        no_dirty_reason: Why there are no dirty extents, in words, if there are none.
     """
 
     sizes: Callable[[], int]
     capabilities: Capabilities
     grow_to: int = 0
+    no_dirty_reason: str = ""
 
     @property
     def size(self) -> int:

@@ -20,6 +20,8 @@ OPS = ("read", "write")
 # Characters of a file name. Each becomes up to 13 in Content-Disposition, and http.client takes lines
 # of 64 KiB. File systems have names of 255 bytes.
 _LONGEST_NAME = 2048
+# Bytes of a bitmap's name in a qcow2 image, see qcow2.txt, "Bitmap directory".
+_LONGEST_BITMAP = 1023
 _SCHEMES = "nbd:, nbd://, nbd+unix://, file://, file:/, https:// or http://"
 
 # What ovirt-imageio 2.x makes of an id where no transfer_id was given: characters that it shows.
@@ -43,6 +45,7 @@ class Ticket(NamedTuple):
         filename: What a browser calls the image; None if that was not given.
         sparse: Zeroing may deallocate.
         dirty: Dirty extents are wanted.
+        bitmap: The bitmap of the export that they mean; None if that was not given.
     """
 
     uuid: str
@@ -55,6 +58,7 @@ class Ticket(NamedTuple):
     filename: str | None = None
     sparse: bool = False
     dirty: bool = False
+    bitmap: str | None = None
 
     @classmethod
     def from_json(cls, ticket_id: str, document: Mapping[str, Any], *, inactivity_timeout: int = 60) -> Ticket:
@@ -82,6 +86,7 @@ class Ticket(NamedTuple):
             filename=_filename(document),
             sparse=params.boolean(document, "sparse"),
             dirty=params.boolean(document, "dirty"),
+            bitmap=_bitmap(document),
         )
 
     @property
@@ -109,7 +114,7 @@ class Ticket(NamedTuple):
         return op in self.ops or (op == "read" and self.writable)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the ticket as ``GET /tickets/{id}`` shows it; `filename` only if set.
+        """Return the ticket as ``GET /tickets/{id}`` shows it; `filename` and `bitmap` only if set.
 
         Without a `transfer_id` it shows one made of the id, as ovirt-imageio 2.x does.
         """
@@ -129,6 +134,8 @@ class Ticket(NamedTuple):
         }
         if self.filename is not None:
             document["filename"] = self.filename
+        if self.bitmap is not None:
+            document["bitmap"] = self.bitmap
         return document
 
 
@@ -137,6 +144,13 @@ def _ops(document: Mapping[str, Any]) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or not all(op in OPS for op in value):
         raise params.invalid("ops", value, "a list of 'read', 'write' or both")
     return tuple(value)
+
+
+def _bitmap(document: Mapping[str, Any]) -> str | None:
+    value = params.optional_text(document, "bitmap")
+    if value is not None and (not value or "\0" in value or len(value.encode()) > _LONGEST_BITMAP):
+        raise params.invalid("bitmap", value, f"a name of 1 to {_LONGEST_BITMAP} bytes without NUL")
+    return value
 
 
 def _filename(document: Mapping[str, Any]) -> str | None:

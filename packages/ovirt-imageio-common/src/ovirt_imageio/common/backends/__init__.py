@@ -25,6 +25,7 @@ def open(
     mode: str = "r",
     sparse: bool = False,
     dirty: bool = False,
+    bitmap: str | None = None,
     cafile: str | None = None,
     secure: bool = True,
     connections: int = defaults.MAX_CONNECTIONS,
@@ -39,6 +40,7 @@ def open(
         mode: `r` to read, `r+` to read and write.
         sparse: Zeroing may deallocate.
         dirty: Dirty extents are wanted.
+        bitmap: Of NBD: the bitmap that they mean, needed where the export has several.
         cafile: Certificates to verify an https server with; None: the system's.
         secure: Verify an https server.
         connections: Most instances that will be open at a time.
@@ -62,6 +64,7 @@ def open(
             mode=mode,
             sparse=sparse,
             dirty=dirty,
+            bitmap=bitmap if dirty else None,
             connections=connections,
             timeout=timeout,
             large_read=large_read,

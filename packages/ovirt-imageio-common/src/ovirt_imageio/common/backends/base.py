@@ -142,6 +142,7 @@ class Backend(ABC):
         unflushed: Something was written and acknowledged since the last flush.
         broken: Why the instance must not be used again, None while it may.
         read_only_reason: Why writing is refused, in words, if it is.
+        no_dirty_reason: Why there are no dirty extents, in words, if there are none.
         can_pause: `receive_from` returns early when its peer is paused, and may be called
             again for the rest.
     """
@@ -152,6 +153,7 @@ class Backend(ABC):
     broken: BaseException | None = None
     can_pause: bool = True
     read_only_reason: str = "the image was opened for reading only"
+    no_dirty_reason: str = "it has no bitmap"
 
     @property
     def max_size(self) -> int:

@@ -118,6 +118,7 @@ class NbdBackend(Backend):
             raise ReadOnlyStorage(f"NBD export {self.address} is read-only")
         self.size = self.export.size
         self.capabilities = _capabilities(self.export, connections=connections, read_only=mode == "r")
+        self.no_dirty_reason = self.export.why_not_dirty
         self._edges = edge_lock(self.address)
         # Over TCP the read would cost more than the server's memory does.
         local = self.address.transport == "unix"

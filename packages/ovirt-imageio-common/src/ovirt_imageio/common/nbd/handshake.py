@@ -70,7 +70,7 @@ class Export(NamedTuple):
         structured: replies are structured.
         contexts: names of the metadata contexts with the number that
             stands for each in block status replies.
-        bitmaps: names of the dirty bitmaps that the server offered.
+        bitmaps: names of the dirty bitmaps that the server offered, or the one that was asked for.
     """
 
     name: str
@@ -121,10 +121,16 @@ class Export(NamedTuple):
         """
         if self.dirty_context is not None:
             return self.dirty_context
-        why = "it has no bitmap"
+        raise UnsupportedOperation(f"no dirty extents of NBD export {self.name!r}: {self.why_not_dirty}")
+
+    @property
+    def why_not_dirty(self) -> str:
+        """Why there is no dirty bitmap context, for messages; empty if there is one."""
+        if self.dirty_context is not None:
+            return ""
         if len(self.bitmaps) > 1:
-            why = f"it has several bitmaps, name one of {', '.join(self.bitmaps)}"
-        raise UnsupportedOperation(f"no dirty extents of NBD export {self.name!r}: {why}")
+            return f"it has several bitmaps, name one of {', '.join(self.bitmaps)}"
+        return f"it has no bitmap {self.bitmaps[0]!r}" if self.bitmaps else "it has no bitmap"
 
     def by_name(self, status: Mapping[int, bytes]) -> dict[str, bytes]:
         """Return a complete block status by names instead of numbers of contexts."""

@@ -29,6 +29,9 @@ from .images import usable_size
 _FIRST_BATCH = 256
 _BATCH = 4096
 
+_NO_DIRTY = "the storage has no dirty extents: "
+_LONGEST_REASON = 500  # characters of what an origin says
+
 
 class Extents:
     """The resource ``/images/{id}/extents``. Loop thread only.
@@ -53,7 +56,7 @@ class Extents:
             if not transfer.ticket.dirty:
                 raise HttpError(404, "the ticket does not allow dirty extents")
             if not storage.capabilities.can_dirty:
-                raise HttpError(404, "the storage has no dirty extents")
+                raise HttpError(404, _NO_DIRTY + storage.no_dirty_reason)
         size = await usable_size(transfer)
         transfer.touch(request.connection)
         fields = [("Content-Type", imagesapi.JSON), ("Cache-Control", "no-store")]
@@ -101,7 +104,9 @@ class _ExtentsBody(StreamedBody):
             return await loop.worker(_first, backend, self._context, self._size, op)
         except UnsupportedOperation as e:
             if self._context == imagesapi.CONTEXT_DIRTY:
-                raise HttpError(404, "the storage has no dirty extents") from e
+                said = " ".join((e.text or str(e)).split())[:_LONGEST_REASON]
+                # An origin says it in the same words.
+                raise HttpError(404, _NO_DIRTY + said.removeprefix(_NO_DIRTY)) from e
             raise
 
 
