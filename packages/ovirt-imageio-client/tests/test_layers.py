@@ -10,7 +10,10 @@ import gzip
 import os
 import struct
 import tarfile
+import tempfile
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 
 from imageio_testing.dmg import make_dmg
@@ -18,6 +21,7 @@ from imageio_testing.qemu import Backing, Fill, make_image, needs_qemu
 from imageio_testing.vhd import DIFFERENCING, FIXED, make_vhd
 from ovirt_imageio.client.layers import InvalidImage, Layer, UnsupportedImage, look
 from ovirt_imageio.client.local import Source
+from ovirt_imageio.common.errors import ImageioError
 from ovirt_imageio.common.units import KiB, MiB
 
 SIZE = 5 * MiB + 512
@@ -171,6 +175,24 @@ def test_headers_that_lead_nowhere_are_no_error_of_ours(folder, magic, at, offse
     (folder / "disk").write_bytes(data)
     with contextlib.suppress(UnsupportedImage, InvalidImage):
         look("disk")
+
+
+MAGICS = [b"QFI\xfb\0\0\0\1", b"QFI\xfb\0\0\0\2", b"QFI\xfb\0\0\0\3", b"QED\0", b"KDMV", b"vhdxfile", b"conectix"]
+MAGICS += [
+    b"# Disk DescriptorFile\n",
+    b"<<< QEMU VM Virtual Disk Image >>>".ljust(64) + b"\x7f\x10\xda\xbe",
+    b"COWD",
+    b"",
+]
+
+
+@hypothesis.given(st.sampled_from(MAGICS), st.binary(max_size=1200), st.binary(max_size=512))
+def test_any_header_is_taken_or_refused(magic, middle, end):
+    with tempfile.NamedTemporaryFile() as f:
+        f.write(magic + middle + bytes(4096) + end)
+        f.flush()
+        with contextlib.suppress(ImageioError):
+            look(f.name)
 
 
 @pytest.mark.parametrize(("data", "fmt"), [(b"", "raw"), (b"x", "raw"), (b"conectix", "vpc"), (b"\xff" * 511, "raw")])

@@ -246,6 +246,11 @@ KINDS = (
     Kind("OVA, a member that is VMDK", inside(vmdk("streamOptimized"), "disk.vmdk"), "by qemu, where it lies"),
     Kind("OVA, a member that is a fixed VHD", inside(made_vhd(vhd.FIXED, b"vbox"), "disk.vhd"), "without the footer"),
     Kind(
+        "OVA, a member that is a dynamic VHD",
+        inside(made_vhd(vhd.DYNAMIC, b"wa\0\0"), "disk.vhd"),
+        "by qemu, where it lies",
+    ),
+    Kind(
         "OVA, no member named", inside(plain, "disk.raw", whole=True), refused=UnsupportedImage, because="is a tar file"
     ),
     *(
@@ -306,6 +311,19 @@ def test_page_tells_each_kind(tmp_path):
             rows.append([kind.name, "", "", "", f"{kind.because} (`{kind.refused.__name__}`)"])
     head = ["image", "`format`", "size, bytes", "read", "refused"]
     check_table("reference/images.md", "kinds", head, rows)
+
+
+ALIKE = ("VHD, fixed, by `vbox`", "VHD, dynamic, by `wa`", "DMG, chunks by zlib", "OVA, a member that is a dynamic VHD")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.name in ALIKE], ids=lambda kind: kind.name)
+def test_every_function_sees_the_same_disk(kind, tmp_path):
+    path, options = kind.make(tmp_path)
+    reference = raw(tmp_path, name="reference")
+    assert client.info(path, **options)["virtual-size"] == SIZE
+    assert client.measure(path, "raw", **options)["required"] == SIZE
+    assert client.checksum(path, **options) == client.checksum(reference)
+    assert sum(extent.length for extent in client.extents(path, **options)) == SIZE
 
 
 def test_empty_vhdx_sends_nothing(tmp_path):
