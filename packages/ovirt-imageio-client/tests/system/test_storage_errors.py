@@ -13,8 +13,8 @@ import pytest
 
 from imageio_testing import nbdpeer, qemu
 from imageio_testing.daemon import Daemon
-from imageio_testing.faults import DATA, PATIENCE, SIZE, MiB, ask, assert_failed, assert_works, each_request
-from imageio_testing.httppeer import HttpPeer
+from imageio_testing.faults import DATA, PATIENCE, SIZE, MiB, ask, assert_failed, assert_works, each_request, wait_for
+from imageio_testing.httppeer import HttpPeer, request_head
 from imageio_testing.mounts import mount
 from imageio_testing.serving import Service
 from ovirt_imageio.common.backends.nbd import NbdBackend
@@ -73,11 +73,30 @@ def test_error_of_storage_fails_the_request_alone(daemon, image, tmp_path, kind,
         with HttpPeer.unix(daemon.local_socket) as peer:
             assert_works(peer, path, kind if kind in ("extents", "checksum", "get") else "flush")
             trigger.touch()
-            assert_failed(ask(peer, path, kind))
+            assert_failed(ask(peer, path, kind), 507 if error == "ENOSPC" else 500)
         assert error in daemon.ticket(ticket_id)["last_error"]["text"]
         trigger.unlink()
         with HttpPeer.unix(daemon.local_socket) as peer:
             assert_works(peer, path, kind)
+        daemon.remove_ticket(ticket_id)
+
+
+@qemu.needs_nbdkit
+def test_client_that_leaves_hides_nothing_that_storage_said(daemon, image, tmp_path):
+    """Of four connections one is told that the storage is full, and the client closes them all."""
+    trigger = tmp_path / "trigger"
+    options = ["error-pwrite=ENOSPC", "error-pwrite-rate=100%", f"error-pwrite-file={trigger}"]
+    with copy_on_write(image, "--filter=error", *options) as url:
+        ticket_id = daemon.add_ticket(url, size=SIZE)
+        path = f"/images/{ticket_id}"
+        with HttpPeer.unix(daemon.local_socket) as first, HttpPeer.unix(daemon.local_socket) as second:
+            second.send(request_head("PUT", path, headers=[("Content-Length", str(SIZE))]) + bytes(100))
+            wait_for(lambda: daemon.ticket(ticket_id)["active"], "the second upload began")
+            trigger.touch()
+            answer = first.request("PUT", path, body=b"x" * 4096)
+            assert (answer.status, answer.text) == (507, "no space left on the storage\n")
+        wait_for(lambda: not daemon.ticket(ticket_id)["active"], "both uploads ended")
+        assert "ENOSPC" in daemon.ticket(ticket_id)["last_error"]["text"]
         daemon.remove_ticket(ticket_id)
 
 
@@ -180,7 +199,7 @@ def test_full_file_system(daemon, small_file_system, storage):
             peer.send(b"PUT %b HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % (path.encode(), 8 * MiB))
             with contextlib.suppress(ConnectionError):
                 peer.send(DATA[: 8 * MiB])
-            assert_failed(peer.response("PUT"))
+            assert_failed(peer.response("PUT"), 507)
         told = daemon.ticket(ticket_id)
         assert "ENOSPC" in told["last_error"]["text"] or "No space left" in told["last_error"]["text"]
         assert told["transferred"] <= 4 * MiB

@@ -20,6 +20,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from ovirt_imageio.common.errors import PeerGone, PeerTimeout, ServerGone
+
 from .errors import DeadlineExpired, HttpError
 from .http.connection import Connection
 from .http.loop import Loop
@@ -30,6 +32,8 @@ from .pool import Pool, Storage
 from .progress import Progress
 from .stats import Meter, Stats
 from .tickets import Ticket
+
+_BY_CLIENT = (PeerGone, PeerTimeout, DeadlineExpired, HttpError)
 
 STATES = ("idle", "active", "expired", "cancelling", "cancelled")
 
@@ -58,7 +62,8 @@ class Transfer:
         stats: Finished operations.
         expires: When the ticket ceases to be valid, in seconds of the clock.
         cancelled: It serves no requests any more.
-        last_error: What failed last and why, empty while nothing did.
+        last_error: What failed last and why, empty while nothing did. A client that leaves after storage
+            has failed changes nothing.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class Transfer:
         self._meter = Meter()
         self._meter.sample(clock(), 0)
         self.last_error = ""
+        self._storage_failed = False
         self._failed = 0.0
         self._started = clock()
         self._expiry_noted = False
@@ -170,9 +176,13 @@ class Transfer:
             self._opening -= 1
 
     def _note_error(self, what: str, error: BaseException) -> None:
+        self.stats.error(error)
+        by_client = isinstance(error, _BY_CLIENT) and not isinstance(error, ServerGone)
+        if by_client and self._storage_failed:
+            return  # the client left because of what storage said
+        self._storage_failed = not by_client
         self.last_error = f"{what}: {error_text(error)}"
         self._failed = self._clock()
-        self.stats.error(error)
 
     def operation(self, kind: str, offset: int, length: int, connection: Connection) -> Operation:
         """Return a running operation; it ends when its context is left.

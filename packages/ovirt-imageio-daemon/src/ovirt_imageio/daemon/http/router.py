@@ -28,12 +28,20 @@ connection lingers until the client has noticed.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from ovirt_imageio.common.errors import AuthorizationError, OperationCancelled, PeerGone, PeerTimeout, ServerGone
+from ovirt_imageio.common.errors import (
+    AuthorizationError,
+    OperationCancelled,
+    PeerGone,
+    PeerTimeout,
+    RequestError,
+    ServerGone,
+)
 
 from ..errors import DeadlineExpired, HttpError
 from . import report
@@ -54,6 +62,10 @@ _DRAIN_LIMIT = 128 * 1024  # bytes of an unread body that are cheaper to read th
 _NO_BODY_STATUS = frozenset([204, 304])
 _ERROR_FIELDS = (("Content-Type", "text/plain; charset=UTF-8"), ("Cache-Control", "no-store"))
 _HTTP_1_0 = (1, 0)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+NO_SPACE = HttpError(507, "no space left on the storage")
+"""The answer to storage that is full, or to a quota that is used up: RFC 4918 §11.5."""
 
 Guard = Callable[[Request], None]
 # Called with request, status and seconds when a response was sent, or given up.
@@ -347,9 +359,12 @@ class Router:
     def _http_error(self, request: Request, error: Exception) -> HttpError:
         """Return what the client is told; the details of a 500 go to the log."""
         answer = _answer_to(error)
-        if answer is None:
+        if answer is None or answer is NO_SPACE:
             report.failed(request, error)
-            return HttpError(500, "the server could not do that")
+            return answer or HttpError(500, "the server could not do that")
+        if answer is NO_SPACE:
+            report.failed(request, error)
+            return answer
         if answer.status >= 500 or self._shall_be_told(request.connection):
             report.refused(request, answer)
         return answer
@@ -376,4 +391,6 @@ def _answer_to(error: Exception) -> HttpError | None:
         # We are a proxy: whoever gave out the tickets has to renew the one for the origin.
         said = " ".join(str(getattr(error, "text", "")).split())[:200]
         return HttpError(403, f"the origin refused: {said or 'no reason given'}")
+    if isinstance(error, (OSError, RequestError)) and error.errno in _FULL:
+        return NO_SPACE
     return None
