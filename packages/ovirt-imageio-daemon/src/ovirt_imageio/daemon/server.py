@@ -261,7 +261,8 @@ class Server:
         if self.cfg.tls.reload:
             contexts.refresh()
         if contexts.must_look:
-            with contextlib.suppress(Overloaded):  # the next time, then
+            # Without a worker, or a descriptor for a module of Python: the next time, then.
+            with contextlib.suppress(Overloaded, OSError):
                 await self._loop.worker(contexts.look)
         contexts.tell_validity(time.time())
 
