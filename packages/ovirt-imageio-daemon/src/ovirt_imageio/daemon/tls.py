@@ -248,8 +248,10 @@ class TlsContexts:
 
     def look(self) -> None:
         """Find out when the certificate in use is valid. Takes some milliseconds, in any thread."""
-        self.must_look = False
-        self._validity = validity(self.current)
+        context = self.current
+        found = validity(context)
+        if context is self.current:  # not renewed meanwhile
+            self._validity, self.must_look = found, False
 
     def tell_validity(self, now: float) -> None:
         """Warn once of a certificate that clients refuse for its time; to be called every second or so.
