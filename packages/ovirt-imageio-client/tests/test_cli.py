@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import argparse
 import ast
+import dataclasses
+import errno
 import json
 import logging
 import os
@@ -21,8 +23,9 @@ import pytest
 
 from ovirt_imageio import client
 from ovirt_imageio.client import cli, commands, disks, engine, failures, options
+from ovirt_imageio.client.gaveup import gave_up
 from ovirt_imageio.client.layers import UnsafeImage
-from ovirt_imageio.common.backends.http.errors import Unreachable, Untrusted
+from ovirt_imageio.common.backends.http.errors import Unreachable, Untrusted, refusal
 from ovirt_imageio.common.errors import AuthorizationError, ImageioError
 from ovirt_imageio.common.units import MiB
 
@@ -58,9 +61,19 @@ def image(tmp_path):
 def called(monkeypatch):
     """What upload or download of the library were called with."""
     calls = []
+
+    def call(*args, **keys):
+        calls.append((args, keys))
+        return RESULT
+
     for name in ("upload", "download"):
-        monkeypatch.setattr(client, name, lambda *args, **keys: calls.append((args, keys)))
+        monkeypatch.setattr(client, name, call)
     return calls
+
+
+RESULT = client.TransferResult(
+    moved=1 << 20, zeroed=2, skipped=3, resumed=0, seconds=1.5, retries=1, transport="tls", verified=True, checksum="ab"
+)
 
 
 def test_upload_hands_over_its_options(called):
@@ -115,10 +128,134 @@ def test_download_hands_over_its_options(called):
     }
 
 
-def test_json_progress_is_all_there_is_on_standard_output(called, capsys):
-    assert cli.main(["upload", "-o", "json", "file", URL]) == 0
-    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [r["description"] for r in records] == ["uploading image", "upload completed", "upload completed"]
+# What is told of a transfer.
+
+KEYS = {"transferred": int, "size": int, "elapsed": float, "description": str}
+"""Of each line of JSON, and their types."""
+
+
+def records(capsys):
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("direction", ["upload", "download"])
+def test_json_ends_with_the_result(called, capsys, direction):
+    args = ["file", URL] if direction == "upload" else [URL, "file"]
+    assert cli.main([direction, "-o", "json", *args]) == 0
+    *before, last = records(capsys)
+    phases = [record["description"] for record in before]
+    assert phases == [f"{direction}ing image", f"{direction} completed", f"{direction} completed"]
+    assert all(set(record) <= set(KEYS) for record in before)
+    assert {key: last[key] for key in dataclasses.asdict(RESULT)} == dataclasses.asdict(RESULT)
+    assert (last["description"], last["transferred"]) == (f"{direction} completed", 0)
+
+
+FAILURES = [
+    (refusal("GET", 403, "Forbidden", "no such ticket\n"), "Forbidden", 403, 1),
+    (refusal("GET", 500, "Internal Server Error", ""), "Refused", 500, 1),
+    (gave_up("cannot copy", refusal("PUT", 503, "Busy", "")), "GaveUp", 503, 1),
+    (gave_up("cannot copy", ConnectionResetError()), "GaveUpReconnecting", None, 1),
+    (engine.EngineError("cannot make the disk", status=409), "EngineError", 409, 1),
+    (OSError(errno.ENOSPC, "No space left on device", "file"), "OSError", None, 1),
+    (BrokenPipeError(errno.EPIPE, "Broken pipe"), "BrokenPipeError", None, 1),
+    (KeyError("a mistake of ours"), "KeyError", None, 1),
+    (options.UsageError("give something else"), "UsageError", None, 2),
+    (KeyboardInterrupt(), "Interrupted", None, 130),
+    (cli.Interrupted(signal.SIGTERM), "Interrupted", None, 143),
+]
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize(("error", "kind", "status", "exit_status"), FAILURES, ids=lambda value: str(value)[:20])
+def test_json_ends_with_the_error(monkeypatch, capsys, error, kind, status, exit_status, form):
+    def failing(*args, progress, **keys):
+        progress.size = 1 << 40
+        progress.update(1 << 20)
+        raise error
+
+    monkeypatch.setattr(client, "download", failing)
+    assert cli.main(["download", "-o", form, URL, "file"]) == exit_status
+    out, err = capsys.readouterr()
+    line = err.splitlines()[-1]
+    if form == "text":
+        assert '"kind"' not in out
+        return
+    last = json.loads(out.splitlines()[-1])
+    assert {key: type(last[key]) for key in KEYS} == KEYS
+    assert (last["transferred"], last["size"], last["description"]) == (1 << 20, 1 << 40, "download failed")
+    assert (last["kind"], last["status"], last["exit_status"]) == (kind, status, exit_status)
+    assert line == f"ovirt-img: {last['message']}"
+
+
+def test_json_ends_with_the_error_where_nothing_had_begun(capsys, no_sdk):
+    assert cli.main(["download", "-o", "json", "no-url", "file"]) == 2
+    (last,) = records(capsys)
+    assert (last["transferred"], last["description"], last["kind"]) == (0, "download failed", "UsageError")
+    assert cli.main(["upload-disk", "-o", "json", "-s", "nfs1", *ENGINE, "file"]) == 1
+    (last,) = records(capsys)
+    assert (last["description"], last["kind"], last["status"]) == ("upload failed", "EngineError", None)
+
+
+def as_forklift_reads(line):
+    """Read a line as forklift's cmd/ovirt-populator does: Go's encoding/json into a struct.
+
+    Keys match in any case, what the struct does not have is passed over, and null leaves a
+    field as it is. Integers must be written as such; a line has at most 64 KiB (bufio.Scanner).
+    """
+    assert len(line) < 64 * 1024
+    fields = {"transferred": 0, "description": "", "size": None, "elapsed": 0.0}
+    for key, value in json.loads(line).items():
+        name = key.lower()
+        if name not in fields or value is None:
+            continue
+        if name in ("transferred", "size"):
+            assert type(value) is int, f"cannot unmarshal {value!r} into uint64"
+            assert 0 <= value < 1 << 64
+        elif name == "elapsed":
+            assert type(value) in (int, float)
+        else:
+            assert type(value) is str
+        fields[name] = value
+    return fields
+
+
+@pytest.mark.parametrize("error", [None, *(failure[0] for failure in FAILURES)], ids=lambda value: str(value)[:20])
+def test_forklift_reads_each_line(monkeypatch, capsys, error):
+    """It shows how far it is by `transferred`, which must not fall back."""
+
+    def transfer(*args, progress, **keys):
+        progress.size = 1 << 40
+        for _ in range(100):
+            progress.update(1 << 33)
+        if error is not None:
+            raise error
+        return RESULT
+
+    monkeypatch.setattr(client, "download", transfer)
+    cli.main(["download", "-o", "json", URL, "file"])
+    read = [as_forklift_reads(line) for line in capsys.readouterr().out.splitlines()]
+    transferred = [fields["transferred"] for fields in read]
+    assert transferred == sorted(transferred)
+    assert transferred[-1] == 100 << 33
+    assert {fields["size"] for fields in read[1:]} == {1 << 40}
+
+
+def test_long_message_is_cut_in_json(monkeypatch, capsys):
+    def failing(*args, **keys):
+        raise ImageioError("x" * 100_000)
+
+    monkeypatch.setattr(client, "download", failing)
+    cli.main(["download", "-o", "json", URL, "file"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) < 4400
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_quiet_shows_no_progress(called, capsys, form):
+    assert cli.main(["upload", "-q", "-o", form, "file", URL]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == (1 if form == "json" else 0)
+    if lines:
+        assert json.loads(lines[0])["description"] == "upload completed"
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,9 @@ def test_upload_makes_a_disk_with_the_content_of_the_image(site, ovirt_img, tmp_
         "upload completed",
     ]
     last = records[-1]
-    assert set(last) == {"transferred", "size", "elapsed", "description"}
+    assert set(records[-2]) == {"transferred", "size", "elapsed", "description"}
+    assert (last["disk_id"], last["transport"], last["checksum"]) == (disk.id, "unix", None)
+    assert last["moved"] + last["zeroed"] + last["skipped"] == SIZE
     assert (last["transferred"], last["size"]) == (SIZE, SIZE)
     assert all("size" not in record for record in records[:2])
 

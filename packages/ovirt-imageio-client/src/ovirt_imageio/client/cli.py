@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Callable, Iterator, NamedTuple, NoReturn,
 from ovirt_imageio.client import commands, disks, options, standard
 from ovirt_imageio.client.failures import in_options, one_line
 from ovirt_imageio.client.options import UsageError
+from ovirt_imageio.client.report import Report
 from ovirt_imageio.client.version import __version__
 
 PROG = "ovirt-img"
@@ -44,6 +45,12 @@ class Command(NamedTuple):
     add: Callable[[argparse.ArgumentParser], None]
     run: Callable[..., None]
     examples: str
+    direction: str = ""  # in which it moves a disk
+
+    @property
+    def needs_engine(self) -> bool:
+        """It finds its disk by an oVirt engine."""
+        return self.add.__module__ == disks.__name__
 
 
 _TICKET = "https://host1:54322/images/TICKET"
@@ -55,6 +62,7 @@ COMMANDS = {
         disks.add_upload,
         disks.upload,
         "upload-disk -c east -s nfs1 fedora.qcow2",
+        "upload",
     ),
     "download-disk": Command(
         "[OPTION]... DISK_ID FILE",
@@ -62,6 +70,7 @@ COMMANDS = {
         disks.add_download,
         disks.download,
         "download-disk -c east 0cd81a7e-1f1a-4e3b-9a8f-5b3f7a1f0c52 fedora.qcow2",
+        "download",
     ),
     "upload": Command(
         "[OPTION]... FILE URL",
@@ -69,6 +78,7 @@ COMMANDS = {
         commands.add_upload,
         commands.upload,
         f"upload --cafile ca.pem fedora.qcow2 {_TICKET}\nupload --member disk1.vmdk appliance.ova {_TICKET}",
+        "upload",
     ),
     "download": Command(
         "[OPTION]... URL FILE",
@@ -77,6 +87,7 @@ COMMANDS = {
         commands.download,
         f"download --cafile ca.pem {_TICKET} fedora.qcow2\n"
         f"download --incremental --backing-file full.qcow2 {_TICKET} monday.qcow2",
+        "download",
     ),
     "info": Command(
         "[OPTION]... FILE|URL",
@@ -128,39 +139,74 @@ def _main(argv: Sequence[str] | None) -> int:
                 parser.error(f"give a command, one of {', '.join(COMMANDS)}")
             return _run(args)
     except KeyboardInterrupt:
-        return _interrupted(signal.SIGINT)
+        return _interrupted(signal.SIGINT).exit_status
     except Interrupted as e:
-        return _interrupted(e.number)
-    except BrokenPipeError:
-        return 128 + signal.SIGPIPE
+        return _interrupted(e.number).exit_status
+
+
+class Failure(NamedTuple):
+    """How a command failed: exit status and the line that tells, and the class of the error and its status."""
+
+    exit_status: int
+    text: str
+    kind: str
+    status: int | None = None
 
 
 def _run(args: argparse.Namespace) -> int:
+    """Run a command, and tell how it ended."""
+    command = COMMANDS[args.command]
+    report = Report(command.direction, form=args.output, quiet=args.quiet) if command.direction else None
+    given = () if report is None else (report,)
+    failure = None
     try:
-        section = options.merge_section(args) if args.needs_engine else None
+        section = (options.merge_section(args),) if command.needs_engine else ()
         with _logging(args):
             log.info("%s %s: %s", PROG, __version__, args.command)
-            try:
-                args.run(args, section) if args.needs_engine else args.run(args)
-                # Written now, a full disk or a closed pipe is still told.
-                standard.finish()
-            except (UsageError, BrokenPipeError):
-                raise
-            except Exception as e:
-                log.debug("Failed", exc_info=True)
-                return _fail(1, one_line(e))
+            failure = _failure_of(lambda: command.run(args, *section, *given))
     except UsageError as e:
-        return _fail(2, f"{e} (see {PROG} {args.command} --help)")
-    return 0
+        failure = Failure(2, f"{e} (see {PROG} {args.command} --help)", "UsageError")
+        standard.say(f"{PROG}: {failure.text}")
+    if failure is None:
+        return 0
+    if report is not None:
+        report.fail(failure.kind, failure.text, status=failure.status, exit_status=failure.exit_status)
+    return failure.exit_status
 
 
-def _fail(status: int, text: str) -> int:
-    standard.say(f"{PROG}: {text}")
-    return status
+def _failure_of(run: Callable[[], None]) -> Failure | None:
+    """Run what a command does; tell a failure, and return it."""
+    try:
+        run()
+        # Written now, a full disk or a closed pipe is still told.
+        standard.finish()
+    except UsageError:
+        raise
+    except BrokenPipeError as e:
+        if e.filename == standard.OUTPUT:
+            return Failure(128 + signal.SIGPIPE, "", type(e).__name__)
+        return _failed(e)
+    except Exception as e:
+        log.debug("Failed", exc_info=True)
+        return _failed(e)
+    except KeyboardInterrupt:
+        return _interrupted(signal.SIGINT)
+    except Interrupted as e:
+        return _interrupted(e.number)
+    return None
 
 
-def _interrupted(number: int) -> int:
-    return _fail(128 + number, f"interrupted by {signal.Signals(number).name}")
+def _failed(error: Exception) -> Failure:
+    status = getattr(error, "status", None)
+    failure = Failure(1, one_line(error), type(error).__name__, status if isinstance(status, int) else None)
+    standard.say(f"{PROG}: {failure.text}")
+    return failure
+
+
+def _interrupted(number: int) -> Failure:
+    failure = Failure(128 + number, f"interrupted by {signal.Signals(number).name}", "Interrupted")
+    standard.say(f"{PROG}: {failure.text}")
+    return failure
 
 
 @contextlib.contextmanager
@@ -221,7 +267,6 @@ def make_parser() -> argparse.ArgumentParser:
             description=command.text,
             epilog=f"examples:\n{examples}",
         )
-        sub.set_defaults(run=command.run, needs_engine=command.add.__module__ == disks.__name__)
         command.add(sub)
     return parser
 

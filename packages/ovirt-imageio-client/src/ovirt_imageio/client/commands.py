@@ -10,12 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from typing import Any, Iterable
 
 from ovirt_imageio import client
 from ovirt_imageio.client import options
 from ovirt_imageio.client.options import UsageError
+from ovirt_imageio.client.report import Report
 from ovirt_imageio.client.standard import show
 from ovirt_imageio.client.target import FORMATS
 from ovirt_imageio.common.checksum import DEFAULT_ALGORITHM, DEFAULT_BLOCK_SIZE
@@ -43,7 +43,7 @@ def add_upload(parser: argparse.ArgumentParser) -> None:
     add_remote(parser)
     options.add_resume(parser)
     options.add_transfer(parser)
-    options.add_output(parser, "progress as text or JSON lines")
+    options.add_progress(parser)
 
 
 def add_download(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +60,7 @@ def add_download(parser: argparse.ArgumentParser) -> None:
     add_remote(parser)
     options.add_resume(parser)
     options.add_transfer(parser)
-    options.add_output(parser, "progress as text or JSON lines")
+    options.add_progress(parser)
 
 
 def add_info(parser: argparse.ArgumentParser) -> None:
@@ -168,11 +168,11 @@ def _add_image(parser: argparse.ArgumentParser) -> None:
 # What each command does.
 
 
-def upload(args: argparse.Namespace) -> None:
+def upload(args: argparse.Namespace, report: Report) -> None:
     """Upload an image to the disk of a ticket."""
     _check_url(args.url)
-    with progress_bar(args, "uploading image", "upload failed") as progress:
-        client.upload(
+    with report.begin("uploading image") as progress:
+        result = client.upload(
             args.filename,
             args.url,
             args.cafile,
@@ -185,14 +185,15 @@ def upload(args: argparse.Namespace) -> None:
             **transfer_arguments(args),
         )
         progress.phase = "upload completed"
+    report.finish(result)
 
 
-def download(args: argparse.Namespace) -> None:
+def download(args: argparse.Namespace, report: Report) -> None:
     """Download the disk of a ticket."""
     _check_url(args.url)
     _check_download(args)
-    with progress_bar(args, "downloading image", "download failed") as progress:
-        client.download(
+    with report.begin("downloading image") as progress:
+        result = client.download(
             args.url,
             args.filename,
             args.cafile,
@@ -207,6 +208,7 @@ def download(args: argparse.Namespace) -> None:
             **transfer_arguments(args),
         )
         progress.phase = "download completed"
+    report.finish(result)
 
 
 def info(args: argparse.Namespace) -> None:
@@ -262,11 +264,6 @@ def checksum(args: argparse.Namespace) -> None:
             **image_arguments(args),
         )
     _show(args, result)
-
-
-def progress_bar(args: argparse.Namespace, phase: str, error_phase: str) -> client.ProgressBar:
-    """Begin to show progress on standard output, as -o says."""
-    return client.ProgressBar(phase, error_phase=error_phase, output=sys.stdout, format=args.output)
 
 
 def transfer_arguments(args: argparse.Namespace) -> dict[str, Any]:

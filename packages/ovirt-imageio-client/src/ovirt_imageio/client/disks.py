@@ -10,11 +10,12 @@ import os
 from typing import Any
 
 from ovirt_imageio import client
-from ovirt_imageio.client import commands, options, standard
+from ovirt_imageio.client import commands, options
 from ovirt_imageio.client.checking import check_layers
 from ovirt_imageio.client.engine import Engine, load_sdk
 from ovirt_imageio.client.layers import look
 from ovirt_imageio.client.local import Source
+from ovirt_imageio.client.report import Report
 
 _ISO_OFFSET = 0x8000
 _ISO_MAGIC = b"\x01CD001\x01"
@@ -38,7 +39,7 @@ def add_upload(parser: argparse.ArgumentParser) -> None:
     commands.add_source(parser)
     commands.add_check(parser)
     options.add_transfer(parser)
-    options.add_output(parser, "progress as text or JSON lines")
+    options.add_progress(parser)
 
 
 def add_download(parser: argparse.ArgumentParser) -> None:
@@ -53,17 +54,15 @@ def add_download(parser: argparse.ArgumentParser) -> None:
     # Without a meaning for a download; 2.x takes it.
     parser.add_argument("-d", "--description", help=argparse.SUPPRESS)
     options.add_transfer(parser)
-    options.add_output(parser, "progress as text or JSON lines")
+    options.add_progress(parser)
 
 
-def upload(args: argparse.Namespace, section: dict[str, str]) -> None:
+def upload(args: argparse.Namespace, section: dict[str, str], report: Report) -> None:
     """Make a disk and upload an image to it."""
     settings = _engine(args, section)
     plan = properties(args)
     plan["description"] = settings.description or f"Uploaded by ovirt-img from {os.path.basename(args.filename)}"
-    with commands.progress_bar(
-        args, "checking the image" if args.check else "creating disk", "upload failed"
-    ) as progress:
+    with report.begin("checking the image" if args.check else "creating disk") as progress:
         if args.check:
             # Before there is a disk.
             check_layers(look(args.filename, **commands.source_arguments(args)))
@@ -73,7 +72,7 @@ def upload(args: argparse.Namespace, section: dict[str, str]) -> None:
             progress.phase = "creating transfer"
             with engine.transfer(disk_id, "upload", storage_domain=args.storage_domain) as transfer:
                 progress.phase = "uploading image"
-                client.upload(
+                result = client.upload(
                     args.filename,
                     transfer.url,
                     settings.cafile,
@@ -86,27 +85,22 @@ def upload(args: argparse.Namespace, section: dict[str, str]) -> None:
                 )
                 progress.phase = "finalizing transfer"
         progress.phase = "upload completed"
-    if args.output == "text":
-        try:
-            standard.show(f"Disk: {disk_id}\n")
-            standard.finish()
-        except OSError:
-            standard.say(f"Disk: {disk_id}")
+    report.finish(result, disk_id=disk_id)
 
 
-def download(args: argparse.Namespace, section: dict[str, str]) -> None:
+def download(args: argparse.Namespace, section: dict[str, str], report: Report) -> None:
     """Download a disk."""
     settings = _engine(args, section)
     folder = os.path.dirname(os.path.abspath(args.filename))
     if not os.path.isdir(folder):
         # Before the engine locks the disk.
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder)
-    with commands.progress_bar(args, "creating transfer", "download failed") as progress:
+    with report.begin("creating transfer") as progress:
         with Engine(settings) as engine:
             storage_domain = engine.storage_domain_of(args.disk_id)
             with engine.transfer(args.disk_id, "download", storage_domain=storage_domain) as transfer:
                 progress.phase = "downloading image"
-                client.download(
+                result = client.download(
                     transfer.url,
                     args.filename,
                     settings.cafile,
@@ -118,6 +112,7 @@ def download(args: argparse.Namespace, section: dict[str, str]) -> None:
                 )
                 progress.phase = "finalizing transfer"
         progress.phase = "download completed"
+    report.finish(result)
 
 
 def _engine(args: argparse.Namespace, section: dict[str, str]) -> options.Engine:

@@ -48,7 +48,15 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0
 
 
 class EngineError(ImageioError):
-    """The engine cannot be reached, refused, or took too long."""
+    """The engine cannot be reached, refused, or took too long.
+
+    Attributes:
+        status: Status code of its answer; None if there was none.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Transfer(NamedTuple):
@@ -336,7 +344,7 @@ class Engine:
         try:
             yield
         except self._sdk.Error as e:
-            raise EngineError(f"cannot {what}: {self._reason(e)}") from e
+            raise EngineError(f"cannot {what}: {self._reason(e)}", status=e.code) from e
 
     def _reason(self, error: Any) -> str:
         """What the engine or curl said, without the frame that the SDK puts around it."""

@@ -373,7 +373,13 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--journal", metavar="FILE", help="where --resume keeps what is done (else beside the image)")
 
 
-def add_output(parser: argparse.ArgumentParser, text: str) -> None:
+def add_progress(parser: argparse.ArgumentParser) -> None:
+    """Add the options of what is written where, of a command that shows progress."""
+    group = add_output(parser, "progress as text or JSON lines")
+    group.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+
+
+def add_output(parser: argparse.ArgumentParser, text: str) -> argparse._ArgumentGroup:
     """Add the options of what is written where; text tells what -o is about."""
     group = parser.add_argument_group("output")
     group.add_argument("-o", "--output", choices=("text", "json"), default="text", help=f"{text} (default text)")
@@ -381,3 +387,4 @@ def add_output(parser: argparse.ArgumentParser, text: str) -> None:
     group.add_argument(
         "--log-level", metavar="LEVEL", choices=LOG_LEVELS, help=f"{', '.join(LOG_LEVELS)} (default warning)"
     )
+    return group

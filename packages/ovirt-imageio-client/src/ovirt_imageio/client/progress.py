@@ -135,6 +135,11 @@ class ProgressBar:
         """Bytes counted."""
         return self._done
 
+    @property
+    def lost(self) -> bool:
+        """The output failed, and nothing is shown any more."""
+        return self._output.lost
+
     def update(self, n: int) -> None:
         """Count n more bytes; redraw if that changes what is shown."""
         with self._lock:
@@ -185,15 +190,19 @@ class ProgressBar:
             self._drawn = (self._percent(), now)
             self._told = self._state()
 
-    def _draw_json(self, elapsed: float, last: bool) -> str:
+    def record(self) -> dict[str, Any]:
+        """Return how far it is now, as JSON has it."""
         record: dict[str, Any] = {
             "transferred": self._done,
-            "elapsed": elapsed,
+            "elapsed": self._now() - self._start,
             "description": self._phase,
         }
         if self._size is not None:
             record["size"] = self._size
-        return json.dumps(record) + "\n"
+        return record
+
+    def _draw_json(self, elapsed: float, last: bool) -> str:
+        return json.dumps(self.record()) + "\n"
 
     def _draw_text(self, elapsed: float, last: bool) -> str:
         parts = self._parts(elapsed)

@@ -13,6 +13,9 @@ import os
 import sys
 from typing import Iterator, TextIO
 
+OUTPUT = "standard output"
+"""What errors call it, in the place of a file's name."""
+
 _CLOSED = ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY))
 """What stands for each: reading the first and writing the second fails, and errors go nowhere."""
 
@@ -78,4 +81,4 @@ def _naming_output() -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        raise OSError(e.errno, e.strerror, "standard output") from e
+        raise OSError(e.errno, e.strerror, OUTPUT) from e
