@@ -144,9 +144,12 @@ def test_killed_run_of_another_user_is_not_in_the_way_and_its_part_not_touched(r
         assert os.listdir(folder) == ["disk.part"]
 
 
-def test_killed_run_of_another_user_in_a_sticky_folder_is_named():
+@pytest.mark.parametrize("hidden", [False, True])
+def test_killed_run_of_another_user_in_a_sticky_folder_is_named(hidden):
     with folder_of(0, mode=0o1777) as folder:
         kill_one(folder)
-        with unprivileged(), pytest.raises(PermissionError) as caught:
+        if hidden:
+            os.chmod(folder / ".disk.imageio", 0o600)
+        with unprivileged(), pytest.raises(ImageInUse, match=f"{folder}/.disk.imageio is of a download by another"):
             Claim(str(folder / "disk"))
-        assert caught.value.filename == str(folder / ".disk.imageio")
+        assert sorted(os.listdir(folder)) == [".disk.imageio", "disk.part"]

@@ -31,11 +31,13 @@ class Dirty(Image):
     Args:
         data: Content.
         changed: Offset and length of each range.
+        zero: What it tells of them.
     """
 
-    def __init__(self, data, changed):
+    def __init__(self, data, changed, *, zero=False):
         super().__init__(data)
         self.changed = changed
+        self.zero = zero
 
     def extents(self, got, query):
         listing, offset = [], 0
@@ -43,7 +45,7 @@ class Dirty(Image):
             if start > offset:
                 listing.append({"start": offset, "length": start - offset, "dirty": False, "zero": False})
             if length:
-                listing.append({"start": start, "length": length, "dirty": True, "zero": False})
+                listing.append({"start": start, "length": length, "dirty": True, "zero": self.zero})
             offset = start + length
         return response(200, json.dumps(listing).encode())
 
@@ -248,6 +250,25 @@ def test_increment_without_a_backing_file_reads_right_when_it_gets_one(tmp_path,
     subprocess.check_call(
         ["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", "full.raw", path],
     )
+    assert reads(path, "qcow2") == new
+
+
+@needs_qemu
+@pytest.mark.parametrize("told", [False, True], ids=["found", "told"])
+@pytest.mark.parametrize("around", [0, 1])
+@pytest.mark.parametrize("changed", [(4 * KiB, 4 * KiB), (64 * KiB, 64 * KiB), (60 * KiB, 8 * KiB)])
+def test_zeroes_of_an_increment_hide_the_backing_file_that_it_gets(tmp_path, changed, around, told):
+    """Also where the whole cluster is zero, and where the server does not know that it is."""
+    start, length = changed
+    old = bytearray([around]) * SIZE
+    old[start : start + length] = random_data(1, length)
+    new = bytearray(old)
+    new[start : start + length] = bytes(length)
+    (tmp_path / "full.raw").write_bytes(old)
+    path = tmp_path / "increment.qcow2"
+    with ScriptedServer(Dirty(new, [changed], zero=told)) as server:
+        client.download(server.url, path, None, incremental=True)
+    subprocess.check_call(["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", "full.raw", path])
     assert reads(path, "qcow2") == new
 
 

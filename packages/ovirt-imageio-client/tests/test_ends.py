@@ -527,6 +527,9 @@ def broken_rules(scene, volatile):
         for name in ("base", "yesterday", "disk.part"):
             if state.get(name) != scene.others[name]:
                 yield f"{name} is not what it was"
+        known = state.get("disk.download.journal" if scene.kind.resume else ".disk.imageio", b"")
+        if state.get("disk.1.part") and b'"part"' not in known:
+            yield "there is a part that the next run does not know of"
 
 
 @each_kind

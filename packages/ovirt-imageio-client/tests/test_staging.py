@@ -11,6 +11,7 @@ import pytest
 from imageio_testing.mounts import NOBODY, folder_of, loop_device, mount, unprivileged
 from imageio_testing.qemu import make_image, needs_qemu
 from ovirt_imageio.client import standing
+from ovirt_imageio.client.claim import Claim
 from ovirt_imageio.client.inuse import ImageInUse
 from ovirt_imageio.client.journal import CannotResume, Journal
 from ovirt_imageio.client.staging import Staging
@@ -208,6 +209,15 @@ def test_file_of_another_user_in_a_sticky_folder_is_written_in_place():
             assert not build(folder / "ours").in_place
 
 
+def test_claim_of_another_user_is_no_reason_to_write_in_place():
+    with folder_of(0, mode=0o1777) as folder:
+        (folder / "ours").write_bytes(b"old")
+        os.chown(folder / "ours", NOBODY, NOBODY)
+        (folder / ".ours.imageio").touch()
+        with unprivileged(), pytest.raises(ImageInUse, match=r"\.ours\.imageio is of a download by another user"):
+            Staging(str(folder / "ours"))
+
+
 def test_file_that_is_mounted_by_itself_is_written_in_place(tmp_path):
     """As a container has it; rename(2) would say EBUSY at the very end."""
     (tmp_path / "outside").write_bytes(b"old")
@@ -256,7 +266,8 @@ def test_folder_where_no_file_can_be_made_is_told_by_the_name_of_the_image():
 
 @needs_qemu
 @pytest.mark.parametrize("read_only", [False, True])
-def test_image_that_a_qemu_opens_meanwhile_is_not_replaced(tmp_path, read_only):
+def test_image_that_a_qemu_opens_meanwhile_is_not_replaced(tmp_path, monkeypatch, read_only):
+    monkeypatch.setattr("ovirt_imageio.client.staging._PATIENCE", 0)
     make_image(tmp_path / "disk", "raw", MiB)
     with Staging(str(tmp_path / "disk")) as staging:
         staging.begin()
@@ -268,6 +279,35 @@ def test_image_that_a_qemu_opens_meanwhile_is_not_replaced(tmp_path, read_only):
         staging.discard()
     assert (tmp_path / "disk").stat().st_size == MiB
     assert (tmp_path / "disk.part").read_bytes() == b"new"
+
+
+@needs_qemu
+def test_qemu_that_looks_at_the_old_image_for_a_moment_is_waited_for(tmp_path, monkeypatch):
+    make_image(tmp_path / "disk", "raw", MiB)
+    with Staging(str(tmp_path / "disk")) as staging, contextlib.ExitStack() as stack:
+        staging.begin()
+        write(staging)
+        stack.enter_context(Server(str(tmp_path / "disk"), "raw", read_only=True))
+        monkeypatch.setattr(standing.time, "sleep", lambda seconds: stack.close())
+        staging.commit()
+    assert (tmp_path / "disk").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("stood", [False, True])
+def test_run_that_ends_while_another_begins_is_not_taken_for_another_program(tmp_path, monkeypatch, stood):
+    """What has the name is looked at after the name is claimed."""
+    path = tmp_path / "disk"
+    if stood:
+        path.write_bytes(b"old")
+
+    def claim(filename):
+        monkeypatch.undo()
+        build(path, content=b"first")
+        return Claim(filename)
+
+    monkeypatch.setattr("ovirt_imageio.client.staging.Claim", claim)
+    build(path, content=b"second")
+    assert path.read_bytes() == b"second"
 
 
 @needs_qemu
@@ -355,6 +395,7 @@ def test_content_is_stable_before_the_name_and_the_name_before_success(tmp_path,
         staging.begin()
         staging.commit()
     assert calls == [
+        ("fsync", ".disk.imageio"),
         ("fchmod", "disk.part"),
         ("fsync", "disk.part"),
         ("replace", "disk.part"),

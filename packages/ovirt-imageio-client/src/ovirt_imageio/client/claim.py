@@ -65,6 +65,8 @@ class Claim:
         document = json.dumps({"imageio": 1, "part": list(part.identity)})
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, document.encode() + b"\n", 0)
+        # A part that nothing knows of after a loss of power would stay for ever.
+        os.fsync(self._fd)
 
     def release(self) -> None:
         """Let others have the name. Idempotent."""
@@ -113,14 +115,19 @@ class Claim:
         return fd
 
     def _remove_that_of_another_user(self) -> None:
-        fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
-            if is_locked(fd):
-                raise self._in_use()
-            if linux.is_named(fd, self._path):
-                os.unlink(self._path)
-        finally:
-            os.close(fd)
+            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                if is_locked(fd):
+                    raise self._in_use()
+                if linux.is_named(fd, self._path):
+                    os.unlink(self._path)
+            finally:
+                os.close(fd)
+        except PermissionError as e:
+            raise ImageInUse(
+                f"{self._path} is of a download by another user, and you may not remove it: has that one ended?"
+            ) from e
 
     def _is_ours(self, fd: int) -> bool:
         """Tell if we may keep a file that we have locked.

@@ -15,9 +15,11 @@ folder where none can be made, and where it is mounted by itself.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
+import stat
 from types import TracebackType
 
 from ovirt_imageio.client.claim import Claim
@@ -33,6 +35,13 @@ log = logging.getLogger(__name__)
 _NEW = 0o666
 _PRIVATE = 0o600
 """A part that will replace a file is not readable for more users than that."""
+
+
+_NO_NEW_FILE = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""Errors of a folder where no file can be made."""
+
+_PATIENCE = 5.0
+"""Seconds that a complete image waits for a qemu-img that looks at the old one for a moment."""
 
 
 class Staging:
@@ -68,28 +77,28 @@ class Staging:
             raise
 
     def _enter(self) -> None:
-        try:
+        # First of all: the run that has the name now may replace the file at any time.
+        self._claim = self._make_claim()
+        with contextlib.suppress(FileNotFoundError):
             self._old = Standing(self.filename)
-        except FileNotFoundError:
-            self._claim = self._make_claim()
+        if self._old is None:
             return
-        self.in_place = self._old.is_fixed
-        if not self.in_place:
-            try:
-                self._claim = self._make_claim()
-            except OSError as e:
-                if e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                    raise
-                self.in_place = True
+        self.in_place = self._claim is None or self._old.is_fixed
         if self.in_place and not self._old.is_device:
             self._enter_in_place(self._old)
 
-    def _make_claim(self) -> Claim:
+    def _make_claim(self) -> Claim | None:
+        """Claim the name; None if no other file can be made beside what has it."""
+        mode = _mode(self.filename)
+        if mode is not None and not stat.S_ISREG(mode):
+            return None
         try:
             return Claim(self.filename)
-        except (PermissionError, FileNotFoundError, NotADirectoryError) as e:
-            # It is the folder that does not allow it, or is missing.
-            e.filename = self.filename
+        except OSError as e:
+            if mode is not None and e.errno in _NO_NEW_FILE:
+                return None
+            if e.errno in (errno.ENOENT, errno.ENOTDIR, *_NO_NEW_FILE):
+                e.filename = self.filename  # not the name of our own file
             raise
 
     def _enter_in_place(self, old: Standing) -> None:
@@ -200,7 +209,7 @@ class Staging:
     def _finish(self, part: Part) -> None:
         old = self._old
         if old is not None:
-            old.keep_out_qemu()
+            old.keep_out_qemu(patience=_PATIENCE)
             old.give_attributes(part.fd)
         self.sync()
         part.check_name()
@@ -264,3 +273,10 @@ class Staging:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _mode(path: str) -> int | None:
+    try:
+        return os.stat(path).st_mode
+    except FileNotFoundError:
+        return None

@@ -14,6 +14,7 @@ import logging
 import os
 import stat
 import threading
+import time
 
 from ovirt_imageio.client import attributes
 from ovirt_imageio.client.inuse import ImageInUse, lock
@@ -22,6 +23,8 @@ from ovirt_imageio.common.qemu import locks
 from ovirt_imageio.common.units import MiB
 
 log = logging.getLogger(__name__)
+
+_PAUSE = 0.02  # seconds between two looks at qemu's locks
 
 _LARGE = 64 * MiB  # allocated: freeing less takes no longer than starting a thread may
 
@@ -101,13 +104,19 @@ class Standing:
                 f"{self.path} is open in another program, such as a running qemu: it would go on with the old image"
             )
 
-    def keep_out_qemu(self) -> None:
+    def keep_out_qemu(self, *, patience: float = 0.0) -> None:
         """Let no qemu open it from now on until it is closed.
 
+        Args:
+            patience: Seconds that one may take to close it that has it open already.
+
         Raises:
-            ImageInUse: One has it open already.
+            ImageInUse: One has it open still.
         """
         locks.forbid_all(self._fd)
+        deadline = time.monotonic() + patience
+        while locks.is_open_in_qemu(self._fd) and time.monotonic() < deadline:
+            time.sleep(_PAUSE)
         self.check_free()
 
     def lock(self) -> bool:
