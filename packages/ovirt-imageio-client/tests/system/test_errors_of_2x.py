@@ -235,6 +235,7 @@ def results(urls, tmp_path_factory):
 def standard(kinds):
     """The classes that every program knows, most derived first; no plain ones."""
     plain = ("builtins.Exception", "builtins.BaseException", "builtins.object")
+    kinds = ["socket.timeout" if kind == "builtins.TimeoutError" else kind for kind in kinds]  # one, since Python 3.10
     return [kind for kind in kinds if not kind.startswith("ovirt_imageio") and kind not in plain]
 
 
@@ -265,14 +266,14 @@ def test_page_says_what_is_raised(results):
 
 
 def _name(kind):
-    kind = "socket.timeout" if kind == "builtins.TimeoutError" else kind  # since Python 3.10
     module, _, name = kind.rpartition(".")
     return f"`{name}`" if module == "builtins" or module.startswith("ovirt_imageio") else f"`{kind}`"
 
 
 def _shown(result):
     kinds, _, code = result
-    return _name(kinds[0]) + (f", `code` {code}" if code is not None else "")
+    kind = "socket.timeout" if kinds[0] == "builtins.TimeoutError" else kinds[0]
+    return _name(kind) + (f", `code` {code}" if code is not None else "")
 
 
 def _bases(result):
