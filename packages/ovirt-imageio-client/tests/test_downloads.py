@@ -8,12 +8,15 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import subprocess
+import tempfile
 import threading
 
 import pytest
 
 from imageio_testing.imageserver import Image, ScriptedServer, response
+from imageio_testing.mounts import loop_device, mount
 from imageio_testing.qemu import Fill, make_image, needs_qemu
 from ovirt_imageio import client
 from ovirt_imageio.client.inuse import ImageInUse
@@ -96,12 +99,9 @@ def tree(folder):
 
 def reads(path, fmt):
     """What a guest reads."""
-    raw = f"{path}.as-raw"
-    img.convert(str(path), raw, fmt=fmt, target_fmt="raw")
-    with open(raw, "rb") as f:
-        data = f.read()
-    os.unlink(raw)
-    return data
+    with tempfile.NamedTemporaryFile() as raw:
+        img.convert(str(path), raw.name, fmt=fmt, target_fmt="raw")
+        return raw.read()
 
 
 # Two at once.
@@ -151,6 +151,56 @@ def test_second_upload_with_one_journal_is_refused_before_it_touches_anything(tm
     assert ended == [None]
     assert (one, two) == (random_data(1), bytes(SIZE))
     assert not journal.exists()
+
+
+# Devices.
+
+
+@pytest.fixture
+def device(tmp_path):
+    with open(tmp_path / "under", "wb") as f:
+        f.truncate(2 * SIZE)
+    with loop_device(tmp_path / "under") as device:
+        yield device
+
+
+@needs_qemu
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+def test_device_is_written_by_one_download_at_a_time(tmp_path, device, fmt):
+    one, two = random_data(1), random_data(2)
+    (tmp_path / "link").symlink_to(device)
+    with ScriptedServer(Image(one)) as first, ScriptedServer(Image(two)) as second:
+        with running(client.download, first.url, device, None, fmt=fmt) as ended:
+            with pytest.raises(ImageInUse, match=f"{device} is mounted, or in use by another"):
+                client.download(second.url, tmp_path / "link", None, fmt=fmt)
+            assert second.requests == []
+        assert ended == [None]
+        assert reads(device, fmt)[:SIZE] == one
+        client.download(second.url, tmp_path / "link", None, fmt=fmt)
+    assert reads(device, fmt)[:SIZE] == two
+
+
+@pytest.mark.skipif(not shutil.which("mkfs.ext4"), reason="not installed: mkfs.ext4")
+def test_device_that_is_mounted_is_refused(tmp_path, device):
+    subprocess.run(["mkfs.ext4", "-q", device], check=True)
+    (tmp_path / "mounted").mkdir()
+    with ScriptedServer(Image(random_data(1))) as server, mount(device, tmp_path / "mounted"):
+        (tmp_path / "mounted" / "file").write_bytes(b"precious")
+        with pytest.raises(ImageInUse, match=f"{device} is mounted, or in use by another"):
+            client.download(server.url, device, None, fmt="raw")
+    with mount(device, tmp_path / "mounted"):
+        assert (tmp_path / "mounted" / "file").read_bytes() == b"precious"
+
+
+@needs_qemu
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+@pytest.mark.parametrize("read_only", [False, True])
+def test_device_that_a_qemu_has_open_is_not_written(device, fmt, read_only):
+    with ScriptedServer(Image(random_data(1))) as server, Server(device, "raw", read_only=read_only):
+        with pytest.raises(ImageInUse, match=f"{device} is open in another program"):
+            client.download(server.url, device, None, fmt=fmt)
+    with open(device, "rb") as f:
+        assert f.read() == bytes(2 * SIZE)
 
 
 # The backing file.
