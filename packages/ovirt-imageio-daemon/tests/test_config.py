@@ -190,7 +190,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "enable_tls1_1": False,
         "reload": True,
     }
-    assert shown["backend_nbd"] == {"buffer_size": 8388608, "large_read": True}
+    assert shown["backend_nbd"] == {"buffer_size": 8388608, "timeout": 900, "large_read": True}
     assert shown["metrics"]["host"] == "127.0.0.1"
     daemon = shown["daemon"]
     assert (daemon["max_connections"], daemon["max_workers"]) == (8, 64)

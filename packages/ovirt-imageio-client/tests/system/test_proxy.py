@@ -193,6 +193,18 @@ def test_cancelled(chain, kind, end):
         assert ask(peer, chain.path, kind).status == 403
 
 
+@pytest.mark.parametrize("kind", ["get", "zero", "flush", "extents", "checksum"])
+@pytest.mark.parametrize("end", ["proxy", "origin"])
+def test_removal_ends_the_wait_for_storage(chain, kind, end):
+    """Storage stands still until the ticket is gone."""
+    with chain.client() as peer:
+        assert peer.request("GET", chain.path, headers=[("Range", "bytes=0-9")]).body == DATA[:10]
+        begun(chain, peer, kind)
+        daemon_of(chain, end).remove_ticket(ticket_of(chain, end))
+        with contextlib.suppress(ConnectionEnded) if kind == "get" else contextlib.nullcontext():
+            assert complete(peer, kind).status == 403
+
+
 def is_cancelled(daemon, ticket_id):
     try:
         return daemon.ticket(ticket_id)["canceled"]

@@ -152,7 +152,7 @@ def test_silent_storage_runs_into_its_time_limit(image, tmp_path, monkeypatch, k
     pools, limit = [], 1.0
 
     def make_pool(*args, **options):
-        pools.append(Pool(*args, timeout=limit, **options))
+        pools.append(Pool(*args, **{**options, "timeout": limit}))
         return pools[-1]
 
     def open_backend(ticket):

@@ -83,8 +83,9 @@ no longer measurable, and what fails is repeated from its start."""
 ZERO_LIMIT = 1024 * MiB
 """Most bytes zeroed in one step, between which an operation may be cancelled."""
 
-NBD_TIMEOUT = 60.0
-"""Seconds that an NBD server may stay silent when it owes an answer."""
+NBD_TIMEOUT = 900.0
+"""Seconds that an NBD server may stay silent when it owes an answer. A discard on slow NFS took more than a
+minute; a server that is gone ends the connection, and a ticket that is removed ends the wait."""
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for a connection to be established."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 from ovirt_imageio.common import backends
 from ovirt_imageio.common.backends.base import Backend
+from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.errors import ReadOnlyStorage
 from ovirt_imageio.common.units import format_size
 
@@ -67,7 +68,7 @@ class Tickets:
         self._loop = loop
         self.cfg = cfg
         self._totals = totals or Totals()
-        self._open_backend = open_backend or (lambda ticket: open_storage(self.cfg, ticket))
+        self._open_backend = open_backend
         self._clock = clock or (lambda: loop.now)
         self._transfers: dict[str, Transfer] = {}
 
@@ -103,10 +104,14 @@ class Tickets:
         if ticket.uuid in self._transfers:
             raise ValueError(f"there is a ticket {ticket.uuid!r} already")
         daemon = self.cfg.daemon
+        cancel = Cancel()
+        opener = self._open_backend
         pool = Pool(
             self._loop,
-            functools.partial(self._open_backend, ticket),
+            functools.partial(open_storage, self.cfg, ticket, cancel) if opener is None else lambda: opener(ticket),
             limit=daemon.max_connections,
+            timeout=self.cfg.backend_nbd.timeout,
+            cancel=cancel,
             fast=daemon.loop_nbd or not ticket.url.startswith("nbd"),
             sparse=ticket.sparse,
             on_full=functools.partial(self._make_room, ticket),
@@ -233,26 +238,31 @@ class Tickets:
         log.info("%s: %s after %.1f s, %s%s", transfer.name, reason, transfer.age, transfer.stats.summary(), error)
 
 
-def open_storage(cfg: Config, ticket: Ticket) -> Backend:
+def open_storage(cfg: Config, ticket: Ticket, cancel: Cancel | None = None) -> Backend:
     """Open a backend of a ticket; for reading, where storage can only be read. Any thread.
+
+    Args:
+        cfg: Limits and certificates.
+        ticket: The grant.
+        cancel: Ends what waits for a server of the storage.
 
     Raises:
         Exception: See `ovirt_imageio.common.backends.open`.
     """
     began = time.monotonic()
     try:
-        backend = _open(cfg, ticket, ticket.mode)
+        backend = _open(cfg, ticket, ticket.mode, cancel)
     except Exception as e:
         if not ticket.writable or not _is_read_only(e):
             raise
-        backend = _open(cfg, ticket, "r")
+        backend = _open(cfg, ticket, "r", cancel)
     if log.isEnabledFor(logging.DEBUG):
         seconds = time.monotonic() - began
         log.debug("%s: opened %s in %.4f s: %s", ticket.name, _shown(ticket.url), seconds, _told(backend))
     return backend
 
 
-def _open(cfg: Config, ticket: Ticket, mode: str) -> Backend:
+def _open(cfg: Config, ticket: Ticket, mode: str, cancel: Cancel | None) -> Backend:
     return backends.open(
         ticket.url,
         mode=mode,
@@ -261,7 +271,9 @@ def _open(cfg: Config, ticket: Ticket, mode: str) -> Backend:
         bitmap=ticket.bitmap,
         cafile=cfg.backend_http.ca_file or cfg.tls.ca_file or None,
         connections=cfg.daemon.max_connections,
+        timeout=cfg.backend_nbd.timeout,
         large_read=cfg.backend_nbd.large_read,
+        cancel=cancel,
         grow_to=ticket.size if mode == "r+" else 0,
     )
 

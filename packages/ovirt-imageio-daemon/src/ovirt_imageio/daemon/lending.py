@@ -15,6 +15,7 @@ from types import TracebackType
 
 from ovirt_imageio.common import defaults, imagesapi
 from ovirt_imageio.common.backends.base import Backend
+from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.errors import (
     AuthorizationError,
     ImageioError,
@@ -57,7 +58,8 @@ class Lending(Debts):
         limit: Most open backends.
         fast: Serve small requests in the loop, where the backend can.
         sparse: Zeroing may deallocate.
-        timeout: Seconds that the storage may take for an answer in the loop.
+        timeout: Seconds that the storage may take for an answer in the loop; 0 for no limit.
+        cancel: Given to all backends that are opened: ends what waits for storage.
         on_full: Called when the server takes no more connections; others may give some back.
 
     Attributes:
@@ -75,6 +77,7 @@ class Lending(Debts):
         fast: bool = True,
         sparse: bool = False,
         timeout: float = defaults.NBD_TIMEOUT,
+        cancel: Cancel | None = None,
         on_full: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
@@ -85,7 +88,8 @@ class Lending(Debts):
         self._full_until = 0.0
         self._wants_fast = fast
         self._sparse = sparse
-        self._timeout = timeout
+        self._timeout = timeout or math.inf
+        self._cancel = cancel or Cancel()
         self._on_full = on_full
         self._open = 0  # open or being opened, the fast path and those being closed included
         self._queue: deque[Waiter] = deque()
@@ -544,8 +548,25 @@ class Lending(Debts):
 
     # Closing.
 
-    async def close(self, timeout: float = math.inf) -> bool:
+    def interrupt(self) -> None:
+        """End what waits for storage: the ticket is removed, and what its requests do counts no more."""
+        self.closed = True
+        self._cancel.cancel()
+        self._close_shared()
+
+    def _close_shared(self) -> None:
+        fast = self.fast
+        if isinstance(fast, Shared):
+            self.fast = None
+            fast.close(OperationCancelled("the ticket was removed"))
+            self._free_place()
+
+    async def close(self, timeout: float = math.inf, *, grace: float = math.inf) -> bool:
         """Close all backends; those that are lent when they come back, which is waited for.
+
+        Args:
+            timeout: Seconds to wait.
+            grace: Seconds after which what still waits for storage is interrupted.
 
         Returns:
             False if some are still open after so many seconds.
@@ -555,13 +576,17 @@ class Lending(Debts):
             self._loop.resume(token, error=OperationCancelled("the ticket was removed"))
         self.close_idle()
         until = self._loop.now + timeout
+        patience = min(until, self._loop.now + grace)
         while self._open:
             token = self._loop.token()
             self._closing.append(token)
             try:
-                await self._loop.suspend(token, max(until - self._loop.now, 0))
+                await self._loop.suspend(token, max(patience - self._loop.now, 0))
             except DeadlineExpired:
-                return False
+                if patience == until:
+                    return False
+                self.interrupt()
+                patience = until
         return True
 
     def close_idle(self) -> None:
@@ -575,9 +600,7 @@ class Lending(Debts):
         fast = self.fast
         if isinstance(fast, Shared):
             if self.closed or not (fast.unflushed or fast.in_use):
-                self.fast = None
-                fast.close(OperationCancelled("the ticket was removed"))
-                self._free_place()
+                self._close_shared()
         elif fast is not None:
             self.fast = None
             self._loop.spawn(self._close_backend(fast.backend), "close backend")

@@ -271,6 +271,13 @@ class BackendNbd(Section):
         unit="bytes",
         minimum=4096,
     )
+    timeout = _seconds(
+        900,
+        "Time that storage may take for one request; 0 for no limit. Removing a ticket ends the wait at once.",
+        "A discard on slow NFS took more than a minute.",
+        minimum=0,
+        live=True,
+    )
     large_read = Option(
         True,
         "Read 8 MiB at once before 32 MiB or more are moved through a Unix socket: qemu-nbd keeps its memory then.",

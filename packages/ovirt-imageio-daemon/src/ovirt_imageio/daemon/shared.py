@@ -14,6 +14,7 @@ connection of one's own, but everybody is served.
 from __future__ import annotations
 
 import functools
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from typing import Any, Optional
 
 from ovirt_imageio.common import defaults, nbd
 from ovirt_imageio.common.backends.base import Backend, Capabilities, NullOperation, Operation, pieces
-from ovirt_imageio.common.backends.nbd import edge_lock
+from ovirt_imageio.common.backends.nbd import edge_lock, holding
 from ovirt_imageio.common.buffers import Buffer
 from ovirt_imageio.common.errors import RequestError, UnsupportedOperation
 from ovirt_imageio.common.extents import Extent, ZeroExtent, merge
@@ -50,7 +51,7 @@ class Shared:
         pipeline: The connection, not used by anybody else.
         capabilities: Of the backend that it came from.
         sparse: Zeroing may deallocate.
-        timeout: Seconds the server may take for an answer; then the connection is given up.
+        timeout: Seconds the server may take for an answer, infinity for no limit; then the connection is given up.
         on_broken: Called once with this, when the connection broke.
         on_flush_failed: Called with the server's error when it answered a flush with one.
         opened: Place in the order in which connections of the pool were opened.
@@ -427,11 +428,15 @@ class SharedBackend(Backend):
     def _write_edge(self, offset: int, data: memoryview) -> None:
         """Write part of a block: read, change, write; one thread at a time."""
         start = offset - offset % self._block
-        with self._edges:
+        with holding(self._edges, self._check_open):
             block = bytearray(min(self._block, self.size - start))
             self.read_into(start, block)
             block[offset - start : offset - start + len(data)] = data
             self._change(functools.partial(self._pipeline.write, start, block))
+
+    def _check_open(self) -> None:
+        if self._shared.closed:
+            raise nbd.ServerGone(f"the connection to {self._pipeline.address} was closed")
 
     def _change(self, request: Submit) -> None:
         self._call(request, "change")
@@ -445,7 +450,9 @@ class SharedBackend(Backend):
         answer = _Answer()
         self._loop.call_soon_threadsafe(self._shared.submit, request, answer.give, kind)
         timeout = self._shared._timeout
-        if not answer.wait(timeout):
+        if timeout == math.inf:
+            answer.wait(None)
+        elif not answer.wait(timeout):
             self._loop.call_soon_threadsafe(self._shared.give_up)
             if not answer.wait(timeout):  # the loop has ended
                 raise self._shared.timed_out()
@@ -464,7 +471,7 @@ class _Answer:
         self._value, self._error = value, error
         self._event.set()
 
-    def wait(self, timeout: float) -> bool:
+    def wait(self, timeout: float | None) -> bool:
         return self._event.wait(timeout)
 
     def take(self) -> Any:

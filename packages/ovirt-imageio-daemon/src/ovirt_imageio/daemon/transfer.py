@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,9 @@ from .stats import Meter, Stats
 from .tickets import Ticket
 
 _BY_CLIENT = (PeerGone, PeerTimeout, DeadlineExpired, HttpError)
+
+GRACE = 0.25
+"""Seconds that storage has for what it works on when a ticket is removed; then the wait for it ends."""
 
 STATES = ("idle", "active", "expired", "cancelling", "cancelled")
 
@@ -272,13 +276,25 @@ class Transfer:
     async def unused(self, timeout: float, *, settle: bool = False) -> bool:
         """Wait until no operation runs and storage is released; False if that takes longer.
 
-        To be called when the transfer was cancelled.
+        To be called when the transfer was cancelled. What waits for storage has a moment, unless it is settled.
 
         Args:
             timeout: Seconds.
             settle: Flush what was acknowledged, for the client goes on with another transfer.
         """
         until = self._loop.now + timeout
+        grace = math.inf if settle else GRACE
+        if not await self._idle_by(min(until, self._loop.now + grace)):
+            if not settle:
+                self.pool.interrupt()
+            if not await self._idle_by(until):
+                return False
+        if settle:
+            await self.pool.settle()
+        return await self.pool.close(max(until - self._loop.now, 0), grace=GRACE)
+
+    async def _idle_by(self, until: float) -> bool:
+        """Wait until no operation runs; False if some do at that time."""
         try:
             while self._running:
                 token = self._loop.token()
@@ -286,9 +302,7 @@ class Transfer:
                 await self._loop.suspend(token, max(until - self._loop.now, 0))
         except DeadlineExpired:
             return False
-        if settle:
-            await self.pool.settle()
-        return await self.pool.close(max(until - self._loop.now, 0))
+        return True
 
     # What is known.
 

@@ -8,6 +8,7 @@ import os
 
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.base import Backend, Capabilities, NullOperation, Operation, Peer
+from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.errors import shown
 
 __all__ = ["Backend", "Capabilities", "NullOperation", "Operation", "Peer", "open"]
@@ -32,6 +33,7 @@ def open(
     timeout: float = defaults.NBD_TIMEOUT,
     large_read: bool = True,
     grow_to: int = 0,
+    cancel: Cancel | None = None,
 ) -> Backend:
     """Open the storage behind a URL.
 
@@ -44,9 +46,10 @@ def open(
         cafile: Certificates to verify an https server with; None: the system's.
         secure: Verify an https server.
         connections: Most instances that will be open at a time.
-        timeout: Seconds that a server of the storage may stay silent.
+        timeout: Seconds that an NBD server may take for one request; 0 for no limit.
         large_read: Of NBD, see `backends.largeread`.
         grow_to: Bytes up to which writing makes a regular file larger; 0 for no growth.
+        cancel: Ends what waits for a server of the storage.
 
     Raises:
         ValueError: The URL names no storage known here.
@@ -68,6 +71,7 @@ def open(
             connections=connections,
             timeout=timeout,
             large_read=large_read,
+            cancel=cancel,
         )
     if scheme == "file":
         from ovirt_imageio.common.backends.file import FileBackend
@@ -76,7 +80,7 @@ def open(
     if scheme in ("http", "https"):
         from ovirt_imageio.common.backends.http import HttpBackend
 
-        return HttpBackend(url, mode=mode, dirty=dirty, cafile=cafile, secure=secure, timeout=timeout)
+        return HttpBackend(url, mode=mode, dirty=dirty, cafile=cafile, secure=secure, cancel=cancel)
     raise ValueError(f"unsupported storage URL {shown(url)}: expected {_SUPPORTED}")
 
 

@@ -11,9 +11,10 @@ with others at its edges is read, changed and written, under a lock of the expor
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
-from typing import Any, Iterator, NamedTuple, Sequence
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 from ovirt_imageio.common import defaults, linux, nbd
 from ovirt_imageio.common.backends import largeread, pipelined, splice
@@ -28,6 +29,9 @@ from ovirt_imageio.common.nbd.connecting import GREETING_TIMEOUT
 
 # Reads like those of a stream, such as a checksum's: bytes.
 _LONG = defaults.PIECE // 2
+
+# Seconds between two looks if the wait for a lock is to end: who has it may wait for storage that hangs.
+_LOOK = 0.2
 
 # A lock for each export in use: its edges are changed by one thread at a time.
 _edge_locks: weakref.WeakValueDictionary[nbd.Address, threading.Lock] = weakref.WeakValueDictionary()
@@ -54,7 +58,7 @@ class NbdBackend(Backend):
         dirty: dirty extents will be wanted.
         bitmap: name of their bitmap, if the export has several.
         connections: how many instances may work side by side.
-        timeout: seconds that a system call waits for the server.
+        timeout: seconds that a system call waits for the server; 0 for no limit.
         connect_timeout: seconds to connect and to negotiate.
         greeting_timeout: seconds after which a silent server counts as full.
         splice: use splice(2) where possible.
@@ -103,6 +107,7 @@ class NbdBackend(Backend):
         }
         self._sparse = sparse
         self._splice = splice
+        self._cancel = cancel
         self._client = nbd.Client(
             self.address,
             dirty=dirty,
@@ -259,6 +264,10 @@ class NbdBackend(Backend):
         super().check_write(offset, length)
         self.unflushed = self.unflushed or length > 0
 
+    def _check_cancel(self) -> None:
+        if self._cancel is not None:
+            self._cancel.check()
+
     def _prepare(self, offset: int, length: int) -> None:
         if self._large_read is not None:
             self._large_read.before(self._client, offset, length)
@@ -290,7 +299,7 @@ class NbdBackend(Backend):
         return start, block
 
     def _write_edge(self, part: _Part, data: memoryview) -> None:
-        with self._edges:
+        with holding(self._edges, self._check_cancel):
             start, block = self._read_block(part)
             block[part.offset - start :][: part.length] = data
             self._client.write(start, block)
@@ -346,3 +355,19 @@ def edge_lock(address: nbd.Address) -> threading.Lock:
         if lock is None:
             lock = _edge_locks[address] = threading.Lock()
         return lock
+
+
+@contextlib.contextmanager
+def holding(lock: threading.Lock, check: Callable[[], None]) -> Iterator[None]:
+    """Hold a lock that another thread may keep for as long as storage takes.
+
+    Args:
+        lock: The lock.
+        check: Called while it is waited for; raises to wait no longer.
+    """
+    while not lock.acquire(timeout=_LOOK):
+        check()
+    try:
+        yield
+    finally:
+        lock.release()

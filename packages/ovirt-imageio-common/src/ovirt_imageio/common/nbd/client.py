@@ -59,7 +59,7 @@ class Client:
         address: of the export, or its URL.
         dirty: negotiate the export's dirty bitmap for `extents`.
         bitmap: name of that bitmap, if the export has several.
-        timeout: seconds that a system call waits for the server.
+        timeout: seconds that a system call waits for the server; 0 for no limit.
         connect_timeout: seconds to connect and to negotiate.
         greeting_timeout: seconds to wait for the first byte.
         cancel: ends what waits for the server, and the connection.

@@ -48,7 +48,7 @@ from .readers import ReaderPeer, WriterPeer
 from .size import ask_size
 from .streams import Stream
 
-_PATIENCE = 10  # times the timeout, for answers that storage has to work for
+_PATIENCE = 16  # times the timeout, for answers that storage has to work for: longer than a daemon waits for it
 
 
 class HttpBackend(Backend):
@@ -63,7 +63,7 @@ class HttpBackend(Backend):
         secure: Verify the server. False accepts any certificate.
         proxy_url: The same image at another server, used when no connection to url can
             be made.
-        timeout: Seconds that the server may be silent; it may take ten times as long to
+        timeout: Seconds that the server may be silent; it may take sixteen times as long to
             answer what makes storage work, and any time for a checksum. None: for ever.
         strict: The timeout counts for those as well.
         connect_timeout: Seconds to connect to each address of the server.
