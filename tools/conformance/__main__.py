@@ -83,21 +83,31 @@ def _subprocess(args: Sequence[str]) -> int:
 
 @contextlib.contextmanager
 def peer_options(environment: Path) -> Iterator[list[str]]:
-    """Start ovirt-imageio 2.5.1 and yield the options that name its sockets."""
+    """Start ovirt-imageio 2.5.1 and yield the options that name its sockets.
+
+    It has one control service, so a second daemon has one on TCP.
+    """
     from bench.servers import Daemon
     from bench.setup import make_keys, make_peer
+    from clients.host import Generation, Host
+    from imageio_testing.pki import Pki
 
     peer = make_peer(environment)
     with tempfile.TemporaryDirectory(prefix="peer-") as name:
         folder = Path(name)
         folder.chmod(0o755)
         keys = make_keys(folder)
-        with Daemon(peer, folder, keys) as daemon:
+        (folder / "second").mkdir()
+        pki = Pki(keys.ca_file, keys.cert_file, keys.key_file)
+        control = {"control": {"transport": "tcp", "port": 0}}
+        second = Host(Generation("2.5.1", peer.python), folder / "second", pki, config=control)
+        with Daemon(peer, folder, keys) as daemon, second:
             yield [
                 f"--remote=https://localhost:{daemon.port}",
                 f"--cafile={keys.ca_file}",
                 f"--local={daemon.local}",
                 f"--control={daemon.control}",
+                f"--tcp-control=http://localhost:{second.control}",
                 "--version-expected=2.5.1",
             ]
 

@@ -48,9 +48,15 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """Let a failure tell the rule, what went over the wire, and the fault."""
     report = yield
     report.user_properties.append(("rule", titles(item)))
-    if call.excinfo is not None and isinstance(call.excinfo.value, _FAULTS) and report.failed:
-        report.longrepr = _story(item, call.excinfo.value)
+    if call.excinfo is not None and report.failed:
+        report.user_properties.append(("fault", _fault(call.excinfo.value)))
+        if isinstance(call.excinfo.value, _FAULTS):
+            report.longrepr = _story(item, call.excinfo.value)
     return report
+
+
+def _fault(error: BaseException) -> str:
+    return str(error) if isinstance(error, Fault) else f"{type(error).__name__}: {error}"
 
 
 def _story(item: pytest.Item, error: BaseException) -> str:
@@ -59,8 +65,7 @@ def _story(item: pytest.Item, error: BaseException) -> str:
     wire = "\n".join(server.wire).split("\n") if server else []
     if len(wire) > _WIRE_LINES:
         wire = ["  ...", *wire[-_WIRE_LINES:]]
-    text = str(error) if isinstance(error, Fault) else f"{type(error).__name__}: {error}"
-    faults = "\n".join(f"  {line}" for line in text.split("\n"))
+    faults = "\n".join(f"  {line}" for line in _fault(error).split("\n"))
     return "\n".join([f"{chapter}: {rule}", f"  ({item.nodeid})", "on the wire", *wire, "fault", faults])
 
 
@@ -107,7 +112,10 @@ def tcp_control(server: Server, request: pytest.FixtureRequest) -> Iterator[Serv
         yield server
         return
     if named_server(request.config.option, server.folder) is not None:
-        pytest.skip("the control service listens on a Unix socket")
+        if request.config.option.tcp_control is None:
+            pytest.skip("the control service listens on a Unix socket")
+        yield dataclasses.replace(server, control=request.config.option.tcp_control)
+        return
     from imageio_testing.daemon import Daemon
 
     with tempfile.TemporaryDirectory(prefix="conformance-") as folder:

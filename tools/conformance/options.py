@@ -21,7 +21,7 @@ import pytest
 
 from .server import Server
 
-_NEED_CONTROL = ("--remote", "--cafile", "--local", "--version-expected")
+_NEED_CONTROL = ("--tcp-control", "--remote", "--cafile", "--local", "--version-expected")
 
 _ADDRESS = r"://(\[[0-9A-Fa-f:.]+\]|[^/:@?#\[\]]+):[0-9]+"
 _REMOTE = re.compile(rf"https?{_ADDRESS}/?")
@@ -31,6 +31,7 @@ _TCP_CONTROL = re.compile(rf"http{_ADDRESS}/?")
 def add_options(add: Callable[..., Any]) -> None:
     """Add the options by a function like `argparse.ArgumentParser.add_argument`."""
     add("--control", metavar="ADDRESS", help="control service: a Unix socket, or http://localhost:PORT")
+    add("--tcp-control", metavar="URL", help="control service on TCP, where --control is a Unix socket")
     add("--remote", metavar="URL", help="images service, like https://localhost:54322")
     add("--cafile", metavar="FILE", help="certificates, PEM, that verify --remote; default: those of the system")
     add("--local", metavar="SOCKET", help="images service on a Unix socket: a path, or @ and an abstract name")
@@ -100,6 +101,8 @@ def _check_addresses(options: argparse.Namespace) -> None:
         raise _wrong(options, "--remote", "a URL with a port and without a path, like https://localhost:54322")
     if "://" in options.control and not _TCP_CONTROL.fullmatch(options.control):
         raise _wrong(options, "--control", "a Unix socket, or a URL like http://localhost:54324")
+    if options.tcp_control is not None and not _TCP_CONTROL.fullmatch(options.tcp_control):
+        raise _wrong(options, "--tcp-control", "a URL like http://localhost:54324")
     if options.cafile is None:
         return
     if not (options.remote or "").startswith("https:"):

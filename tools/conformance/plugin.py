@@ -23,8 +23,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Check the options, and collect outcomes if a report is wanted."""
-    if not hasattr(config, "workerinput"):  # else they were checked where the worker was started
-        check(config.option)
+    if hasattr(config, "workerinput"):  # of a worker: all of this is done where it was started
+        return
+    check(config.option)
     if config.getoption("--report"):
         config.pluginmanager.register(Report(Path(config.getoption("--report"))), "conformance-report")
 
@@ -41,17 +42,28 @@ class Report:
         if report.when != "call" and report.outcome == "passed":
             return
         name = report.nodeid.partition("[")[0].rpartition("/")[2]
-        said: Any = dict(report.user_properties)["rule"]
-        rule = self._rules.setdefault(name, {"chapter": said[0], "title": said[1], "outcome": "skipped", "why": ""})
+        properties: Any = dict(report.user_properties)
+        said = properties["rule"]
+        empty = {"chapter": said[0], "title": said[1], "outcome": "skipped", "faults": [], "skipped": []}
+        rule = self._rules.setdefault(name, empty)
         if report.outcome == "failed":
-            rule["why"] = rule["why"] or str(report.longrepr).strip().rpartition("\n")[2].strip()
+            _note(rule["faults"], properties.get("fault") or str(report.longrepr).strip())
             rule["outcome"] = "failed"
-        elif report.outcome == "passed" and rule["outcome"] == "skipped":
+        elif report.outcome == "skipped":
+            _note(rule["skipped"], str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr))
+        elif rule["outcome"] == "skipped":
             rule["outcome"] = "passed"
 
     def pytest_sessionfinish(self) -> None:
         """Write the report."""
         self._path.write_text(json.dumps(self._rules, indent=1, sort_keys=True) + "\n")
+
+
+def _note(reasons: list[str], reason: str) -> None:
+    """Keep a reason, once."""
+    reason = reason.removeprefix("Skipped: ")
+    if reason not in reasons:
+        reasons.append(reason)
 
 
 def titles(item: pytest.Item) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from imageio_testing.httppeer import Data, HttpPeer, Response, request_head
+from imageio_testing.httppeer import ConnectionEnded, Data, HttpPeer, Response, request_head
 
 WAYS = ("remote", "local")
 
@@ -93,6 +93,29 @@ class Client(HttpPeer):
         if response.body:
             self._wire.append(_shown("<", response.body[:_SHOWN], len(response.body)))
         return response
+
+    def request(
+        self,
+        method: str,
+        target: str,
+        *,
+        headers: Iterable[tuple[str, str]] = (),
+        body: Data | None = None,
+    ) -> Response:
+        """Send a request and return its response, also where the server closed before it had the whole body."""
+        self.send(request_head(method, target, headers=headers, body=body))
+        broken: OSError | None = None
+        if body is not None:
+            try:
+                self.send(body)
+            except OSError as e:
+                broken = e
+        try:
+            return self.response(method)
+        except (ConnectionEnded, OSError):
+            if broken is not None:
+                raise broken from None
+            raise
 
     def get(self, target: str, *headers: tuple[str, str], method: str = "GET") -> Response:
         """Send a request without a body."""

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-from .differences import ABORTS, DIFFERENCES
+from .differences import DIFFERENCES, Difference
 from .storage import read_json
 
 _SIGNS = {"passed": "yes", "failed": "no", "skipped": "n/a"}
@@ -19,7 +20,8 @@ _INTRODUCTION = """\
 Each row is a rule of the [HTTP API](http-api.md) or of [tickets](tickets.md), which `tools/conformance`
 checks through the sockets of a server: by TLS and by Unix socket, with images behind NBD, in files, and behind
 another server, wherever that matters. *yes*: the server keeps the rule in every combination. *no*: in at least one it
-does not, and the last column says how. *n/a*: the rule is about something the server does not announce.
+does not, and the last column says how. *n/a*: the rule could not be tried, and the last column says why.
+Nothing in this table is stated without a run: what the last column says of a *no* has to be seen in its faults.
 
 This page is made by `make conformance-peer`.
 
@@ -39,6 +41,7 @@ $ ../.venv/bin/python -m conformance --control /run/ovirt-imageio/sock \\
 | option | names |
 |---|---|
 | `--control` | where tickets are added: a Unix socket, or `http://localhost:PORT`; always needed |
+| `--tcp-control` | the control service on TCP as well, where `--control` names a Unix socket |
 | `--remote` | the images service by TCP, a URL with a port |
 | `--cafile` | certificates, PEM, that verify it; by default those of the system |
 | `--local` | the images service on a Unix socket: a path, or `@` and an abstract name |
@@ -61,7 +64,7 @@ Skipped, each with its reason at the end, are rules
 - of images behind another server, without `--remote`. With it the server is its own origin: tickets name its
   images by that URL, and it must trust the certificate, by `backend_http.ca_file`;
 - of images, where the host lacks qemu-nbd or qemu-img;
-- of the control service on TCP, where it is on a Unix socket;
+- of the control service on TCP, where it is on a Unix socket and `--tcp-control` names none;
 - of features that the server does not announce.
 
 ## Generated requests
@@ -83,10 +86,11 @@ def write_table(path: Path, ours: Path, theirs: Path) -> list[str]:
 
     Returns:
         What is not as it should be: differences without an explanation, explanations
-        without a difference, rules that this daemon breaks.
+        that the run does not show, rules that this daemon breaks or that were not tried.
     """
     left, right = read_json(ours), read_json(theirs)
-    faults = [f"{name}: this daemon breaks the rule: {rule['why']}" for name, rule in left.items() if _failed(rule)]
+    faults = [f"{name}: this daemon breaks the rule: {rule['faults']}" for name, rule in left.items() if _failed(rule)]
+    faults += [f"{name}: not tried with this daemon" for name in right.keys() - left.keys()]
     lines = [_INTRODUCTION]
     chapters: dict[str, list[str]] = {}
     for name, rule in left.items():
@@ -98,16 +102,33 @@ def write_table(path: Path, ours: Path, theirs: Path) -> list[str]:
             "|---|---|---|---|",
         ]
         for name in names:
-            peer = right.get(name, {"outcome": "skipped", "why": ""})
-            why = DIFFERENCES.get(name, "")
-            if _failed(peer) and not why:
-                faults.append(f"{name}: not explained: {peer['why']}")
-            if why and not _failed(peer) and why != ABORTS:  # which depends on who is faster
-                faults.append(f"{name}: there is no difference to explain")
-            cells = [left[name]["title"], _sign(left[name]), _sign(peer), why]
+            peer, difference = right.get(name), DIFFERENCES.get(name)
+            faults += [f"{name}: {fault}" for fault in _untold(peer, difference)]
+            signs = [_sign(left[name]), _sign(peer) if peer else "not tried"]
+            cells = [left[name]["title"], *signs, _reason(peer, difference)]
             lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
     path.write_text("\n".join(lines) + "\n")
     return faults
+
+
+def _untold(peer: dict[str, Any] | None, difference: Difference | None) -> list[str]:
+    """What the table cannot say of a rule after this run of the peer."""
+    if peer is None:
+        return ["not tried with the peer"]
+    if not _failed(peer):
+        return ["there is no difference to explain"] if difference else []
+    if difference is None:
+        return [f"not explained: {peer['faults']}"]
+    if not any(re.search(difference.seen, fault) for fault in peer["faults"]):
+        return [f"{difference.why!r} is not seen: {peer['faults']}"]
+    return []
+
+
+def _reason(peer: dict[str, Any] | None, difference: Difference | None) -> str:
+    if peer is not None and peer["outcome"] == "skipped":
+        reason = "; ".join(peer["skipped"])
+        return f"{reason[:1].upper()}{reason[1:]}."
+    return difference.why if difference else ""
 
 
 def _failed(rule: dict[str, Any]) -> bool:

@@ -36,6 +36,7 @@ def test_active(client, grants, disk):
     require(info["idle_time"] == 0, f"idle_time is {info['idle_time']}, expected 0")
     require(info["connections"] == 1, f"connections is {info['connections']}, expected 1")
     require(info["transferred"] <= 1 << 20, f"transferred is {info['transferred']}, more than was sent")
+    client.close()
 
 
 def test_cancelled_get(client, grants, disk):

@@ -162,11 +162,11 @@ def test_large_document(client, scratch):
     expect_error(patch(client, scratch, json.dumps({"op": "flush", "x": "x" * 65536}).encode()), 413)
 
 
-def test_read_ticket(client, grants, images):
+def test_read_ticket(connect, grants, images):
     """A ticket to read is 403."""
     path = f"/images/{grants.add(images['file'])}"
-    expect_error(patch(client, path, {"op": "zero", "size": 512}), 403)
-    expect_error(patch(client, path, {"op": "flush"}), 403)
+    expect_error(patch(connect(), path, {"op": "zero", "size": 512}), 403)
+    expect_error(patch(connect(), path, {"op": "flush"}), 403)
 
 
 def test_unknown_ticket(client):

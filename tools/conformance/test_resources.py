@@ -142,31 +142,31 @@ def test_preflight(client, anything, method):
     expect(client.get(anything, *fields, method="OPTIONS"), (200, 204), headers=headers)
 
 
-def test_cors_on_errors(client, anything):
+def test_cors_on_errors(connect, anything):
     """Errors carry CORS headers too, or a page could not read why it failed."""
     for response in (
-        client.get(f"/images/{uuid.uuid4()}", ORIGIN),
-        client.get(anything, ORIGIN, ("Range", "bytes=9-0")),
-        client.get("/no/such/resource", ORIGIN),
-        client.get(anything, ORIGIN, method="DELETE"),
-        client.put(anything, b"x", ORIGIN),
+        connect().get(f"/images/{uuid.uuid4()}", ORIGIN),
+        connect().get(anything, ORIGIN, ("Range", "bytes=9-0")),
+        connect().get("/no/such/resource", ORIGIN),
+        connect().get(anything, ORIGIN, method="DELETE"),
+        connect().put(anything, b"x", ORIGIN),
     ):
         require(response.status >= 400, f"the status is {response.status}")
         expect(response, response.status, headers={"Access-Control-Allow-Origin": "*"})
 
 
-def test_error_carries_nothing_of_the_success(client, anything, images, grants):
+def test_error_carries_nothing_of_the_success(connect, anything, images, grants):
     """An error carries no header of the response that it replaces."""
     broken = f"/images/{grants.put(url='file:///nowhere/at/all', size=4096, ops=['write'], filename='secret')}"
     read = ("Content-Disposition", "Accept-Ranges", "ETag", "Last-Modified", "Content-Encoding")
     for response in (
-        client.get(broken),
-        client.get(anything, ("Range", "bytes=9-0")),
-        client.get(f"{anything}/extents?context=dirty"),
-        client.get(f"{anything}/checksum?algorithm=none"),
-        client.put(broken, b"x"),
-        client.put_json(broken, {"op": "flush"}, method="PATCH"),
-        client.get(anything, method="DELETE"),
+        connect().get(broken),
+        connect().get(anything, ("Range", "bytes=9-0")),
+        connect().get(f"{anything}/extents?context=dirty"),
+        connect().get(f"{anything}/checksum?algorithm=none"),
+        connect().put(broken, b"x"),
+        connect().put_json(broken, {"op": "flush"}, method="PATCH"),
+        connect().get(anything, method="DELETE"),
     ):
         require(response.status >= 400, f"the status is {response.status}")
         expect_error(response, response.status)
