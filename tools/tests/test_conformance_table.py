@@ -4,19 +4,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import subprocess
-import sys
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-import conformance
-from conformance import table
+from conformance import plugin, table
 from conformance.differences import Difference
 
 RULE = "test_get.py::test_head"
-TOOLS = Path(conformance.__path__[0]).parent
+OPTIONS = ("remote", "local", "cafile", "tcp_control", "version_expected", "set")
 
 
 def rule(outcome, *, faults=(), skipped=()):
@@ -76,20 +74,47 @@ def test_rule_that_this_daemon_breaks(write):
     assert wrong == [f"{RULE}: this daemon breaks the rule: ['x']"]
 
 
-def test_report_of_several_processes_is_whole(tmp_path):
-    """Each process knows the rules that it tried; the report has those of all."""
-    report = tmp_path / "report.json"
-    command = [
-        sys.executable,
-        "-m",
-        "conformance",
-        f"--report={report}",
-        "-n",
-        "2",
-        "-k",
-        "test_unknown_method or info",
-    ]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=TOOLS)
-    found = json.loads(report.read_text())
-    assert len(found) >= 2
-    assert {entry["outcome"] for entry in found.values()} == {"passed"}
+class Config:
+    """What the plugin asks a configuration for; `workerinput` is there in a worker of pytest-xdist."""
+
+    def __init__(self, report, **attributes):
+        self.option = argparse.Namespace(folder=None, report=None, control=None, **dict.fromkeys(OPTIONS))
+        self.registered = []
+        self.pluginmanager = SimpleNamespace(register=lambda plugin, name: self.registered.append(plugin))
+        self.getoption = lambda name: str(report)
+        self.__dict__.update(attributes)
+
+
+def test_report_is_written_where_all_outcomes_come_together(tmp_path):
+    """A worker knows the rules that it tried; its report would take the place of that of all."""
+    started, worker = Config(tmp_path / "report"), Config(tmp_path / "report", workerinput={})
+    for config in (started, worker):
+        plugin.pytest_configure(config)
+    assert len(started.registered) == 1
+    assert worker.registered == []
+
+
+def test_report_has_all_faults_and_reasons(tmp_path):
+    report = plugin.Report(tmp_path / "report")
+    for outcome, text, fault in (
+        ("failed", "a story", "the status is 500"),
+        ("failed", "a story", "the status is 500"),
+        ("failed", "an assertion", None),
+        ("skipped", ("file", 1, "Skipped: it has none"), None),
+        ("passed", "", None),
+    ):
+        properties = [("rule", ("GET", "It works.")), *([("fault", fault)] if fault else [])]
+        report.pytest_runtest_logreport(
+            SimpleNamespace(
+                when="call", outcome=outcome, nodeid=f"x/{RULE}[a]", longrepr=text, user_properties=properties
+            )
+        )
+    report.pytest_sessionfinish()
+    found = json.loads((tmp_path / "report").read_text())[RULE]
+    assert found == {
+        "chapter": "GET",
+        "title": "It works.",
+        "outcome": "failed",
+        "faults": ["the status is 500", "an assertion"],
+        "skipped": ["it has none"],
+    }
