@@ -110,3 +110,29 @@ def test_misspelt_names_and_wrong_kinds_are_errors(mypy):
     lines = {int(error.split(":")[1]) for error in mypy({"wrong.py": WRONG}) if " error: " in error}
     right = {2, 7, 9, 11, 13, 15}
     assert lines == set(range(2, len(WRONG.splitlines()) + 1)) - right
+
+
+STREAMS = """
+import io
+import mmap
+import sys
+from typing import BinaryIO
+
+from ovirt_imageio import client
+
+def copy(source: BinaryIO, target: BinaryIO, url: str) -> None:
+    with client.ImageioClient(url) as c, open("file", "r+b") as f:
+        c.read_from(source, 0, 4096)
+        c.write_to(target, 0, 4096)
+        c.read_from(sys.stdin.buffer, 0, 4096)
+        c.write_to(sys.stdout.buffer, 0, 4096)
+        c.read_from(f, 0, 4096)
+        c.write_to(f, 0, 4096)
+        c.read_from(io.BytesIO(b"x"), 0, 1)
+        c.write_to(io.BytesIO(), 0, 1)
+        c.read(0, mmap.mmap(-1, 4096))
+"""
+
+
+def test_streams_of_the_standard_library_are_taken(mypy):
+    assert mypy({"streams.py": STREAMS}) == []

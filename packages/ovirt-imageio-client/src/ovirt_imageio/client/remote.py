@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Iterator, Literal, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Iterator, Literal, overload
 
 from ovirt_imageio.client.patience import Patience, check_cancel, check_timeout
 from ovirt_imageio.common import defaults, imagesapi
@@ -162,7 +162,7 @@ class ImageioClient:
         """
         self._backend.flush()
 
-    def read_from(self, reader: Reader, offset: int, length: int) -> None:
+    def read_from(self, reader: Reader | BinaryIO, offset: int, length: int) -> None:
         """Upload length bytes of a reader to offset.
 
         Args:
@@ -171,11 +171,12 @@ class ImageioClient:
             length: Bytes.
 
         Raises:
-            ovirt_imageio.common.errors.PeerGone: The reader ended before.
+            ovirt_imageio.common.errors.PeerGone: The reader ended before; also a RuntimeError.
             As write.
         """
         self._check_write(offset, length)
-        self._backend.read_from(reader, offset, length)
+        readable: Any = reader  # typing.BinaryIO has `readinto`, and does not say so
+        self._backend.read_from(readable, offset, length)
 
     def write_to(self, writer: Writer, offset: int, length: int) -> None:
         """Download length bytes from offset into a writer.
