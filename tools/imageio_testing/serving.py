@@ -187,6 +187,16 @@ class Service:
             raise error
         return value
 
+    def run(self, make: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a coroutine in the loop, to its end."""
+        done = threading.Event()
+
+        def begin() -> None:
+            self.loop.spawn(make()).on_done(lambda _: done.set())
+
+        self.call(begin)
+        assert done.wait(PATIENCE), "the coroutine is stuck"
+
     def add_ticket(self, ticket_id: str = "t", **keys: Any) -> str:
         """Add a ticket by the control service; return the path of its image."""
         document = {"uuid": ticket_id, "ops": ["read", "write"], "timeout": 300, "url": "file:///none", **keys}

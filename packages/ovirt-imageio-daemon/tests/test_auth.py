@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import math
+import weakref
+from collections import Counter
 
 import pytest
 
@@ -19,9 +22,11 @@ from ovirt_imageio.daemon import auth, options
 from ovirt_imageio.daemon.auth import Tickets
 from ovirt_imageio.daemon.config import Config
 from ovirt_imageio.daemon.errors import HttpError
+from ovirt_imageio.daemon.http import pace
 from ovirt_imageio.daemon.operations import FLUSH, READ, WRITE, ZERO
 from ovirt_imageio.daemon.stats import Totals
 from ovirt_imageio.daemon.tickets import Ticket
+from ovirt_imageio.daemon.transfer import Transfer
 
 SIZE = 1 << 20
 
@@ -279,7 +284,7 @@ def test_name_hides_most_of_the_id(store):
 
 def test_removing_a_ticket_closes_its_storage(store):
     transfer = store.add()
-    store.run(transfer.pool.prepare())
+    store.run(transfer.open_storage())
     assert transfer.pool.open_count == 1
     store.run(store.tickets.remove("t"))
     assert (len(store.tickets), transfer.pool.open_count, transfer.pool.closed) == (0, 0, True)
@@ -372,11 +377,11 @@ def test_clearing_drops_all_tickets_whatever_runs():
 def test_sweep_closes_the_storage_of_expired_tickets_that_nobody_uses(store):
     expired, used, valid = (store.add(uuid=uuid, timeout=10) for uuid in "abc")
     for transfer in expired, used, valid:
-        store.run(transfer.pool.prepare())
+        store.run(transfer.open_storage())
     valid.extend(100)
     store.now += 20
     with used.operation(READ, 0, 1, Client()):
-        store.tickets.sweep()
+        store.run(store.tickets.sweep())
 
         async def closed():
             while expired.pool.open_count:
@@ -388,6 +393,169 @@ def test_sweep_closes_the_storage_of_expired_tickets_that_nobody_uses(store):
     with store.tickets.get("a").operation(READ, 0, 4, Client()) as op:
         store.run(expired.pool.read(op, 0, 4))
     assert expired.pool.open_count == 1
+
+
+# Very many tickets.
+
+
+def test_ticket_that_nobody_uses_has_no_storage_and_is_not_looked_at(store, monkeypatch):
+    looked = []
+    sample = Transfer.sample
+    monkeypatch.setattr(Transfer, "sample", lambda transfer: (looked.append(transfer), sample(transfer)))
+    idle, used = store.add(uuid="a"), store.add(uuid="b")
+    store.run(used.open_storage())
+    assert (idle.is_untouched, used.is_untouched) == (True, False)
+    store.run(store.tickets.sweep())
+    assert looked == [used]
+    store.run(used.pool.close())
+    store.run(store.tickets.sweep())
+    store.run(store.tickets.sweep())
+    assert looked == [used, used]
+
+
+def test_rate_begins_anew_with_each_use(store):
+    transfer = store.add()
+    store.now += 1000  # a client that comes late is not slow
+    with transfer.operation(READ, 0, 100, Client()) as op:
+        op.advance(100)
+        store.now += 1
+        assert transfer.info()["rate"] == 100
+    for _ in range(12):
+        store.now += 1
+        store.run(store.tickets.sweep())
+    assert transfer.info()["rate"] == 0
+    store.now += 1000
+    with transfer.operation(READ, 0, 100, Client()) as op:
+        op.advance(100)
+        store.now += 1
+        assert transfer.info()["rate"] == 100
+
+
+def test_expiry_is_told_once_and_again_after_the_ticket_was_extended(store, caplog):
+    store.add(timeout=10)
+    with caplog.at_level(logging.INFO):
+        for seconds, extension in ((20, 0), (20, 5), (20, 0), (20, 0)):
+            store.now += seconds
+            store.run(store.tickets.sweep())
+            if extension:
+                store.tickets.extend("t", extension)
+    assert [message for message in caplog.messages if "expired" in message] == [
+        "t: expired, the client was last heard of 20 s ago",
+        "t: expired, the client was last heard of 60 s ago",
+    ]
+
+
+def test_operation_that_ends_after_the_time_revives_the_ticket(store, caplog):
+    transfer = store.add(timeout=10)
+    with transfer.operation(READ, 0, 1, Client()):
+        store.now += 20
+        store.run(store.tickets.sweep())
+    assert transfer.state == "idle"
+    assert store.tickets.states()["idle"] == 1
+    with caplog.at_level(logging.INFO):
+        store.now += 20
+        store.run(store.tickets.sweep())
+    assert "expired" in caplog.text
+    assert store.tickets.states()["expired"] == 1
+
+
+def test_states_are_those_of_the_transfers():
+    with closing(Store(remove_timeout=0)) as store:
+        for uuid in "abcdef":
+            store.add(uuid=uuid, timeout=10 if uuid in "ab" else 100)
+        ops = [store.tickets.get(uuid).operation(READ, 0, 1, Client()) for uuid in "def"]
+        store.run(store.tickets.remove("e"))
+        store.now += 20
+        store.run(store.tickets.sweep())
+        store.run(store.tickets.remove("f"))
+        ops[2].__exit__(None, None, None)
+        found = store.tickets.states()
+        expected = Counter(transfer.state for transfer in store.tickets)
+        assert {**found} == {"idle": 1, "active": 1, "expired": 2, "cancelling": 1, "cancelled": 1} == {**expected}
+        for op in ops[:2]:
+            op.__exit__(None, None, None)
+
+
+def test_first_are_all_in_order_or_those_in_use_before_the_others(store):
+    for uuid in "abcde":
+        store.add(uuid=uuid)
+    with store.tickets.get("d").operation(READ, 0, 1, Client()):
+        assert [transfer.name for transfer in store.tickets.first(5)] == list("abcde")
+        assert [transfer.name for transfer in store.tickets.first(3)] == list("dab")
+        assert store.tickets.first(0) == []
+
+
+@pytest.fixture
+def short_pieces(monkeypatch):
+    monkeypatch.setattr(pace, "_PIECE", 0.0)
+
+
+def turns_meanwhile(store, coro):
+    """Run a coroutine; return how many turns another task has meanwhile."""
+    count = []
+
+    async def both():
+        task = store.run.loop.spawn(coro)
+        while not task.done:
+            count.append(0)
+            await store.run.loop.sleep(0)
+
+    store.run(both())
+    return len(count)
+
+
+def test_others_have_their_turns_while_all_tickets_are_dropped(store, short_pieces, caplog):
+    used = store.add(uuid="used")
+    store.run(used.open_storage())
+    for number in range(50):
+        store.add(uuid=str(number))
+    with caplog.at_level(logging.INFO):
+        assert turns_meanwhile(store, store.tickets.clear()) >= 50
+    assert len(store.tickets) == 0
+    assert used.pool.closed
+    assert [line for line in caplog.messages if "removed" in line] == [
+        "Tickets without any request, 50, were removed with all others",
+        "used: removed with all others after 0.0 s, [no operations]",
+    ]
+
+
+def test_others_have_their_turns_while_all_tickets_expire(store, short_pieces, caplog):
+    for number in range(50):
+        store.add(uuid=str(number), timeout=10)
+    store.now += 20
+    with caplog.at_level(logging.INFO):
+        assert turns_meanwhile(store, store.tickets.sweep()) >= 50
+    assert caplog.text.count("expired") == 50
+
+
+def test_dropped_tickets_are_freed_one_by_one(store, short_pieces):
+    """A circle of references would let the garbage collector free all of them in one turn."""
+    for number in range(50):
+        store.add(uuid=str(number))
+    store.run(store.tickets.get("7").open_storage())
+    alive = [weakref.ref(transfer) for transfer in store.tickets]
+    gc.disable()
+    try:
+        store.run(store.tickets.clear())
+        assert [ref() for ref in alive if ref()] == []
+    finally:
+        gc.enable()
+
+
+def test_tickets_may_come_while_all_are_dropped(store, short_pieces):
+    for number in range(50):
+        store.add(uuid=str(number))
+    clearing = store.run.loop.spawn(store.tickets.clear())
+
+    async def add():
+        await store.run.loop.sleep(0)
+        await store.tickets.add(Ticket("7", SIZE, ("read",), 300, "file:///new", 60))
+        while not clearing.done:
+            await store.run.loop.sleep(0)
+
+    store.run(add())
+    assert [transfer.ticket.url for transfer in store.tickets] == ["file:///new"]
+    assert store.tickets.states()["idle"] == 1
 
 
 def lend(store, transfer, count):
@@ -424,9 +592,9 @@ def test_full_storage_takes_a_second_ticket_when_the_first_is_idle(store):
 def test_connections_that_nobody_uses_are_given_back_after_a_while(store, monkeypatch):
     transfer = store.add()
     lend(store, transfer, 4)
-    store.tickets.sweep()
+    store.run(store.tickets.sweep())
     assert transfer.pool.open_count == 4
     monkeypatch.setattr(auth, "_SPARE_TIME", 0.0)
-    store.tickets.sweep()
+    store.run(store.tickets.sweep())
     wait_for_one(store, transfer)
     assert [backend.closed for backend in store.backends].count(False) == 1

@@ -360,7 +360,7 @@ def test_sweep_of_an_expired_ticket_keeps_what_owes_a_flush(serve, server):
     assert put(service, 0, BIG, flush=False) == 200
     assert put(service, MiB, SMALL, flush=False) == 200
     service.call(service.tickets.get("t").extend, 0)
-    service.call(service.tickets.sweep)
+    service.run(service.tickets.sweep)
     service.call(service.tickets.get("t").extend, 300)
     assert flush(service) == 200
     assert server.stable[: MiB + len(SMALL)] == BIG + SMALL

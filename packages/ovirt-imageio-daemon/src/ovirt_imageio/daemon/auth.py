@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import errno
 import functools
+import itertools
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from ovirt_imageio.common import backends
@@ -20,11 +22,13 @@ from ovirt_imageio.common.units import format_size
 from .config import Config
 from .errors import HttpError
 from .http.loop import Loop
+from .http.pace import Pace
 from .log import one_line
 from .pool import Pool
 from .stats import Stats, Totals
 from .tickets import Ticket
 from .transfer import Transfer
+from .watch import Watch
 
 # How long a ticket that replaces another waits for what runs, where remove_timeout is 0.
 _REPLACE_TIMEOUT = 60.0
@@ -71,6 +75,10 @@ class Tickets:
         self._open_backend = open_backend
         self._clock = clock or (lambda: loop.now)
         self._transfers: dict[str, Transfer] = {}
+        self._watch = Watch()
+        # Each of 100,000 transfers has few objects of its own, or the garbage collector stops the loop for long. These
+        # are not methods of the watch, which knows the transfers: a circle would free all of them at once.
+        self._make_pool, self._on_use, self._on_move = self._new_pool, self._use, self._move
 
     def __len__(self) -> int:
         return len(self._transfers)
@@ -91,7 +99,7 @@ class Tickets:
             same = before.ticket.url == ticket.url
             await self._remove(before, timeout, "replaced by a new ticket", settle=same)
         self.insert(ticket)
-        if before is not None and before.ticket.url == ticket.url:
+        if before is not None and before.ticket.url == ticket.url and not before.is_untouched:
             # The client need not know that its ticket is another one now.
             self._transfers[ticket.uuid].pool.inherit(before.pool)
 
@@ -103,10 +111,37 @@ class Tickets:
         """
         if ticket.uuid in self._transfers:
             raise ValueError(f"there is a ticket {ticket.uuid!r} already")
+        transfer = Transfer(
+            self._loop,
+            ticket,
+            self._make_pool,
+            clock=self._clock,
+            stats=Stats(self._totals.operations),
+            on_use=self._on_use,
+            on_move=self._on_move,
+        )
+        self._transfers[ticket.uuid] = transfer
+        self._watch.add(transfer)
+        log.info(
+            "%s: added, size=%d ops=%s timeout=%d url=%s",
+            transfer.name,
+            ticket.size,
+            ",".join(ticket.ops),
+            ticket.timeout,
+            _shown(ticket.url),
+        )
+
+    def _use(self, transfer: Transfer) -> None:
+        self._watch.use(transfer)
+
+    def _move(self, transfer: Transfer) -> None:
+        self._watch.move(transfer)
+
+    def _new_pool(self, ticket: Ticket) -> Pool:
         daemon = self.cfg.daemon
         cancel = Cancel()
         opener = self._open_backend
-        pool = Pool(
+        return Pool(
             self._loop,
             functools.partial(open_storage, self.cfg, ticket, cancel) if opener is None else lambda: opener(ticket),
             limit=daemon.max_connections,
@@ -116,22 +151,21 @@ class Tickets:
             sparse=ticket.sparse,
             on_full=functools.partial(self._make_room, ticket),
         )
-        transfer = Transfer(
-            self._loop,
-            ticket,
-            pool,
-            clock=self._clock,
-            stats=Stats(self._totals.operations),
-        )
-        self._transfers[ticket.uuid] = transfer
-        log.info(
-            "%s: added, size=%d ops=%s timeout=%d url=%s",
-            transfer.name,
-            ticket.size,
-            ",".join(ticket.ops),
-            ticket.timeout,
-            _shown(ticket.url),
-        )
+
+    def first(self, limit: int) -> list[Transfer]:
+        """Return so many transfers in the order in which they came; if there are more, those in use first."""
+        if len(self._transfers) <= limit:
+            return list(self._transfers.values())
+        chosen = dict.fromkeys(itertools.islice(self._watch.in_use, limit))
+        for transfer in self._transfers.values():
+            if len(chosen) == limit:
+                break
+            chosen[transfer] = None
+        return list(chosen)
+
+    def states(self) -> Counter[str]:
+        """Count the transfers by state, however many they are."""
+        return self._watch.count(len(self._transfers))
 
     def get(self, ticket_id: str) -> Transfer:
         """Return the transfer of a ticket.
@@ -189,49 +223,92 @@ class Tickets:
         if timeout or not transfer.active:
             await self._remove(transfer, timeout or _REPLACE_TIMEOUT, "removed")
             return
-        transfer.cancel()
+        self._cancel(transfer)
         self._loop.spawn(transfer.unused(float("inf")), "release storage")
 
     async def clear(self, reason: str = "removed with all others") -> None:
-        """Cancel and drop all tickets, waiting for what runs up to the remove timeout."""
-        transfers = list(self._transfers.values())
-        self._transfers.clear()
-        for transfer in transfers:
-            transfer.cancel()
+        """Cancel and drop all tickets, waiting for what runs up to the remove timeout.
+
+        At once no request finds its ticket any more; what runs is cancelled first. Others have a turn meanwhile.
+        """
+        dropped, watch = self._transfers, self._watch
+        self._transfers, self._watch = {}, Watch()
+        used = list(watch.in_use)
         until = self._loop.now + self.cfg.control.remove_timeout
-        for transfer in transfers:
-            if not await transfer.unused(max(until - self._loop.now, 0)):
-                log.warning("%s: dropped while in use", transfer.name)
-                self._loop.spawn(transfer.unused(float("inf")), "release storage")
-            self._log_end(transfer, reason)
+        pace = Pace(self._loop)
+        for transfer in used:
+            del dropped[transfer.ticket.uuid]
+            transfer.cancel()
+            await pace.step()
+        used += await self._drop_untouched(dropped, watch, reason)
+        for transfer in used:
+            await self._drop(transfer, reason, until)
+            await pace.step()
+
+    async def _drop_untouched(self, dropped: dict[str, Transfer], watch: Watch, reason: str) -> list[Transfer]:
+        """Cancel tickets; return those that a client has used. The others have one line in the log together."""
+        pace, used, untouched = Pace(self._loop), [], 0
+        while dropped:  # one by one, for to free 100,000 at once takes a second
+            _, transfer = dropped.popitem()
+            watch.remove(transfer)
+            transfer.cancel()
+            if transfer.is_untouched:
+                untouched += 1
+            else:
+                used.append(transfer)
+            await pace.step()
+        if untouched:
+            log.info("Tickets without any request, %d, were %s", untouched, reason)
+        return used
+
+    async def _drop(self, transfer: Transfer, reason: str, until: float) -> None:
+        if not await transfer.unused(max(until - self._loop.now, 0)):
+            log.warning("%s: dropped while in use", transfer.name)
+            self._loop.spawn(transfer.unused(float("inf")), "release storage")
+        self._log_end(transfer, reason)
 
     async def close(self) -> None:
         """Cancel and drop all tickets because the daemon stops."""
         await self.clear("ended because the daemon stops")
 
-    def sweep(self) -> None:
-        """Release storage that nobody uses, and note how far all transfers are."""
-        for transfer in self._transfers.values():
-            transfer.sample()
+    async def sweep(self) -> None:
+        """Release storage that nobody uses, note how far transfers are, and whose time is over."""
+        pace = Pace(self._loop)
+        for transfer in self._watch.take_expired(self._clock()):
             transfer.note_expiry()
-            if transfer.expired and not transfer.active and transfer.pool.open_count:
+            await pace.step()
+        for transfer in list(self._watch.in_use):
+            self._look_at(transfer)
+            await pace.step()
+
+    def _look_at(self, transfer: Transfer) -> None:
+        transfer.sample()
+        if transfer.open_count:
+            if transfer.expired and not transfer.active:
                 transfer.pool.close_idle()
-            elif transfer.pool.open_count > 1:
+            elif transfer.open_count > 1:
                 transfer.pool.close_spare(_SPARE_TIME)
+        if transfer.rest():
+            self._watch.in_use.pop(transfer, None)
 
     def _make_room(self, ticket: Ticket) -> None:
         """Let other transfers of the same storage give back connections that they do not use."""
-        for transfer in self._transfers.values():
-            if transfer.ticket.url == ticket.url and transfer.ticket.uuid != ticket.uuid:
+        for transfer in self._watch.in_use:
+            if transfer.ticket.url == ticket.url and transfer.ticket.uuid != ticket.uuid and transfer.open_count:
                 transfer.pool.close_spare(0)
 
     async def _remove(self, transfer: Transfer, timeout: float, reason: str, *, settle: bool = False) -> None:
-        transfer.cancel()
+        self._cancel(transfer)
         if not await transfer.unused(timeout, settle=settle):
             raise HttpError(409, f"the ticket is still in use after {timeout:g} seconds")
         if self._transfers.get(transfer.ticket.uuid) is transfer:
             del self._transfers[transfer.ticket.uuid]
+            self._watch.remove(transfer)
             self._log_end(transfer, reason)
+
+    def _cancel(self, transfer: Transfer) -> None:
+        transfer.cancel()
+        self._watch.cancel(transfer)
 
     def _log_end(self, transfer: Transfer, reason: str) -> None:
         error = f", last error: {transfer.last_error}" if transfer.last_error else ""

@@ -251,7 +251,7 @@ class Server:
         while True:
             await self._loop.sleep(self.cfg.daemon.poll_interval)
             tidier.look(len(self._connections))
-            self.tickets.sweep()
+            await self.tickets.sweep()
             for service in self._services():
                 service.tell_left_out(self._loop.now)
             if self.remote.contexts:

@@ -109,9 +109,11 @@ class Stats:
         errors: failures by the name of the exception.
     """
 
+    __slots__ = ("_all", "_durations", "_parent", "errors", "operations")
+
     def __init__(self, parent: Stats | None = None, *, durations: Durations | None = None) -> None:
         self.operations: dict[str, OperationStats] = {}
-        self.errors: Counter[str] = Counter()
+        self.errors: dict[str, int] = {}
         self._parent = parent
         self._durations: tuple[Durations, ...] = () if parent is None else parent._durations
         if durations is not None:
@@ -120,7 +122,8 @@ class Stats:
 
     def error(self, error: BaseException) -> None:
         """Count a failure."""
-        self.errors[type(error).__name__] += 1
+        name = type(error).__name__
+        self.errors[name] = self.errors.get(name, 0) + 1
         if self._parent is not None:
             self._parent.error(error)
 

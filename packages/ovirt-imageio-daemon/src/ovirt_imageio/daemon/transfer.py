@@ -56,13 +56,14 @@ class Transfer:
     Args:
         loop: The loop.
         ticket: The grant.
-        pool: Its storage; the transfer closes it.
+        make_pool: Makes its storage, when the first request comes; the transfer closes it.
         clock: Monotonic seconds.
         stats: Where finished operations are counted.
+        on_use: Called when its use begins, the first time and after each `rest`.
+        on_move: Called when the ticket becomes valid again, or expires earlier than it was to.
 
     Attributes:
         ticket: The grant.
-        pool: Its storage.
         stats: Finished operations.
         expires: When the ticket ceases to be valid, in seconds of the clock.
         cancelled: It serves no requests any more.
@@ -74,14 +75,19 @@ class Transfer:
         self,
         loop: Loop,
         ticket: Ticket,
-        pool: Pool,
+        make_pool: Callable[[Ticket], Pool],
         *,
         clock: Callable[[], float],
         stats: Stats | None = None,
+        on_use: Callable[[Transfer], None] = lambda transfer: None,
+        on_move: Callable[[Transfer], None] = lambda transfer: None,
     ) -> None:
         self.ticket = ticket
-        self.pool = pool
         self.stats = stats or Stats()
+        self._make_pool = make_pool
+        self._pool: Pool | None = None
+        self._on_use = on_use
+        self._on_move = on_move
         self.cancelled = False
         self._loop = loop
         self._clock = clock
@@ -93,16 +99,33 @@ class Transfer:
         # Which operations "transferred" counts: with both granted it would mean nothing.
         one_way = len(set(ticket.ops)) == 1
         self._counted = ((WRITE, ZERO) if ticket.writable else (READ,)) if one_way else ()
-        self._waiting: list[Token] = []
-        self._users: set[str] = set()
-        self._meter = Meter()
-        self._meter.sample(clock(), 0)
+        self._waiting: tuple[Token, ...] = ()
+        self._users: dict[str, None] = {}
+        self._meter: Meter | None = None  # while it is in use
         self.last_error = ""
         self._storage_failed = False
         self._failed = 0.0
         self._started = clock()
         self._expiry_noted = False
         self._opening = 0
+
+    @property
+    def pool(self) -> Pool:
+        """Its storage. Very many tickets may be there that nobody uses: they have none."""
+        if self._pool is None:
+            self._pool = self._make_pool(self.ticket)
+            self._pool.closed = self.cancelled
+        return self._pool
+
+    @property
+    def open_count(self) -> int:
+        """Connections to storage that it has open."""
+        return 0 if self._pool is None else self._pool.open_count
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether no request has come for it yet."""
+        return self._pool is None and not self._connections
 
     @property
     def name(self) -> str:
@@ -154,13 +177,14 @@ class Transfer:
     def extend(self, timeout: int) -> None:
         """Let the ticket be valid for so many seconds from now."""
         self.expires = self._clock() + timeout
+        self._expiry_noted = False
+        self._on_move(self)
         log.debug("%s: valid for %s s", self.name, timeout)
 
     def note_expiry(self) -> None:
-        """Log once that the time is over, until it is extended."""
-        if self.expired and not self._expiry_noted and not self.cancelled:
-            log.info("%s: expired, the client was last heard of %d s ago", self.name, self.idle_time)
-        self._expiry_noted = self.expired
+        """Log that the time is over; to be called once, until it is extended."""
+        log.info("%s: expired, the client was last heard of %d s ago", self.name, self.idle_time)
+        self._expiry_noted = True
 
     # Operations.
 
@@ -170,6 +194,8 @@ class Transfer:
         Raises:
             Exception: It cannot be opened; remembered as the last error.
         """
+        if self._meter is None:
+            self._begin_use()
         self._opening += 1
         try:
             return await self.pool.prepare()
@@ -202,6 +228,8 @@ class Transfer:
         """
         if self.cancelled:
             raise HttpError(403, "the ticket was cancelled")
+        if self._meter is None:
+            self._begin_use()
         if connection not in self._connections:
             self._adopt(connection)
         op = Operation(kind, offset, length, started=self._clock(), on_end=self._ended)
@@ -224,13 +252,17 @@ class Transfer:
         """Log who uses the ticket; once for each client, however many connections it opens."""
         user = f"{connection.service} by {connection.client}"
         if user not in self._users and len(self._users) < _MOST_USERS:
-            self._users.add(user)
+            self._users[user] = None
             log.info("%s: used over %s", self.name, user)
 
     def _renew(self) -> float:
         """Note a sign of the client: the ticket is valid for its timeout, at least; return the time."""
         now = self._touched = self._clock()
-        self.expires = max(self.expires, now + self.ticket.timeout)
+        if now + self.ticket.timeout > self.expires:
+            self.expires = now + self.ticket.timeout
+            if self._expiry_noted:
+                self._expiry_noted = False
+                self._on_move(self)
         return now
 
     def _ended(self, op: Operation, error: BaseException | None) -> None:
@@ -253,7 +285,7 @@ class Transfer:
             failed=error is not None,
         )
         if self._waiting and not self._running:
-            waiting, self._waiting = self._waiting, []
+            waiting, self._waiting = self._waiting, ()
             for token in waiting:
                 self._loop.resume(token)
 
@@ -261,7 +293,7 @@ class Transfer:
 
     def cancel(self) -> None:
         """Refuse further requests, end those that run, close connections: idle ones at once."""
-        if not self.cancelled:
+        if not self.cancelled and not self.is_untouched:
             log.info("%s: cancelled, %d operations run", self.name, len(self._running))
         self.cancelled = True
         for op in list(self._running.values()):
@@ -285,10 +317,12 @@ class Transfer:
         until = self._loop.now + timeout
         grace = math.inf if settle else GRACE
         if not await self._idle_by(min(until, self._loop.now + grace)):
-            if not settle:
-                self.pool.interrupt()
+            if not settle and self._pool is not None:
+                self._pool.interrupt()
             if not await self._idle_by(until):
                 return False
+        if self._pool is None:
+            return True
         if settle:
             await self.pool.settle()
         return await self.pool.close(max(until - self._loop.now, 0), grace=GRACE)
@@ -298,7 +332,7 @@ class Transfer:
         try:
             while self._running:
                 token = self._loop.token()
-                self._waiting.append(token)
+                self._waiting += (token,)
                 await self._loop.suspend(token, max(until - self._loop.now, 0))
         except DeadlineExpired:
             return False
@@ -340,7 +374,7 @@ class Transfer:
         if self.cancelled:
             return "waiting for running operations to end" if self.active else "cancelled, waiting to be removed"
         if self.active:
-            waiting = self.pool.waiting_count
+            waiting = self._pool.waiting_count if self._pool is not None else 0
             return f"{waiting} operations wait for a connection to the storage" if waiting else "operations run"
         if self._opening:
             return "opening the storage"
@@ -357,9 +391,27 @@ class Transfer:
         """Bytes that operations have worked on, the running ones included."""
         return self.stats.size + sum(op.done for op in self._running.values())
 
-    def sample(self) -> None:
-        """Remember how far it is, for its rate; to be called every second or so."""
+    def _begin_use(self) -> None:
+        self._meter = Meter()
         self._meter.sample(self._clock(), self.moved)
+        self._on_use(self)
+
+    def sample(self) -> None:
+        """Remember how far it is, for its rate; to be called every second or so while it is in use."""
+        if self._meter is not None:
+            self._meter.sample(self._clock(), self.moved)
+
+    def rest(self) -> bool:
+        """End its use if there is nothing to be seen of it any more, and tell that."""
+        if self._running or self._opening or self.open_count or self.rate:
+            return False
+        self._meter = None
+        return True
+
+    @property
+    def rate(self) -> int:
+        """Bytes a second that its operations worked on, over the last samples."""
+        return 0 if self._meter is None else self._meter.rate(self._clock(), self.moved)
 
     def info(self) -> dict[str, Any]:
         """Return what ``GET /tickets/{id}`` shows; sizes in bytes, times in seconds."""
@@ -372,7 +424,7 @@ class Transfer:
             idle_time=self.idle_time,
             state=self.state,
             reason=self.reason,
-            rate=self._meter.rate(self._clock(), self.moved),
+            rate=self.rate,
             operations=[self._operation(op) for op in itertools.islice(self._running.values(), _MOST_SHOWN)],
         )
         if self.last_error:

@@ -11,8 +11,7 @@ Source: https://prometheus.io/docs/practices/naming/
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -24,12 +23,13 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from ..auth import Tickets
 from ..http.loop import Loop
 from ..http.message import Request, Response
 from ..http.registry import Connections
 from ..http.router import Route
 from ..stats import Durations, Totals
-from ..transfer import STATES, Transfer
+from ..transfer import STATES
 from ..version import __version__
 
 if TYPE_CHECKING:
@@ -45,14 +45,14 @@ class Metrics(Collector):
 
     Args:
         loop: whose workers are counted.
-        transfers: the tickets that are there.
+        tickets: those that are there.
         connections: of clients of images.
         totals: what was done so far.
     """
 
-    def __init__(self, loop: Loop, transfers: Iterable[Transfer], *, connections: Connections, totals: Totals) -> None:
+    def __init__(self, loop: Loop, tickets: Tickets, *, connections: Connections, totals: Totals) -> None:
         self._loop = loop
-        self._transfers = transfers
+        self._tickets = tickets
         self._connections = connections
         self._totals = totals
         self._registry = CollectorRegistry()
@@ -89,7 +89,7 @@ class Metrics(Collector):
     def _daemon(self) -> Iterator[Metric]:
         yield _gauges("imageio_info", "Always 1; the version is a label.", ("version",), {(__version__,): 1})
         yield _gauges("imageio_uptime_seconds", "Time since the daemon started.", (), {(): self._totals.uptime})
-        states = Counter(transfer.state for transfer in self._transfers)
+        states = self._tickets.states()
         yield _gauges(
             "imageio_transfers",
             "Tickets, by what they are up to.",
