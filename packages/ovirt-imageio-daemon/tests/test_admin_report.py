@@ -69,6 +69,10 @@ def test_operation_of_unknown_length_has_no_share() -> None:
     assert line.endswith("flush 0 bytes at 0 (3.0 s)")
 
 
+def test_transfers_that_are_left_out_are_counted() -> None:
+    assert report.transfers([IDLE], total=5)[-1] == "and 4 more, see --limit"
+
+
 def test_no_transfers_are_a_heading_alone() -> None:
     assert len(report.transfers([])) == 1
 
@@ -84,7 +88,8 @@ def test_daemon_is_one_fact_a_line() -> None:
             "workers": {"threads": 2, "busy": 1, "waiting": 0, "limit": 64},
             "requests": {"remote": {"200": 4, "403": 1}},
             "operations": {},
-            "transfers": [IDLE, {**IDLE, "state": "active"}, IDLE],
+            "tickets": {"total": 3, "idle": 2, "active": 1, "expired": 0},
+            "transfers": [],
         }
     )
     assert [line.split("  ", 1)[1].strip() for line in lines] == [

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 
 from imageio_testing.daemon import Daemon
 from imageio_testing.serving import Runner
+from ovirt_imageio import admin
 from ovirt_imageio.admin import cli
 from ovirt_imageio.daemon.handlers import status
 from ovirt_imageio.daemon.http.registry import Connections
@@ -63,31 +66,90 @@ def test_status_tells_what_a_transfer_waits_for(tmp_path: Path, capsys: pytest.C
     assert daemon.log.count(f"used over local by unix:pid={os.getpid()},") == 1
 
 
+class Tickets:
+    """Two transfers that forget each other when they are asked."""
+
+    def __init__(self, ask: Any) -> None:
+        self.transfers = [SimpleNamespace(info=lambda name=name: ask(name), stats=Stats()) for name in "ab"]
+
+    def __len__(self) -> int:
+        return 2
+
+    def first(self, limit: int) -> list[Any]:
+        return self.transfers[:limit]
+
+    def states(self) -> Counter[str]:
+        return Counter(idle=2)
+
+
+async def text_of(resource: status.Status, query: dict[str, str]) -> bytes:
+    response = await resource.get(SimpleNamespace(query=query))  # type: ignore[arg-type]
+    return b"".join([piece async for piece in response.body.pieces()])  # type: ignore[union-attr]
+
+
+def told(run: Runner, resource: status.Status, **query: str) -> Any:
+    return json.loads(run(text_of(resource, query)))
+
+
 def test_others_have_a_turn_between_transfers() -> None:
-    """Each may have a thousand operations; what was removed meanwhile is told of all the same."""
+    """Each may have a thousand operations."""
     run, order = Runner(), []
-    transfers: dict[str, Any] = {}
 
     def info(name: str) -> dict[str, str]:
         order.append(name)
         run.loop.call_soon_threadsafe(order.append, f"others after {name}")
-        run.loop.call_soon_threadsafe(transfers.clear)
         return {"uuid": name}
 
-    for name in ("a", "b"):
-        transfers[name] = SimpleNamespace(info=lambda name=name: info(name), stats=Stats())
     resource = status.Status(
         run.loop,
-        transfers.values(),
+        Tickets(info),  # type: ignore[arg-type]
         connections=Connections(run.loop, 10),
         totals=Totals(),
         services={},
         stopping=lambda: False,
     )
-    response = run(resource.get(SimpleNamespace()))  # type: ignore[arg-type]
-    run.close()
+    document = told(run, resource)
     assert order == ["a", "others after a", "b", "others after b"]
-    assert [transfer["uuid"] for transfer in json.loads(response.body)["transfers"]] == ["a", "b"]
+    assert [transfer["uuid"] for transfer in document["transfers"]] == ["a", "b"]
+    assert document["tickets"] == {"total": 2, "idle": 2, "active": 0, "expired": 0, "cancelling": 0, "cancelled": 0}
+    assert len(told(run, resource, limit="1")["transfers"]) == 1
+    run.close()
+
+
+def test_long_status_is_written_while_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "_PIECE", 10)
+    run = Runner()
+    body = status._StatusBody(run.loop, '{"version": "3"}', Tickets(lambda name: {"uuid": name}).first(2))
+
+    async def pieces() -> list[bytes]:
+        return [piece async for piece in body.pieces()]
+
+    found = run(pieces())
+    run.close()
+    assert len(found) == 3
+    assert [transfer["uuid"] for transfer in json.loads(b"".join(found))["transfers"]] == ["a", "b"]
+
+
+def test_as_many_transfers_are_told_of_as_the_client_asks_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Daemon(tmp_path, tls=False) as daemon:
+        for _ in range(3):
+            daemon.add_ticket("file:///dev/null", size=0)
+        with daemon.admin() as client:
+            assert len(client.status()["transfers"]) == 3
+            found = client.status(limit=2)
+            assert (len(found["transfers"]), found["tickets"]["total"]) == (2, 3)
+            for limit in (-1, 100_001):
+                with pytest.raises(admin.ServerError, match=r"400 'limit' is .* from 0 to 100000"):
+                    client.status(limit=limit)
+        assert cli.main(["list", "-c", daemon.conf_dir, "--limit", "1"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[-1] == "and 2 more, see --limit"
+        assert cli.main(["list", "-c", daemon.conf_dir, "--limit", "2", "--json"]) == 0
+        assert len(json.loads(capsys.readouterr().out)) == 2
+        assert cli.main(["status", "-c", daemon.conf_dir]) == 0
+        assert re.search(r"transfers +3 idle\n", capsys.readouterr().out)
 
 
 def test_status_is_for_the_control_service_only(tmp_path: Path) -> None:

@@ -68,7 +68,11 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
         ("list", _list, "List the transfers: what they do and how far they are."),
         ("status", _status, "Show how the daemon does."),
     ]:
-        add(name, run, text).add_argument("--json", action="store_true", help="print JSON")
+        command = add(name, run, text)
+        command.add_argument("--json", action="store_true", help="print JSON")
+        if name == "list":
+            text = "of the transfers at most so many, those in use first (default 1000)"
+            command.add_argument("--limit", type=int, metavar="N", help=text)
     add("start-profile", _start_profile, "Start profiling the daemon.")
     add("stop-profile", _stop_profile, "Stop profiling and write the result.")
     return parser, commands.choices
@@ -112,15 +116,15 @@ def _del_ticket(client: Client, args: argparse.Namespace) -> None:
 
 
 def _list(client: Client, args: argparse.Namespace) -> None:
-    transfers = client.status()["transfers"]
+    status = client.status(args.limit)
     if args.json:
-        print(json.dumps(transfers, indent=2))
+        print(json.dumps(status["transfers"], indent=2))
     else:
-        print("\n".join(report.transfers(transfers)))
+        print("\n".join(report.transfers(status["transfers"], total=status["tickets"]["total"])))
 
 
 def _status(client: Client, args: argparse.Namespace) -> None:
-    status = client.status()
+    status = client.status(None if args.json else 0)
     if args.json:
         print(json.dumps(status, indent=2))
     else:

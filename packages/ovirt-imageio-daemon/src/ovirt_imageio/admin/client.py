@@ -179,13 +179,16 @@ class Client:
         timeout = self._timeout + self._control.remove_timeout
         self._call("DELETE", _ticket_path(ticket_id), timeout=timeout)
 
-    def status(self) -> dict[str, Any]:
+    def status(self, limit: int | None = None) -> dict[str, Any]:
         """Return how the daemon does and what its transfers are up to, see `GET /status`.
+
+        Args:
+            limit: transfers that are told of; None leaves it to the daemon.
 
         Raises:
             ServerError: code 404 if the daemon is ovirt-imageio 2.x.
         """
-        return self._call_json("GET", "/status")
+        return self._call_json("GET", "/status" if limit is None else f"/status?limit={limit}")
 
     def start_profile(self) -> None:
         """Start profiling the daemon."""

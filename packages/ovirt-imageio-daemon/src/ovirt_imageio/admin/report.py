@@ -14,8 +14,13 @@ from ovirt_imageio.common.units import format_size
 _COLUMNS = ("TICKET", "STATE", "CONNECTIONS", "IDLE", "SIZE", "MOVED", "RATE", "DOES")
 
 
-def transfers(documents: Sequence[dict[str, Any]]) -> list[str]:
-    """Return a table of transfers: a line each after the heading, and one for its last error."""
+def transfers(documents: Sequence[dict[str, Any]], *, total: int = 0) -> list[str]:
+    """Return a table of transfers: a line each after the heading, and one for its last error.
+
+    Args:
+        documents: Those that the daemon told of.
+        total: How many there are; 0 if these are all.
+    """
     rows = [_row(document) for document in documents]
     widths = [max(len(row[i]) for row in (_COLUMNS, *rows)) for i in range(len(_COLUMNS))]
     lines = [_line(_COLUMNS, widths)]
@@ -24,6 +29,8 @@ def transfers(documents: Sequence[dict[str, Any]]) -> list[str]:
         error = document.get("last_error")
         if error is not None:
             lines.append(f"  last error, {error['age']} s ago: {error['text']}")
+    if total > len(documents):
+        lines.append(f"and {total - len(documents)} more, see --limit")
     return lines
 
 
@@ -60,9 +67,7 @@ def _operation(op: dict[str, Any]) -> str:
 def daemon(status: dict[str, Any]) -> list[str]:
     """Return the state of the daemon, one fact a line."""
     connections, workers = status["connections"], status["workers"]
-    states: dict[str, int] = {}
-    for transfer in status["transfers"]:
-        states[transfer["state"]] = states.get(transfer["state"], 0) + 1
+    states = {state: count for state, count in status["tickets"].items() if count and state != "total"}
     facts = [
         ("version", status["version"]),
         ("state", "stopping" if status["stopping"] else "serving"),
