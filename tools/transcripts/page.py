@@ -84,6 +84,8 @@ def _chapters(url: str, disk_id: str) -> list[tuple[str, list[str]]]:
                 f"ovirt-img download --cafile ca.pem -f raw {url} copy.raw",
                 f"ovirt-img checksum --cafile ca.pem {url}",
                 f"ovirt-img download --cafile ca.pem -o json {url} copy.qcow2 | tail -n 1",
+                f"ovirt-img download --cafile ca.pem -q -f raw {url} - | cmp - copy.raw",
+                f"ovirt-img upload --cafile ca.pem - {url} < fedora.raw",
             ],
         ),
         (
@@ -102,6 +104,8 @@ def _chapters(url: str, disk_id: str) -> list[tuple[str, list[str]]]:
                 f"ovirt-img upload -q -o json --cafile ca.pem fedora.qcow2 {url}x",
                 "ovirt-img upload --max-workers 9 fedora.qcow2 https://host1:54322/images/TICKET",
                 f"ovirt-img download -f raw --incremental {url} copy.raw",
+                f"head -c 4096 fedora.raw | ovirt-img upload --cafile ca.pem - {url}",
+                f"ovirt-img upload --verify - {url} < fedora.raw",
                 "ovirt-img info external.qcow2",
                 f"ovirt-img upload-disk -c {SECTION} -s tape fedora.qcow2",
                 f"ovirt-img download-disk -c {SECTION} {missing} copy.qcow2",

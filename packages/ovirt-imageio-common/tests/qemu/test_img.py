@@ -263,3 +263,9 @@ def test_program_that_is_not_installed_is_named(monkeypatch):
     assert shutil.which("qemu-img") is None
     with pytest.raises(img.QemuImgError, match="not installed"):
         img.info("/a")
+
+
+def test_measure_of_a_size_tells_the_room_of_an_empty_and_of_a_full_image():
+    room = img.measure_size(64 * MiB, "qcow2")
+    assert 0 < room["required"] < MiB
+    assert room["fully-allocated"] > 64 * MiB

@@ -18,10 +18,11 @@ import sys
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Callable, Iterator, NamedTuple, NoReturn, Sequence
 
-from ovirt_imageio.client import commands, disks, options, standard
+from ovirt_imageio.client import commands, disks, options, pipes, standard
 from ovirt_imageio.client.failures import in_options, one_line
 from ovirt_imageio.client.options import UsageError
 from ovirt_imageio.client.report import Report
+from ovirt_imageio.client.streaming import ReaderGone
 from ovirt_imageio.client.version import __version__
 
 PROG = "ovirt-img"
@@ -156,7 +157,7 @@ class Failure(NamedTuple):
 def _run(args: argparse.Namespace) -> int:
     """Run a command, and tell how it ended."""
     command = COMMANDS[args.command]
-    report = Report(command.direction, form=args.output, quiet=args.quiet) if command.direction else None
+    report = _report(command, args)
     given = () if report is None else (report,)
     failure = None
     try:
@@ -174,6 +175,14 @@ def _run(args: argparse.Namespace) -> int:
     return failure.exit_status
 
 
+def _report(command: Command, args: argparse.Namespace) -> Report | None:
+    """Return what tells how far a transfer is: beside the image, if that goes to standard output."""
+    if not command.direction:
+        return None
+    is_taken = command.direction == "download" and args.filename == pipes.STREAM
+    return Report(command.direction, form=args.output, quiet=args.quiet, stream=sys.stderr if is_taken else sys.stdout)
+
+
 def _failure_of(run: Callable[[], None]) -> Failure | None:
     """Run what a command does; tell a failure, and return it."""
     try:
@@ -183,9 +192,9 @@ def _failure_of(run: Callable[[], None]) -> Failure | None:
     except UsageError:
         raise
     except BrokenPipeError as e:
-        if e.filename == standard.OUTPUT:
-            return Failure(128 + signal.SIGPIPE, "", type(e).__name__)
-        return _failed(e)
+        return _reader_left(e) if e.filename == standard.OUTPUT else _failed(e)
+    except ReaderGone as e:
+        return _reader_left(e)
     except Exception as e:
         log.debug("Failed", exc_info=True)
         return _failed(e)
@@ -194,6 +203,11 @@ def _failure_of(run: Callable[[], None]) -> Failure | None:
     except Interrupted as e:
         return _interrupted(e.number)
     return None
+
+
+def _reader_left(error: Exception) -> Failure:
+    """End as a program does that the system ends; it says nothing."""
+    return Failure(128 + signal.SIGPIPE, str(error), type(error).__name__)
 
 
 def _failed(error: Exception) -> Failure:

@@ -13,7 +13,7 @@ import re
 from typing import Any, Iterable
 
 from ovirt_imageio import client
-from ovirt_imageio.client import options
+from ovirt_imageio.client import options, pipes, streaming
 from ovirt_imageio.client.options import UsageError
 from ovirt_imageio.client.report import Report
 from ovirt_imageio.client.standard import show
@@ -35,9 +35,10 @@ def is_url(text: str) -> bool:
 
 def add_upload(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `upload`."""
-    add_file(parser, "image to upload: raw, ISO, or any format that qemu reads")
+    add_file(parser, "image to upload: raw, ISO, or any format that qemu reads; - for standard input, raw")
     _add_url(parser)
     add_source(parser)
+    pipes.add_size(parser)
     add_check(parser)
     parser.add_argument("--disk-is-zero", action="store_true", help="the disk reads as zeroes: write no zeroes")
     add_remote(parser)
@@ -49,7 +50,7 @@ def add_upload(parser: argparse.ArgumentParser) -> None:
 def add_download(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `download`."""
     _add_url(parser)
-    add_file(parser, "image to make, or a block device")
+    add_file(parser, "image to make, or a block device; - for standard output, with -f raw")
     add_target(parser)
     parser.add_argument("--incremental", action="store_true", help="fetch only what changed since the checkpoint")
     parser.add_argument("--backing-file", metavar="FILE", help="backing file of the new image, relative to it")
@@ -171,9 +172,10 @@ def _add_image(parser: argparse.ArgumentParser) -> None:
 def upload(args: argparse.Namespace, report: Report) -> None:
     """Upload an image to the disk of a ticket."""
     _check_url(args.url)
+    pipes.check_upload(args)
     with report.begin("uploading image") as progress:
-        result = client.upload(
-            args.filename,
+        result = upload_from(
+            args,
             args.url,
             args.cafile,
             proxy_url=args.proxy_url,
@@ -181,8 +183,6 @@ def upload(args: argparse.Namespace, report: Report) -> None:
             disk_is_zero=args.disk_is_zero,
             check=args.check,
             progress=progress,
-            **source_arguments(args),
-            **transfer_arguments(args),
         )
         progress.phase = "upload completed"
     report.finish(result)
@@ -192,20 +192,19 @@ def download(args: argparse.Namespace, report: Report) -> None:
     """Download the disk of a ticket."""
     _check_url(args.url)
     _check_download(args)
+    pipes.check_download(args)
     with report.begin("downloading image") as progress:
-        result = client.download(
+        result = download_to(
+            args,
             args.url,
-            args.filename,
             args.cafile,
-            fmt=args.format,
             proxy_url=args.proxy_url,
             secure=not args.insecure,
+            progress=progress,
             incremental=args.incremental,
             backing_file=args.backing_file,
             backing_format=args.backing_format,
             shallow=args.shallow,
-            progress=progress,
-            **transfer_arguments(args),
         )
         progress.phase = "download completed"
     report.finish(result)
@@ -230,6 +229,7 @@ def measure(args: argparse.Namespace) -> None:
     """Tell how much room an image needs in another format."""
     if is_url(args.filename):
         raise UsageError("measure takes a file of this machine, not a URL")
+    _check_no_stream(args.filename)
     _show(args, client.measure(args.filename, args.format, **image_arguments(args)))
 
 
@@ -264,6 +264,24 @@ def checksum(args: argparse.Namespace) -> None:
             **image_arguments(args),
         )
     _show(args, result)
+
+
+def upload_from(args: argparse.Namespace, url: str, cafile: str | None, **keys: Any) -> client.TransferResult:
+    """Upload the image that the arguments name, which may be standard input."""
+    if args.filename != pipes.STREAM:
+        return client.upload(args.filename, url, cafile, **keys, **source_arguments(args), **transfer_arguments(args))
+    del keys["check"]
+    return streaming.upload(
+        0, url, cafile, size=args.size, is_raw=args.source_format == "raw", **keys, **pipes.arguments(args)
+    )
+
+
+def download_to(args: argparse.Namespace, url: str, cafile: str | None, **keys: Any) -> client.TransferResult:
+    """Download to the image that the arguments name, which may be standard output."""
+    if args.filename != pipes.STREAM:
+        return client.download(url, args.filename, cafile, fmt=args.format, **keys, **transfer_arguments(args))
+    wanted = ("secure", "proxy_url", "progress")
+    return streaming.download(url, 1, cafile, **{key: keys[key] for key in wanted}, **pipes.arguments(args))
 
 
 def transfer_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -306,8 +324,14 @@ def _check_download(args: argparse.Namespace) -> None:
 
 
 def _check_local(args: argparse.Namespace) -> None:
+    _check_no_stream(args.image)
     if args.cafile or args.insecure or args.proxy_url or args.timeout:
         raise UsageError("--cafile, --insecure, --proxy-url and --timeout are for URLs, not for files")
+
+
+def _check_no_stream(name: str) -> None:
+    if name == pipes.STREAM:
+        raise UsageError("- is for upload and download: name a file (./- if that is its name)")
 
 
 def _remote(args: argparse.Namespace) -> client.ImageioClient:

@@ -10,12 +10,14 @@ import os
 from typing import Any
 
 from ovirt_imageio import client
-from ovirt_imageio.client import commands, options
+from ovirt_imageio.client import commands, options, pipes, streaming
 from ovirt_imageio.client.checking import check_layers
 from ovirt_imageio.client.engine import Engine, load_sdk
 from ovirt_imageio.client.layers import look
 from ovirt_imageio.client.local import Source
+from ovirt_imageio.client.options import UsageError
 from ovirt_imageio.client.report import Report
+from ovirt_imageio.common.qemu import img
 
 _ISO_OFFSET = 0x8000
 _ISO_MAGIC = b"\x01CD001\x01"
@@ -24,7 +26,7 @@ _ISO_MAGIC = b"\x01CD001\x01"
 
 def add_upload(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `upload-disk`."""
-    commands.add_file(parser, "image to upload: raw, ISO, or any format that qemu reads")
+    commands.add_file(parser, "image to upload: raw, ISO, or any format that qemu reads; - for standard input, raw")
     options.add_engine(parser)
     options.add_tls(parser)
     group = parser.add_argument_group("disk")
@@ -37,6 +39,7 @@ def add_upload(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--name", metavar="NAME", help="name of the disk (default: of the file)")
     group.add_argument("-d", "--description", metavar="TEXT", help="description of the disk")
     commands.add_source(parser)
+    pipes.add_size(parser)
     commands.add_check(parser)
     options.add_transfer(parser)
     options.add_progress(parser)
@@ -45,7 +48,7 @@ def add_upload(parser: argparse.ArgumentParser) -> None:
 def add_download(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `download-disk`."""
     parser.add_argument("disk_id", metavar="DISK_ID", type=options.disk_id, help="id of the disk")
-    commands.add_file(parser, "image to make")
+    commands.add_file(parser, "image to make; - for standard output, with -f raw")
     options.add_engine(parser)
     options.add_tls(parser)
     commands.add_target(parser)
@@ -59,9 +62,11 @@ def add_download(parser: argparse.ArgumentParser) -> None:
 
 def upload(args: argparse.Namespace, section: dict[str, str], report: Report) -> None:
     """Make a disk and upload an image to it."""
+    _check_stream(args)
+    args.check = args.check and args.filename != pipes.STREAM
     settings = _engine(args, section)
     plan = properties(args)
-    plan["description"] = settings.description or f"Uploaded by ovirt-img from {os.path.basename(args.filename)}"
+    plan["description"] = settings.description or f"Uploaded by ovirt-img from {_name(args)}"
     with report.begin("checking the image" if args.check else "creating disk") as progress:
         if args.check:
             # Before there is a disk.
@@ -72,16 +77,14 @@ def upload(args: argparse.Namespace, section: dict[str, str], report: Report) ->
             progress.phase = "creating transfer"
             with engine.transfer(disk_id, "upload", storage_domain=args.storage_domain) as transfer:
                 progress.phase = "uploading image"
-                result = client.upload(
-                    args.filename,
+                result = commands.upload_from(
+                    args,
                     transfer.url,
                     settings.cafile,
                     secure=settings.secure,
                     proxy_url=transfer.proxy_url,
                     progress=progress,
                     check=False,
-                    **commands.source_arguments(args),
-                    **commands.transfer_arguments(args),
                 )
                 progress.phase = "finalizing transfer"
         progress.phase = "upload completed"
@@ -90,29 +93,33 @@ def upload(args: argparse.Namespace, section: dict[str, str], report: Report) ->
 
 def download(args: argparse.Namespace, section: dict[str, str], report: Report) -> None:
     """Download a disk."""
+    pipes.check_download(args)
     settings = _engine(args, section)
-    folder = os.path.dirname(os.path.abspath(args.filename))
-    if not os.path.isdir(folder):
-        # Before the engine locks the disk.
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder)
+    if args.filename != pipes.STREAM:
+        _check_folder(args.filename)
     with report.begin("creating transfer") as progress:
         with Engine(settings) as engine:
             storage_domain = engine.storage_domain_of(args.disk_id)
             with engine.transfer(args.disk_id, "download", storage_domain=storage_domain) as transfer:
                 progress.phase = "downloading image"
-                result = client.download(
+                result = commands.download_to(
+                    args,
                     transfer.url,
-                    args.filename,
                     settings.cafile,
-                    fmt=args.format,
                     secure=settings.secure,
                     proxy_url=transfer.proxy_url,
                     progress=progress,
-                    **commands.transfer_arguments(args),
                 )
                 progress.phase = "finalizing transfer"
         progress.phase = "download completed"
     report.finish(result)
+
+
+def _check_folder(filename: str) -> None:
+    """Refuse a file in what is no folder, before the engine locks the disk."""
+    folder = os.path.dirname(os.path.abspath(filename))
+    if not os.path.isdir(folder):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder)
 
 
 def _engine(args: argparse.Namespace, section: dict[str, str]) -> options.Engine:
@@ -120,6 +127,23 @@ def _engine(args: argparse.Namespace, section: dict[str, str]) -> options.Engine
     settings = options.engine(args, section)
     load_sdk()
     return options.with_password(settings)
+
+
+def _check_stream(args: argparse.Namespace) -> None:
+    """Refuse standard input without what a disk is made with."""
+    pipes.check_upload(args)
+    if args.filename != pipes.STREAM:
+        return
+    if args.size is None:
+        args.size = streaming.rest_of_file(0)
+    if args.size is None:
+        raise UsageError("give --size: the disk is made before standard input has told how much it has")
+    if not args.name:
+        raise UsageError("give --name: standard input has none for the disk")
+
+
+def _name(args: argparse.Namespace) -> str:
+    return "standard input" if args.filename == pipes.STREAM else os.path.basename(args.filename)
 
 
 def properties(args: argparse.Namespace) -> dict[str, Any]:
@@ -134,8 +158,11 @@ def properties(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         As `client.info` and `client.measure`.
     """
-    image = client.info(args.filename, **commands.image_arguments(args))
-    iso = image["format"] == "raw" and _is_iso(args)
+    if args.filename == pipes.STREAM:
+        size, iso = args.size, False
+    else:
+        image = client.info(args.filename, **commands.image_arguments(args))
+        size, iso = image["virtual-size"], image["format"] == "raw" and _is_iso(args)
     fmt = args.format or ("raw" if iso else "qcow2")
     # The engine refuses CD images that are not preallocated.
     sparse = not (args.preallocated or iso)
@@ -145,15 +172,22 @@ def properties(args: argparse.Namespace) -> dict[str, Any]:
         "content_type": "iso" if iso else "data",
         "format": "cow" if fmt == "qcow2" else "raw",
         "sparse": sparse,
-        "provisioned_size": image["virtual-size"],
+        "provisioned_size": size,
     }
     if fmt == "qcow2" and sparse:
         # On a LUN the engine allocates that much before it knows the data.
-        result["initial_size"] = client.measure(args.filename, "qcow2", **commands.source_arguments(args))["required"]
+        result["initial_size"] = _room(args)
     if fmt == "qcow2" and not sparse:
         # The only kind of preallocated qcow2 disk that the engine makes.
         result["backup"] = "incremental"
     return result
+
+
+def _room(args: argparse.Namespace) -> int:
+    """Bytes that an image takes as qcow2; all of a stream could be data."""
+    if args.filename == pipes.STREAM:
+        return int(img.measure_size(args.size, "qcow2")["fully-allocated"])
+    return int(client.measure(args.filename, "qcow2", **commands.source_arguments(args))["required"])
 
 
 def _is_iso(args: argparse.Namespace) -> bool:

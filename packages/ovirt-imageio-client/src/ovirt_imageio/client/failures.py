@@ -17,6 +17,7 @@ _OPTIONS = {
     "by member=": "by --member",
     "pass journal=PATH": "give --journal FILE",
     "pass shallow=True": "give --shallow",
+    "pass size=N": "give --size N",
     "with resume=True": "with --resume",
 }
 """What the library's texts name, and its options here."""

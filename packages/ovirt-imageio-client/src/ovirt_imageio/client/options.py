@@ -283,6 +283,14 @@ def check_server_block(size: int | None) -> None:
         raise UsageError(f"--block-size of {size} bytes: a server takes 1m to 16m, and multiples of 4k")
 
 
+def image_size(text: str) -> int:
+    """Read the size of an image."""
+    try:
+        return parse_size(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(str(e)) from e
+
+
 def disk_id(text: str) -> str:
     """Read an id of a disk."""
     try:

@@ -5,7 +5,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from ovirt_imageio.client.patience import Patience
+from ovirt_imageio.client.plan import Action
+from ovirt_imageio.client.progress import Counter
+from ovirt_imageio.common.checksum import ChecksumResult
+
+if TYPE_CHECKING:
+    from ovirt_imageio.common.backends.http import HttpBackend
 
 Transport = Literal["unix", "tls", "tcp"]
 """How bytes went: by the Unix socket of a server on this host, encrypted, or in plain text."""
@@ -45,3 +53,38 @@ class TransferResult:
     def size(self) -> int:
         """Bytes of the image."""
         return self.moved + self.zeroed + self.skipped + self.resumed
+
+
+def make_result(
+    counter: Counter,
+    remote: HttpBackend,
+    patience: Patience,
+    *,
+    seconds: float,
+    verified: bool = False,
+    checksum: ChecksumResult | None = None,
+) -> TransferResult:
+    """Put together what a transfer did.
+
+    Args:
+        counter: Of its bytes.
+        remote: The server's end.
+        patience: Knows the attempts.
+        seconds: That all of it took.
+        verified: Both ends were compared.
+        checksum: Of all of the image; None if only a part was compared, or nothing.
+    """
+    counts = counter.by_action
+    return TransferResult(
+        moved=counts[Action.COPY],
+        zeroed=counts[Action.ZERO],
+        skipped=counts[Action.SKIP],
+        resumed=counts[Action.DONE],
+        seconds=seconds,
+        retries=patience.retried.count,
+        transport=remote.transport,
+        verified=verified,
+        checksum=checksum.checksum if checksum else None,
+        algorithm=checksum.algorithm if checksum else None,
+        block_size=checksum.block_size if checksum else None,
+    )

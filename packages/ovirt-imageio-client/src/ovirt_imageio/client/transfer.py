@@ -22,7 +22,7 @@ from ovirt_imageio.client.patience import Patience
 from ovirt_imageio.client.plan import Action, Step, Steps
 from ovirt_imageio.client.progress import Counter, Progress, showing
 from ovirt_imageio.client.records import merged
-from ovirt_imageio.client.result import TransferResult
+from ovirt_imageio.client.result import TransferResult, make_result
 from ovirt_imageio.client.verify import (
     OpenImage,
     Scope,
@@ -175,19 +175,13 @@ class Transfer:
         Args:
             seconds: That all of it took.
         """
-        counts, checksum = self.counter.by_action, self.checksum
-        return TransferResult(
-            moved=counts[Action.COPY],
-            zeroed=counts[Action.ZERO],
-            skipped=counts[Action.SKIP],
-            resumed=counts[Action.DONE],
+        return make_result(
+            self.counter,
+            self._remote,
+            self._patience,
             seconds=seconds,
-            retries=self._patience.retried.count,
-            transport=self._remote.transport,
             verified=self._passed is not None,
-            checksum=checksum.checksum if checksum else None,
-            algorithm=checksum.algorithm if checksum else None,
-            block_size=checksum.block_size if checksum else None,
+            checksum=self.checksum,
         )
 
     def _verify(self, passed: Passed) -> None:

@@ -155,6 +155,25 @@ def measure(
     return result
 
 
+def measure_size(size: int, dst_fmt: str, *, cancel: Cancel | None = None) -> dict[str, Any]:
+    """Tell how much room a new image needs, empty and full.
+
+    Args:
+        size: Bytes that a guest sees.
+        dst_fmt: Format of the image.
+        cancel: Ends qemu-img.
+
+    Returns:
+        `required` and `fully-allocated`, in bytes.
+
+    Raises:
+        QemuImgError: qemu-img failed.
+    """
+    out = _run(["measure", "--output", "json", "-O", dst_fmt, "--size", str(size)], cancel)
+    result: dict[str, Any] = json.loads(out)
+    return result
+
+
 def convert(
     source: str,
     target: str,
