@@ -196,6 +196,62 @@ def test_json_ends_with_the_error_where_nothing_had_begun(capsys, no_sdk):
     assert (last["description"], last["kind"], last["status"]) == ("upload failed", "EngineError", None)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [["-o", "json"], ["-ojson"], ["--output=json"], ["--out", "json"], ["-q", "-o", "json"], ["-qojson"]],
+    ids="".join,
+)
+def test_json_ends_with_the_error_of_wrong_arguments(capsys, options):
+    with pytest.raises(SystemExit) as e:
+        cli.main(["upload", *options, "--max-workers", "9", "file", URL])
+    assert e.value.code == 2
+    out, err = capsys.readouterr()
+    last = json.loads(out)
+    assert (last["transferred"], last["status"]) == (0, None)
+    assert (last["description"], last["kind"], last["exit_status"]) == ("upload failed", "UsageError", 2)
+    assert err == f"ovirt-img: {last['message']}\n"
+    assert "--max-workers: '9'" in err
+    assert "(see ovirt-img upload --help)" in err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["upload", "--max-workers", "9", "file", URL],
+        ["upload", "-o", "xml", "file", URL],
+        ["upload", "-o"],
+        ["upload", "-o", "text", "file"],
+        ["checksum", "-o", "json", "file", "--block-size", "0"],
+        ["uplaod", "-o", "json"],
+        ["-o", "json"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_arguments_are_one_line_for_people(capsys, line):
+    with pytest.raises(SystemExit):
+        cli.main(line)
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n"), err[:11]) == ("", 1, "ovirt-img: ")
+
+
+def test_json_of_wrong_arguments_keeps_out_of_the_image(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["download", "-o", "json", "-f", "vdi", URL, "-"])
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert json.loads(err.splitlines()[-1])["kind"] == "UsageError"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_json_ends_with_the_error_of_a_signal_before_the_command_runs(monkeypatch, capsys, number):
+    monkeypatch.setattr(options, "merge_section", lambda args: signal.raise_signal(number))
+    disk_id = "0cd81a7e-1f1a-4e3b-9a8f-5b3f7a1f0c52"
+    assert cli.main(["download-disk", "-o", "json", *ENGINE, disk_id, "file"]) == 128 + number
+    (last,) = records(capsys)
+    assert (last["description"], last["kind"]) == ("download failed", "Interrupted")
+    assert last["exit_status"] == 128 + number
+
+
 def as_forklift_reads(line):
     """Read a line as forklift's cmd/ovirt-populator does: Go's encoding/json into a struct.
 
@@ -323,7 +379,7 @@ def test_no_command_names_them_all(capsys):
     with pytest.raises(SystemExit):
         cli.main([])
     error = lines(capsys)[-1]
-    assert error == f"ovirt-img: error: give a command, one of {', '.join(cli.COMMANDS)}"
+    assert error == f"ovirt-img: give a command, one of {', '.join(cli.COMMANDS)} (see ovirt-img --help)"
 
 
 ENGINE = ["--engine-url", "https://engine", "--username", "admin@internal", "--password-file", "password"]

@@ -139,6 +139,10 @@ def _main(argv: Sequence[str] | None) -> int:
             if args.command is None:
                 parser.error(f"give a command, one of {', '.join(COMMANDS)}")
             return _run(args)
+    except WrongArguments as e:
+        standard.say(f"{PROG}: {e.text}")
+        _report_wrong(sys.argv[1:] if argv is None else argv, e.text)
+        raise
     except KeyboardInterrupt:
         return _interrupted(signal.SIGINT).exit_status
     except Interrupted as e:
@@ -157,7 +161,7 @@ class Failure(NamedTuple):
 def _run(args: argparse.Namespace) -> int:
     """Run a command, and tell how it ended."""
     command = COMMANDS[args.command]
-    report = _report(command, args)
+    report = _report(command, args.output, quiet=args.quiet, name=args.filename) if command.direction else None
     given = () if report is None else (report,)
     failure = None
     try:
@@ -168,6 +172,10 @@ def _run(args: argparse.Namespace) -> int:
     except UsageError as e:
         failure = Failure(2, f"{e} (see {PROG} {args.command} --help)", "UsageError")
         standard.say(f"{PROG}: {failure.text}")
+    except KeyboardInterrupt:
+        failure = _interrupted(signal.SIGINT)
+    except Interrupted as e:
+        failure = _interrupted(e.number)
     if failure is None:
         return 0
     if report is not None:
@@ -175,12 +183,31 @@ def _run(args: argparse.Namespace) -> int:
     return failure.exit_status
 
 
-def _report(command: Command, args: argparse.Namespace) -> Report | None:
+def _report(command: Command, form: str, *, quiet: bool, name: str) -> Report:
     """Return what tells how far a transfer is: beside the image, if that goes to standard output."""
-    if not command.direction:
-        return None
-    is_taken = command.direction == "download" and args.filename == pipes.STREAM
-    return Report(command.direction, form=args.output, quiet=args.quiet, stream=sys.stderr if is_taken else sys.stdout)
+    is_taken = command.direction == "download" and name == pipes.STREAM
+    return Report(command.direction, form=form, quiet=quiet, stream=sys.stderr if is_taken else sys.stdout)
+
+
+def _report_wrong(argv: Sequence[str], text: str) -> None:
+    """Tell wrong arguments as JSON too, where they ask for it: a program reads the last line."""
+    command = next((COMMANDS[word] for word in argv if word in COMMANDS), None)
+    if command is None or not command.direction:
+        return
+    name = pipes.STREAM if pipes.STREAM in argv else ""
+    report = _report(command, _form(argv), quiet=True, name=name)
+    report.fail(UsageError.__name__, text, status=None, exit_status=2)
+
+
+def _form(argv: Sequence[str]) -> str:
+    """Look for `-o json` in arguments that make no sense as a whole."""
+    parser = _Parser(add_help=False)
+    parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    parser.add_argument("-q", "--quiet", action="store_true")
+    try:
+        return str(parser.parse_known_args(argv)[0].output)
+    except WrongArguments:
+        return "text"
 
 
 def _failure_of(run: Callable[[], None]) -> Failure | None:
@@ -198,10 +225,6 @@ def _failure_of(run: Callable[[], None]) -> Failure | None:
     except Exception as e:
         log.debug("Failed", exc_info=True)
         return _failed(e)
-    except KeyboardInterrupt:
-        return _interrupted(signal.SIGINT)
-    except Interrupted as e:
-        return _interrupted(e.number)
     return None
 
 
@@ -242,6 +265,21 @@ def _signals() -> Iterator[None]:
 # Arguments.
 
 
+class WrongArguments(SystemExit):
+    """The arguments are none of a command."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(2)
+        self.text = text
+
+
+class _Parser(argparse.ArgumentParser):
+    """Leaves it to the caller to tell wrong arguments, and so do the parsers of its commands."""
+
+    def error(self, message: str) -> NoReturn:
+        raise WrongArguments(f"{message} (see {self.prog} --help)")
+
+
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Help that looks the same whatever Python it is."""
 
@@ -262,7 +300,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     parser = _parser(
-        argparse.ArgumentParser,
+        _Parser,
         PROG,
         usage=f"{PROG} COMMAND [OPTION]... ARGUMENT...",
         description="Upload, download and inspect virtual disks.",
@@ -286,9 +324,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _parser(make: Callable[..., argparse.ArgumentParser], name: str, **keys: Any) -> argparse.ArgumentParser:
-    if make is argparse.ArgumentParser:
+    if make is _Parser:
         keys["prog"] = name
-        parser = make(formatter_class=_Formatter, **keys)
+        parser: argparse.ArgumentParser = _Parser(formatter_class=_Formatter, **keys)
     else:
         parser = make(name, formatter_class=_Formatter, **keys)
     # Python 3.9 calls them "optional arguments".
