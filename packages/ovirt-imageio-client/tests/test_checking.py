@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import subprocess
 import tarfile
@@ -15,6 +16,7 @@ from imageio_testing.vhd import make_vhd
 from ovirt_imageio import client
 from ovirt_imageio.client.checking import DamagedImage, check_layers
 from ovirt_imageio.client.layers import look
+from ovirt_imageio.common.errors import ImageioError
 from ovirt_imageio.common.qemu.img import QemuImgError
 
 pytestmark = needs_qemu
@@ -77,6 +79,25 @@ def test_image_that_is_cut_off_is_refused(folder, kind, share):
         (DamagedImage, QemuImgError), match=r"disk.*(EOF|end of (the )?file|truncated|cut off|outside|errors?)"
     ):
         check_layers(look("disk"))
+
+
+@pytest.mark.parametrize("kind", CHECKED)
+def test_image_whose_last_cluster_is_cut_off_is_refused(folder, kind):
+    with open("disk.raw", "wb") as f:
+        f.write(os.urandom(MiB))
+    fmt = kind.partition("-")[0]
+    command = ["qemu-img", "convert", "-f", "raw", "-O", fmt, *OPTIONS.get(kind, []), "disk.raw", "disk"]
+    subprocess.run(command, check=True)
+    image = Image(bytearray(16 * MiB))
+    os.truncate("disk", os.path.getsize("disk") - 100)
+    with ScriptedServer(image) as server:
+        try:
+            client.upload("disk", server.url, None)
+        except ImageioError as e:
+            assert re.search(r"disk.*(cut off|damaged|reading from file failed|after the end)", str(e))  # noqa: PT017
+            return
+    # What is missing was no data.
+    assert image.data[:MiB] == (folder / "disk.raw").read_bytes()
 
 
 def test_raw_image_of_an_odd_size_passes(folder):

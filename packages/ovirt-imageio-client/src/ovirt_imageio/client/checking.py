@@ -42,14 +42,24 @@ def check_layers(layers: Sequence[Layer], *, cancel: Cancel | None = None) -> No
     """
     for layer in layers:
         if layer.driver != "raw":
-            _check_end(layer)
+            # First what asks for the locks of qemu: the end of an image that is written to moves.
             _check_tables(layer, cancel)
+            _check_end(layer, cancel)
 
 
-def _check_end(layer: Layer) -> None:
-    end = end_of_data(layer.fmt, layer.read)
-    if end > layer.file_size:
-        raise DamagedImage(f"{layer.path} is cut off: {end - layer.file_size} bytes are missing at its end; {_ADVICE}")
+def _check_end(layer: Layer, cancel: Cancel | None) -> None:
+    def read(offset: int, length: int) -> bytes:
+        if cancel is not None:
+            cancel.check()
+        return layer.read(offset, length)
+
+    size = layer.file_size
+    try:
+        missing = end_of_data(layer.fmt, read, size) - size
+    except ValueError as e:
+        raise DamagedImage(f"{layer.path} is damaged: its tables have {e}; {_ADVICE}") from e
+    if missing > 0:
+        raise DamagedImage(f"{layer.path} is cut off: {_number(missing, 'byte')} missing at its end; {_ADVICE}")
 
 
 def _check_tables(layer: Layer, cancel: Cancel | None) -> None:
