@@ -8,7 +8,9 @@ ask for the one thing that counts: what is stable when a flush has succeeded.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import threading
 
 import pytest
@@ -70,20 +72,20 @@ def serve(tmp_path):
     linux.pipes.close()
 
 
-def put(service, offset, data, flush):
+def put(service, offset, data, flush, ticket="t"):
     with service.client() as peer:
         content_range = f"bytes {offset}-{offset + len(data) - 1}/*"
-        path = f"/images/t?flush={'y' if flush else 'n'}"
+        path = f"/images/{ticket}?flush={'y' if flush else 'n'}"
         return peer.request("PUT", path, headers=[("Content-Range", content_range)], body=data).status
 
 
-def patch(service, **document):
+def patch(service, ticket="t", **document):
     with service.client() as peer:
-        return peer.request("PATCH", "/images/t", body=json.dumps(document).encode()).status
+        return peer.request("PATCH", f"/images/{ticket}", body=json.dumps(document).encode()).status
 
 
-def flush(service):
-    return patch(service, op="flush")
+def flush(service, ticket="t"):
+    return patch(service, ticket, op="flush")
 
 
 def part_of_a_write(service, peer):
@@ -394,6 +396,152 @@ def test_ticket_for_other_storage_does_not_inherit_a_loss(serve, server):
         service.manage("DELETE", "/tickets/t")
 
 
+# Several tickets have one storage.
+
+
+def spellings(url):
+    """Other URLs of an export on a Unix socket."""
+    path = url[len("nbd:unix:") :]
+    folder, name = os.path.split(path)
+    link = os.path.join(folder, "link")
+    os.symlink(name, link)
+    return {
+        "same": url,
+        "uri": f"nbd+unix:///?socket={path}",
+        "encoded": f"nbd+unix:///?socket={path.replace('/', '%2F')}",
+        "dots": f"nbd:unix:{folder}/./{name}",
+        "link": f"nbd:unix:{link}",
+    }
+
+
+SPELLINGS = ["same", "uri", "encoded", "dots", "link"]
+
+
+@pytest.mark.parametrize("data", [SMALL, BIG], ids=["small", "big"])
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_failed_flush_of_one_ticket_is_a_loss_of_the_other(serve, server, spelling, data):
+    service = serve(server)
+    service.add_ticket("b", url=spellings(server.url)[spelling], size=SIZE)
+    assert put(service, 0, data, flush=False) == 200
+    assert put(service, MiB, SMALL, flush=True, ticket="b") == 200
+    server.flush_errors = [5]
+    assert put(service, MiB, data, flush=True, ticket="b") == 500
+    assert flush(service) == 500
+    assert flush(service) == 500
+    # What b wrote it was not told of, so it owes nothing, and may write again.
+    assert put(service, MiB, data, flush=True, ticket="b") == 200
+    assert flush(service, "b") == 200
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_ticket_that_replaces_another_inherits_its_loss_by_any_spelling(serve, server, spelling):
+    service = serve(server)
+    assert put(service, 0, SMALL, flush=False) == 200
+    server.flush_errors = [5]
+    assert flush(service) == 500
+    service.add_ticket(url=spellings(server.url)[spelling], size=SIZE)
+    assert flush(service) == 500
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_ticket_that_replaces_another_flushes_what_that_owed_by_any_spelling(serve, server, spelling):
+    service = serve(server)
+    assert put(service, 0, BIG, flush=False) == 200
+    assert put(service, MiB, SMALL, flush=False) == 200
+    service.add_ticket(url=spellings(server.url)[spelling], size=SIZE)
+    assert flush(service) == 200
+    assert server.stable[: MiB + len(SMALL)] == BIG + SMALL
+
+
+def test_failed_flush_of_a_ticket_that_is_replaced_is_a_loss_of_others(serve, server):
+    service = serve(server)
+    service.add_ticket("b", url=server.url, size=SIZE)
+    assert put(service, 0, SMALL, flush=False) == 200
+    assert put(service, MiB, SMALL, flush=False, ticket="b") == 200
+    server.flush_errors = [5]
+    service.add_ticket("b", url=server.url, size=SIZE)
+    assert flush(service, "b") == 500
+    assert flush(service) == 500
+
+
+@pytest.mark.parametrize("data", [SMALL, BIG], ids=["small", "big"])
+def test_write_that_is_acknowledged_after_a_failed_flush_of_another_is_a_loss(serve, server, data):
+    """It may have been done before, and dropped."""
+    service = serve(server)
+    service.add_ticket("b", url=server.url, size=SIZE)
+    assert flush(service, "b") == 200
+    with held(server, DONE, wire.CMD_WRITE) as release:
+        answers = []
+        writer = threading.Thread(target=lambda: answers.append(put(service, 0, data, flush=False)))
+        writer.start()
+        release.wait()
+        server.flush_errors = [5]
+        assert flush(service, "b") == 500
+    writer.join(PATIENCE)
+    assert answers == [200]
+    assert flush(service) == 500
+    assert flush(service, "b") == 200
+
+
+@pytest.mark.parametrize("data", [SMALL, BIG], ids=["small", "big"])
+def test_write_with_flush_across_a_failed_flush_of_another_can_be_tried_again(serve, server, data):
+    service = serve(server)
+    service.add_ticket("b", url=server.url, size=SIZE)
+    assert flush(service, "b") == 200
+    with held(server, DONE, wire.CMD_WRITE) as release:
+        answers = []
+        writer = threading.Thread(target=lambda: answers.append(put(service, 0, data, flush=True)))
+        writer.start()
+        release.wait()
+        server.flush_errors = [5]
+        assert flush(service, "b") == 500
+    writer.join(PATIENCE)
+    assert answers == [500]
+    assert put(service, 0, data, flush=True) == 200
+    assert server.stable[: len(data)] == data
+
+
+def test_failed_flush_is_no_loss_of_other_storage(serve, server):
+    service = serve(server)
+    with Volatile(SIZE) as other:
+        service.add_ticket("b", url=other.url, size=SIZE)
+        assert put(service, 0, SMALL, flush=False) == 200
+        assert put(service, 0, SMALL, flush=False, ticket="b") == 200
+        server.flush_errors = [5]
+        assert flush(service) == 500
+        assert flush(service, "b") == 200
+        service.manage("DELETE", "/tickets/b")
+
+
+@pytest.mark.parametrize("spelling", ["file://{0}/disk", "file:{0}/./disk", "file://{0}/link", "file://{0}/hard"])
+def test_failed_flush_of_a_file_is_a_loss_of_all_its_tickets(serve, server, tmp_path, monkeypatch, spelling):
+    (tmp_path / "disk").write_bytes(bytes(2 * MiB))
+    (tmp_path / "link").symlink_to("disk")
+    os.link(tmp_path / "disk", tmp_path / "hard")
+    service = serve(server)
+    service.add_ticket("a", url=f"file://{tmp_path}/disk", size=2 * MiB)
+    service.add_ticket("b", url=spelling.format(tmp_path), size=2 * MiB)
+    assert put(service, 0, BIG, flush=False, ticket="a") == 200
+    sync = failing_once(os.fsync)
+    monkeypatch.setattr(os, "fsync", sync)
+    assert flush(service, "b") == 500
+    assert flush(service, "a") == 500
+    assert flush(service, "a") == 500
+
+
+def test_nothing_is_kept_of_storage_that_no_ticket_has(serve, server):
+    service = serve(server)
+    service.add_ticket("b", url=spellings(server.url)["link"], size=SIZE)
+    for ticket in ("t", "b"):
+        assert put(service, 0, BIG, flush=False, ticket=ticket) == 200
+    server.flush_errors = [5]
+    assert flush(service) == 500
+    assert len(service.tickets._storages) == 1
+    for ticket in ("t", "b"):
+        assert service.manage("DELETE", f"/tickets/{ticket}").status == 204
+    assert len(service.tickets._storages) == 0
+
+
 # Servers that take few connections.
 
 
@@ -493,6 +641,36 @@ class Hold:
 
     def release(self):
         self._go.set()
+
+
+@contextlib.contextmanager
+def held(server, stage, command):
+    """Let a server's first request of a kind wait at a stage; yield what is set when it does. It goes on at the end."""
+    waits, go = threading.Event(), threading.Event()
+
+    def hook(now, number, request):
+        if (now, request.command) == (stage, command):
+            server.hook = None
+            waits.set()
+            go.wait(PATIENCE)
+
+    server.hook = hook
+    try:
+        yield waits
+    finally:
+        go.set()
+
+
+def failing_once(call):
+    """Return what fails the first time as a disk does, and then does what call does."""
+    failures = [OSError(5, os.strerror(5))]
+
+    def failing(*args):
+        if failures:
+            raise failures.pop()
+        return call(*args)
+
+    return failing
 
 
 def once(server, stage, command):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 from ovirt_imageio.common import backends
 from ovirt_imageio.common.backends.base import Backend
+from ovirt_imageio.common.backends.identity import identity
 from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.errors import ReadOnlyStorage
 from ovirt_imageio.common.units import format_size
@@ -26,6 +27,7 @@ from .http.pace import Pace
 from .log import one_line
 from .pool import Pool
 from .stats import Stats, Totals
+from .storages import Storages
 from .tickets import Ticket
 from .transfer import Transfer
 from .watch import Watch
@@ -75,6 +77,7 @@ class Tickets:
         self._open_backend = open_backend
         self._clock = clock or (lambda: loop.now)
         self._transfers: dict[str, Transfer] = {}
+        self._storages = Storages()
         self._watch = Watch()
         # Each of 100,000 transfers has few objects of its own, or the garbage collector stops the loop for long. These
         # are not methods of the watch, which knows the transfers: a circle would free all of them at once.
@@ -94,14 +97,25 @@ class Tickets:
         """
         timeout = self.cfg.control.remove_timeout or _REPLACE_TIMEOUT
         before: Transfer | None = None
+        same = False
         while ticket.uuid in self._transfers:
             before = self._transfers[ticket.uuid]
-            same = before.ticket.url == ticket.url
+            same = await self._has_storage_of(ticket, before)
             await self._remove(before, timeout, "replaced by a new ticket", settle=same)
         self.insert(ticket)
-        if before is not None and before.ticket.url == ticket.url and not before.is_untouched:
+        if before is not None and same:
             # The client need not know that its ticket is another one now.
             self._transfers[ticket.uuid].pool.inherit(before.pool)
+
+    async def _has_storage_of(self, ticket: Ticket, before: Transfer) -> bool:
+        """Tell whether a ticket leads to the storage of another, however its URL is spelled."""
+        if before.is_untouched:
+            return False
+        if before.ticket.url == ticket.url:
+            return True
+        if before.pool.storage is None:
+            return False  # nothing was written
+        return before.pool.identity == await self._loop.worker(identity, ticket.url)
 
     def insert(self, ticket: Ticket) -> None:
         """Take a ticket that is new; `add` also replaces one.
@@ -150,6 +164,8 @@ class Tickets:
             fast=daemon.loop_nbd or not ticket.url.startswith("nbd"),
             sparse=ticket.sparse,
             on_full=functools.partial(self._make_room, ticket),
+            identify=functools.partial(identity, ticket.url),
+            storages=self._storages,
         )
 
     def first(self, limit: int) -> list[Transfer]:
@@ -293,8 +309,9 @@ class Tickets:
 
     def _make_room(self, ticket: Ticket) -> None:
         """Let other transfers of the same storage give back connections that they do not use."""
-        for transfer in self._watch.in_use:
-            if transfer.ticket.url == ticket.url and transfer.ticket.uuid != ticket.uuid and transfer.open_count:
+        wanting = self._transfers.get(ticket.uuid)
+        for transfer in self._watch.in_use if wanting is not None else ():
+            if transfer is not wanting and transfer.open_count and transfer.pool.identity == wanting.pool.identity:
                 transfer.pool.close_spare(0)
 
     async def _remove(self, transfer: Transfer, timeout: float, reason: str, *, settle: bool = False) -> None:

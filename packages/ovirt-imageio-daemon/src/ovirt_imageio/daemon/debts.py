@@ -27,17 +27,30 @@ When a connection that owes a flush breaks, or the server answers a flush with a
 while something is owed, acknowledged data may be lost, and no later flush may claim
 otherwise: it fails, for as long as the ticket lives. What nobody was told of is not owed:
 an operation that fails with its connection, or whose own flush fails, can be tried again.
+
+Such an answer concerns everybody who wrote to the storage, for it may have dropped what
+anybody wrote. All pools of the storage hear of it, see `storages`, whichever asked for the
+flush; those that owe something fail from then on. What runs meanwhile may have written
+before the answer, and be acknowledged after it:
+
+    A  ── writes ─────────────────── is acknowledged ── flush: must fail
+    B  ──────────── flush: error ──
+
+So refusals are counted: a connection that wrote across one counts as if it had owed
+before, and an operation whose own flush succeeds across one fails, and can be tried again.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Hashable
 from typing import NamedTuple
 
 from ovirt_imageio.common.backends.base import Backend
 
 from .members import Fast, Member, Storage, StorageFailed
 from .shared import Shared
+from .storages import Storages
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +64,7 @@ class Covered(NamedTuple):
         acknowledged: How many of its writes.
         rest: Members that owe a flush which has to be sent over them.
         rest_shared: The fast path if it needs a flush of its own.
+        refusals: How many flushes storage had refused.
     """
 
     members: list[tuple[Member, int]]
@@ -58,19 +72,29 @@ class Covered(NamedTuple):
     acknowledged: int
     rest: list[Member]
     rest_shared: Shared | None
+    refusals: int
 
 
 class Debts:
     """Who owes a flush, what a flush covers, and if something was lost. Loop thread only.
 
+    Args:
+        storages: Where pools of the same storage are known.
+
     Attributes:
         storage: What is known of it, None until it was opened.
+        identity: What its URL leads to, None until it was opened.
         fast: What serves small requests in the loop, None if nothing does.
+        refusals: How many flushes storage has answered with an error, whoever asked for them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, storages: Storages | None = None) -> None:
         self.storage: Storage | None = None
+        self.identity: Hashable = None
         self.fast: Fast | None = None
+        self.refusals = 0
+        self._refusal: BaseException | None = None
+        self._storages = Storages() if storages is None else storages
         self._idle: list[Member] = []
         self._busy: set[Member] = set()
         self._lost: BaseException | None = None
@@ -88,11 +112,36 @@ class Debts:
         if self._lost is not None:
             raise StorageFailed(f"acknowledged data may be lost: {self._lost}") from self._lost
 
-    def _flush_failed(self, error: BaseException) -> None:
-        """Storage answered a flush with an error: it may have dropped what anybody wrote."""
-        shared = self.fast
-        if self._owing() or (isinstance(shared, Shared) and shared.owing):
+    def flush_refused(self, error: BaseException) -> None:
+        """Storage answered a flush with an error: it may have dropped what anybody wrote. See `Sharer`."""
+        self.refusals += 1
+        self._refusal = error
+        shared = self.fast if isinstance(self.fast, Shared) else None
+        if shared is not None:
+            shared.refusals += 1
+        if self._owing() or (shared is not None and shared.owing):
             self._note_loss(error)
+
+    def _flush_failed(self, error: BaseException) -> None:
+        """Tell all who have this storage open that it answered a flush with an error."""
+        self._storages.flush_refused(self.identity, error)
+
+    def _wrote_across(self, refusals: int) -> None:
+        """Note a loss if storage refused a flush since there were so many refusals.
+
+        To be called when something was acknowledged that no flush covers.
+        """
+        if self.refusals != refusals and self._refusal is not None:
+            self._note_loss(self._refusal)
+
+    def check_refusals(self, refusals: int) -> None:
+        """Raise if storage refused a flush since there were so many refusals.
+
+        Raises:
+            StorageFailed: It did; what was written meanwhile may be lost, and can be written again.
+        """
+        if self.refusals != refusals:
+            raise StorageFailed(f"storage failed at a flush meanwhile: {self._refusal}") from self._refusal
 
     def _owing(self) -> list[Member]:
         """Members that owe a flush."""
@@ -127,6 +176,7 @@ class Debts:
             shared.acknowledged if shared is not None else 0,
             rest,
             shared if shared is not None and shared.unflushed and not covers_shared else None,
+            self.refusals,
         )
 
     def _note_flushed(self, covered: Covered) -> None:

@@ -10,7 +10,7 @@ import itertools
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from types import TracebackType
 
 from ovirt_imageio.common import defaults, imagesapi
@@ -32,6 +32,7 @@ from .http.tasks import Token
 from .members import Member, Open, Storage, Waiter, first_alive, has_server
 from .operations import FLUSH, WRITE, ZERO, Operation
 from .shared import CachedFile, Shared, SharedBackend
+from .storages import Storages
 
 # A host under load may be slow to greet; a full server never does.
 FIRST_GREETING = 10.0
@@ -61,9 +62,13 @@ class Lending(Debts):
         timeout: Seconds that the storage may take for an answer in the loop; 0 for no limit.
         cancel: Given to all backends that are opened: ends what waits for storage.
         on_full: Called when the server takes no more connections; others may give some back.
+        identify: Returns what is equal for all pools of the same storage, see `backends.identity`; called in
+            a worker thread before storage is opened.
+        storages: Where pools of the same storage are known.
 
     Attributes:
         storage: What is known of it, None until it was opened.
+        identity: What its URL leads to, None until it was opened.
         fast: What serves small requests in the loop, None if nothing does.
         closed: It was closed: the ticket was removed or cancelled.
     """
@@ -79,11 +84,14 @@ class Lending(Debts):
         timeout: float = defaults.NBD_TIMEOUT,
         cancel: Cancel | None = None,
         on_full: Callable[[], None] = lambda: None,
+        identify: Callable[[], Hashable] | None = None,
+        storages: Storages | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(storages)
         self.closed = False
         self._loop = loop
         self._open_backend = open_backend
+        self._identify = identify or (lambda: ("pool", id(self)))
         self._max = self._limit = limit
         self._full_until = 0.0
         self._wants_fast = fast
@@ -147,6 +155,8 @@ class Lending(Debts):
             except BaseException:
                 self._give_back(member)
                 raise
+        if not self.closed:
+            self._storages.join(self.identity, self)
         if not self._become_fast(member):
             self._give_back(member)
 
@@ -189,6 +199,7 @@ class Lending(Debts):
                 timeout=self._timeout,
                 on_broken=self._shared_broke,
                 on_flush_failed=self._flush_failed,
+                on_doubt=self._shared_wrote_across,
                 opened=member.opened,
                 owes=backend.unflushed,
             )
@@ -358,8 +369,7 @@ class Lending(Debts):
                 log.info("storage closed an idle connection, opening another")
                 self._drop(member, owes=member.backend.unflushed)
                 continue
-            member.uses += 1
-            member.owed = member.backend.unflushed
+            member.lend(self.refusals)
             return member
         return None
 
@@ -380,6 +390,8 @@ class Lending(Debts):
         """
         opened: list[Backend] = []
         try:
+            if self.storage is None:
+                self.identity = await self._loop.worker(self._identify)
             await self._loop.worker(_open, self._open_backend, opened)
         except (OSError, ImageioError) as e:
             full = isinstance(e, ServerFull)
@@ -404,6 +416,7 @@ class Lending(Debts):
                 self._free_place()
             raise
         member = Member(opened[0], next(self._serials))
+        member.refusals = self.refusals
         self._busy.add(member)
         self._limit = max(self._limit, self._established())
         if self.closed:
@@ -451,8 +464,7 @@ class Lending(Debts):
         if member in self._idle:
             self._idle.remove(member)
             self._busy.add(member)
-            member.uses += 1
-            member.owed = member.backend.unflushed
+            member.lend(self.refusals)
             return True
         if member not in self._busy:
             return False
@@ -474,6 +486,8 @@ class Lending(Debts):
 
     def _give_back(self, member: Member, *, failed: bool = False) -> None:
         backend = member.backend
+        if backend.unflushed and (member.owed or not failed):
+            self._wrote_across(member.refusals)
         if backend.broken is not None or self.closed:
             self._drop(member, owes=member.owed if failed else backend.unflushed)
         else:
@@ -491,8 +505,7 @@ class Lending(Debts):
         for line in (member.flushers, self._queue):
             waiter = first_alive(line)
             if waiter is not None:
-                member.uses += 1
-                member.owed = member.backend.unflushed
+                member.lend(self.refusals)
                 waiter.given, waiter.member = True, member
                 self._loop.resume(waiter.token)
                 return
@@ -519,10 +532,10 @@ class Lending(Debts):
         waiting, member.flushers = member.flushers, deque()
         for waiter in waiting:
             self._loop.resume(waiter.token)
-        if backend.broken is not None and not self.closed:
-            if owes:
+        if backend.broken is not None:
+            if owes and not self.closed:
                 self._note_loss(backend.broken)
-            elif isinstance(backend.broken, (RequestError, OSError)):
+            if isinstance(backend.broken, (RequestError, OSError)):
                 self._flush_failed(backend.broken)
         self._loop.spawn(self._close_backend(backend), "close backend")
 
@@ -546,11 +559,21 @@ class Lending(Debts):
             self._note_loss(error)
         self._free_place()
 
+    def _shared_wrote_across(self) -> None:
+        """The fast path acknowledged a write that was asked for before a refusal."""
+        if self._refusal is not None:
+            self._note_loss(self._refusal)
+
     # Closing.
+
+    def _end(self) -> None:
+        """Serve nobody any more: what storage says from now on is the business of other tickets."""
+        self.closed = True
+        self._storages.leave(self.identity, self)
 
     def interrupt(self) -> None:
         """End what waits for storage: the ticket is removed, and what its requests do counts no more."""
-        self.closed = True
+        self._end()
         self._cancel.cancel()
         self._close_shared()
 
@@ -571,7 +594,7 @@ class Lending(Debts):
         Returns:
             False if some are still open after so many seconds.
         """
-        self.closed = True
+        self._end()
         for token in [*(waiter.token for waiter in self._queue), *self._sharers]:
             self._loop.resume(token, error=OperationCancelled("the ticket was removed"))
         self.close_idle()

@@ -62,19 +62,31 @@ class Member:
         opened: Place in the order in which connections were opened.
         uses: How often it was lent: tells whether it was used since.
         owed: It owed a flush when it was lent.
+        refusals: How many flushes storage had refused when it was lent.
         idle_since: When it was given back last, by the loop's clock.
         flushers: Flushes that wait for it.
     """
 
-    __slots__ = ("backend", "flushers", "idle_since", "opened", "owed", "uses")
+    __slots__ = ("backend", "flushers", "idle_since", "opened", "owed", "refusals", "uses")
 
     def __init__(self, backend: Backend, opened: int = 0) -> None:
         self.backend = backend
         self.opened = opened
         self.uses = 0
         self.owed = False
+        self.refusals = 0
         self.idle_since = 0.0
         self.flushers: deque[Waiter] = deque()
+
+    def lend(self, refusals: int) -> None:
+        """Take note that it is lent.
+
+        Args:
+            refusals: How many flushes storage has refused.
+        """
+        self.uses += 1
+        self.owed = self.backend.unflushed
+        self.refusals = refusals
 
 
 class Waiter:

@@ -97,10 +97,16 @@ class Pool(Lending):
         """Change something over the fast path; the flush goes over the same connection."""
 
         async def request(fast: Shared) -> Covered | None:
+            refusals = self.refusals
             await change(fast)
-            return await self._flush_over(fast) if flush else None
+            if not flush:
+                return None
+            covered = await self._flush_over(fast)
+            return covered._replace(refusals=refusals)
 
         covered = await self._twice(shared, request)
+        if covered is not None:
+            self.check_refusals(covered.refusals)
         op.advance(length)
         if covered is not None:
             await self._flush_rest(op, covered)
@@ -156,6 +162,7 @@ class Pool(Lending):
 
     async def finish_flush(self, op: Operation, covered: Covered) -> None:
         """End what `begin_flush` began. Errors as `flush`."""
+        self.check_refusals(covered.refusals)
         self._note_flushed(covered)
         await self._flush_rest(op, covered)
 
@@ -175,10 +182,10 @@ class Pool(Lending):
             if self.storage.capabilities.multi_conn or self.fast.unflushed or not owing:
                 covered = await self._twice(self.fast, self._flush_over)
             else:
-                covered = Covered([], None, 0, owing, None)
+                covered = Covered([], None, 0, owing, None, self.refusals)
             await self._flush_rest(op, covered)
         elif owing and not self.storage.capabilities.multi_conn:
-            await self._flush_rest(op, Covered([], None, 0, owing, None))
+            await self._flush_rest(op, Covered([], None, 0, owing, None, self.refusals))
         else:
             async with self.borrow(op) as backends:
                 covered = self.begin_flush(backends[0])

@@ -54,6 +54,8 @@ class Shared:
         timeout: Seconds the server may take for an answer, infinity for no limit; then the connection is given up.
         on_broken: Called once with this, when the connection broke.
         on_flush_failed: Called with the server's error when it answered a flush with one.
+        on_doubt: Called when a write that a client is told of is acknowledged, and a flush was refused since it
+            was asked for.
         opened: Place in the order in which connections of the pool were opened.
         owes: The connection has acknowledged writes already, which no flush covers.
 
@@ -63,6 +65,7 @@ class Shared:
         closed: It cannot be used any more.
         acknowledged: Number of writes that the server acknowledged.
         opened: As given.
+        refusals: How many flushes storage has refused since it was opened, whoever asked for them.
 
     Writes are counted the moment their answer is read, not when the request's task goes on:
     the end of the connection may be read in the same turn.
@@ -78,6 +81,7 @@ class Shared:
         timeout: float = defaults.NBD_TIMEOUT,
         on_broken: Callable[[Shared], None],
         on_flush_failed: Callable[[Exception], None] = lambda error: None,
+        on_doubt: Callable[[], None] = lambda: None,
         opened: int = 0,
         owes: bool = False,
     ) -> None:
@@ -94,6 +98,8 @@ class Shared:
         self._timeout = timeout
         self._on_broken = on_broken
         self._on_flush_failed = on_flush_failed
+        self._on_doubt = on_doubt
+        self.refusals = 0
         self._scheduled = False  # output leaves before the loop waits
         self._draining = False
         self._waiting: deque[Token] = deque()
@@ -223,13 +229,16 @@ class Shared:
         return self._answer(token)
 
     def _note_change(self, promised: bool) -> Note:
-        """Return what notes the answer to a write."""
+        """Return what notes the answer to a write that is submitted now."""
+        refusals = self.refusals
 
         def note(error: Exception | None) -> None:
             if error is None:
                 self.acknowledged += 1
                 if promised:
                     self._promised = self.acknowledged
+                    if self.refusals != refusals:
+                        self._on_doubt()
 
         return note
 

@@ -1,0 +1,60 @@
+# SPDX-FileCopyrightText: ovirt-imageio contributors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""Which pools have the same storage open, whatever their tickets call it.
+
+    ticket A  nbd:unix:/run/sock            ┐
+    ticket B  nbd+unix:///?socket=/run/sock ├─► ("nbd", "unix", "/run/sock", "")
+    ticket C  nbd:unix:/run/./sock          ┘
+
+A flush that storage answers with an error concerns all of them. A pool is known here from the
+moment when its storage was opened to the moment when its ticket is removed: so there are no more
+entries than tickets, and nothing is kept for storage that no ticket has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Protocol
+
+
+class Sharer(Protocol):
+    """A pool, as others of its storage see it."""
+
+    def flush_refused(self, error: BaseException) -> None:
+        """Take note that storage answered a flush of somebody with an error."""
+
+
+class Storages:
+    """Pools by what they have open. Loop thread only."""
+
+    def __init__(self) -> None:
+        self._sharers: dict[Hashable, list[Sharer]] = {}
+
+    def __len__(self) -> int:
+        """How many storages are known."""
+        return len(self._sharers)
+
+    def join(self, identity: Hashable, sharer: Sharer) -> None:
+        """Take note of a pool. Idempotent.
+
+        Args:
+            identity: Of its storage, see `backends.identity`.
+            sharer: The pool.
+        """
+        sharers = self._sharers.setdefault(identity, [])
+        if sharer not in sharers:
+            sharers.append(sharer)
+
+    def leave(self, identity: Hashable, sharer: Sharer) -> None:
+        """Forget a pool, and its storage with the last one. Idempotent."""
+        sharers = [other for other in self._sharers.get(identity, ()) if other is not sharer]
+        if sharers:
+            self._sharers[identity] = sharers
+        else:
+            self._sharers.pop(identity, None)
+
+    def flush_refused(self, identity: Hashable, error: BaseException) -> None:
+        """Tell all pools of a storage that it answered a flush with an error."""
+        for sharer in list(self._sharers.get(identity, ())):
+            sharer.flush_refused(error)
