@@ -310,7 +310,9 @@ class Tickets:
     def _make_room(self, ticket: Ticket) -> None:
         """Let other transfers of the same storage give back connections that they do not use."""
         wanting = self._transfers.get(ticket.uuid)
-        for transfer in self._watch.in_use if wanting is not None else ():
+        if wanting is None:
+            return
+        for transfer in self._watch.in_use:
             if transfer is not wanting and transfer.open_count and transfer.pool.identity == wanting.pool.identity:
                 transfer.pool.close_spare(0)
 
