@@ -186,10 +186,10 @@ def test_disabled_control_service_is_told() -> None:
 
 @pytest.mark.parametrize("transport", ["unix", "UNIX"])
 def test_configuration_of_a_program_needs_no_more_than_the_address(daemon: FakeDaemon, transport: str) -> None:
-    control = types.SimpleNamespace(transport=transport, socket=daemon.server_address, port=-1)
+    control = types.SimpleNamespace(transport=transport, socket=daemon.server_address)
     with admin.Client(types.SimpleNamespace(control=control)) as c:
         c.del_ticket("x")
-    control = types.SimpleNamespace(transport="tcp", socket="", port=1)
+    control = types.SimpleNamespace(transport="tcp", port=1)
     with admin.Client(types.SimpleNamespace(control=control)) as c:
         with pytest.raises(admin.ClientError, match="refused"):
             c.del_ticket("x")

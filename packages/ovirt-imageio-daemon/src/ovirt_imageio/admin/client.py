@@ -62,11 +62,11 @@ class ControlAddress(Protocol):
 
     @property
     def socket(self) -> str:
-        """Path of the Unix socket."""
+        """Path of the Unix socket; not needed for `tcp`."""
 
     @property
     def port(self) -> int:
-        """TCP port."""
+        """TCP port; not needed for `unix`."""
 
 
 class HasControl(Protocol):
@@ -101,8 +101,8 @@ class _Control(NamedTuple):
         # A program that was written for 2.x may give an object that has the address alone.
         return cls(
             transport,
-            given.socket,
-            given.port,
+            getattr(given, "socket", default.socket),
+            getattr(given, "port", default.port),
             enable=getattr(given, "enable", default.enable),
             prefer_ipv4=getattr(given, "prefer_ipv4", default.prefer_ipv4),
             remove_timeout=getattr(given, "remove_timeout", default.remove_timeout),
