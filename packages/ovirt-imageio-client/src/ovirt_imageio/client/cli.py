@@ -18,12 +18,13 @@ import sys
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Callable, Iterator, NamedTuple, NoReturn, Sequence
 
-from ovirt_imageio.client import commands, disks, options, pipes, standard
+from ovirt_imageio.client import commands, disks, options, pipes
 from ovirt_imageio.client.failures import in_options, one_line
 from ovirt_imageio.client.options import UsageError
 from ovirt_imageio.client.report import Report
 from ovirt_imageio.client.streaming import ReaderGone
 from ovirt_imageio.client.version import __version__
+from ovirt_imageio.common import standard
 
 PROG = "ovirt-img"
 
@@ -123,11 +124,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    standard.hold()
-    try:
-        return _main(argv)
-    finally:
-        standard.let_go()
+    return standard.run(PROG, lambda: _main(argv))
 
 
 def _main(argv: Sequence[str] | None) -> int:

@@ -16,10 +16,10 @@ from ovirt_imageio import client
 from ovirt_imageio.client import options, pipes, streaming
 from ovirt_imageio.client.options import UsageError
 from ovirt_imageio.client.report import Report
-from ovirt_imageio.client.standard import show
 from ovirt_imageio.client.target import FORMATS
 from ovirt_imageio.common.checksum import DEFAULT_ALGORITHM, DEFAULT_BLOCK_SIZE
 from ovirt_imageio.common.extents import Extent
+from ovirt_imageio.common.standard import show
 from ovirt_imageio.common.units import format_size
 
 _URL = re.compile(r"https?://", re.IGNORECASE)

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 from ovirt_imageio.client.output import Output
 from ovirt_imageio.client.progress import ProgressBar
 from ovirt_imageio.client.result import TransferResult
-from ovirt_imageio.client.standard import say
+from ovirt_imageio.common.standard import say
 
 _LONGEST = 4000
 """Characters of a message: a line must fit into the buffers of programs that read lines."""

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from ovirt_imageio.common import standard
 from ovirt_imageio.daemon.version import __version__
 
 from . import report
@@ -22,6 +24,10 @@ PROG = "ovirt-imageioctl"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, or 1 after one line on stderr."""
+    return standard.run(PROG, lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser, commands = _parser()
     args = parser.parse_args(argv)
     if args.command is None:
@@ -29,14 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with Client(load_config(args.conf_dir)) as client:
             args.command(client, args)
-    except (AdminError, ValueError, OSError) as e:
-        return _fail(str(e))
+    except OSError as e:
+        return standard.failed(PROG, e)
+    except (AdminError, ValueError) as e:
+        standard.say(f"{PROG}: {e}")
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return 0
-
-
-def _fail(text: str) -> int:
-    print(f"{PROG}: {text}", file=sys.stderr)
-    return 1
 
 
 def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
@@ -103,8 +109,12 @@ def read_ticket(filename: str) -> dict[str, Any]:
     return ticket
 
 
+def _print(text: str) -> None:
+    standard.show(f"{text}\n")
+
+
 def _show_ticket(client: Client, args: argparse.Namespace) -> None:
-    print(json.dumps(client.get_ticket(args.ticket_id), indent=2))
+    _print(json.dumps(client.get_ticket(args.ticket_id), indent=2))
 
 
 def _mod_ticket(client: Client, args: argparse.Namespace) -> None:
@@ -118,17 +128,17 @@ def _del_ticket(client: Client, args: argparse.Namespace) -> None:
 def _list(client: Client, args: argparse.Namespace) -> None:
     status = client.status(args.limit)
     if args.json:
-        print(json.dumps(status["transfers"], indent=2))
+        _print(json.dumps(status["transfers"], indent=2))
     else:
-        print("\n".join(report.transfers(status["transfers"], total=status["tickets"]["total"])))
+        _print("\n".join(report.transfers(status["transfers"], total=status["tickets"]["total"])))
 
 
 def _status(client: Client, args: argparse.Namespace) -> None:
     status = client.status(None if args.json else 0)
     if args.json:
-        print(json.dumps(status, indent=2))
+        _print(json.dumps(status, indent=2))
     else:
-        print("\n".join(report.daemon(status)))
+        _print("\n".join(report.daemon(status)))
 
 
 def _start_profile(client: Client, args: argparse.Namespace) -> None:

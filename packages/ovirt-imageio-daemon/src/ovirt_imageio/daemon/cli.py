@@ -15,11 +15,12 @@ import json
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
+
+from ovirt_imageio.common import standard
 
 from . import config
 from .config import Config, ConfigError
@@ -38,11 +39,15 @@ log = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon until a signal stops it; returns the exit status."""
+    return standard.run(PROG, lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     args = _parser().parse_args(argv)
     try:
         cfg = config.load(args.conf_dir)
         if args.show_config:
-            print(json.dumps(cfg.to_dict(), indent=4, sort_keys=True))
+            standard.show(json.dumps(cfg.to_dict(), indent=4, sort_keys=True) + "\n")
             return 0
         if args.check_config:
             return _check(cfg)
@@ -78,7 +83,7 @@ def _help_formatter(prog: str) -> argparse.HelpFormatter:
 
 
 def _fail(text: str) -> int:
-    print(f"{PROG}: {text}", file=sys.stderr)
+    standard.say(f"{PROG}: {text}")
     return 1
 
 
@@ -88,13 +93,13 @@ def _check(cfg: Config) -> int:
 
     logcheck.check(cfg)
     for warning in cfg.warnings:
-        print(f"{PROG}: warning: {warning}", file=sys.stderr)
+        standard.say(f"{PROG}: warning: {warning}")
     if cfg.tls.enable:
         found = validity(server_context(cfg))
         problem = found.problem(time.time()) if found else ""
         if problem:
-            print(f"{PROG}: warning: the certificate {cfg.tls.cert_file} {problem}", file=sys.stderr)
-    print("The configuration is valid.")
+            standard.say(f"{PROG}: warning: the certificate {cfg.tls.cert_file} {problem}")
+    standard.show("The configuration is valid.\n")
     return 0
 
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Standard input, output and error of the command, whatever the caller made of them.
+"""Standard input, output and error of a command, whatever the caller made of them.
 
 A descriptor of them that is closed would be the number of the next file that is opened, and what
 is printed would go there. So each is opened, in a way that using it fails as it did.
@@ -10,14 +10,70 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
-from typing import Iterator, TextIO
+from typing import Callable, Iterator, TextIO
 
 OUTPUT = "standard output"
 """What errors call it, in the place of a file's name."""
 
 _CLOSED = ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY))
 """What stands for each: reading the first and writing the second fails, and errors go nowhere."""
+
+
+def run(prog: str, body: Callable[[], int]) -> int:
+    """Run a command, and make sure that what it printed was written.
+
+    Args:
+        prog: Its name, for messages.
+        body: What it does; returns the exit status. It may leave failures of `show` to this.
+
+    Returns:
+        The exit status: 1 if standard output did not take all, 128 plus the number of SIGPIPE if
+        the other program left.
+
+    Raises:
+        SystemExit: body did, as a parser of arguments does.
+    """
+    hold()
+    try:
+        return body() or _finished(prog)
+    except SystemExit as e:
+        status = 0 if e.code else _finished(prog)
+        if not status:
+            raise
+        return status
+    except OSError as e:
+        if e.filename != OUTPUT:
+            raise
+        return failed(prog, e)
+    finally:
+        let_go()
+
+
+def _finished(prog: str) -> int:
+    try:
+        finish()
+    except OSError as e:
+        return failed(prog, e)
+    return 0
+
+
+def failed(prog: str, error: OSError) -> int:
+    """Tell a failure of the system in one line, but not that a reader left.
+
+    Args:
+        prog: Name of the command.
+        error: The failure.
+
+    Returns:
+        The exit status.
+    """
+    if isinstance(error, BrokenPipeError) and error.filename == OUTPUT:
+        return 128 + signal.SIGPIPE
+    name = f"{error.filename}: " if error.filename is not None else ""
+    say(f"{prog}: {name}{error.strerror or error}")
+    return 1
 
 
 def hold() -> None:
