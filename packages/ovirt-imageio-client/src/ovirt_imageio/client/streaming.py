@@ -167,7 +167,7 @@ def download(
         extents: Any = terms.persist(lambda: remote.extents("zero"), "list the extents")
         target = Output(fd, remote.size, name=name, cancel=terms.cancel)
         counter = Counter(progress, remote.size)
-        with _telling(f"download to {name}", counter, "it has no more than these"):
+        with _telling(f"download to {name}", counter, "the output is incomplete"):
             _run(lambda: DownloadPair(remote.clone(), target), _steps(extents), counter, terms)
         return make_result(counter, remote, terms, seconds=time.monotonic() - begun)
 
