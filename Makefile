@@ -4,7 +4,8 @@
 # Each target does its own set-up, on a fresh machine too. NO_INSTALL=1 keeps it from
 # installing system packages, PYTHON=… chooses the interpreter. BENCH=… are options of
 # `make bench`, see `make bench BENCH=--help`; SOAK=…, MUTATION=… and
-# HOSTILE=… those of `make soak`, `make mutation` and `make hostile`; FAST_PATHS=… of `make fast-paths`.
+# HOSTILE=… those of `make soak`, `make mutation` and `make hostile`; FAST_PATHS=… of `make fast-paths`,
+# SIMULATE=… of `make simulate`.
 
 # System software that tests use, as ci/packages.sh calls it. What is missing and cannot be
 # installed is named, and the tests that need it are skipped.
@@ -36,6 +37,7 @@ help:
 	@echo 'make fast-paths  conformance, faults and durability without each of the fast paths'
 	@echo 'make coverage   what the tests of ovirt-imageio-common leave out'
 	@echo 'make soak       kill -9 daemons and storage a thousand times, and look for lost bytes'
+	@echo 'make simulate   transfers over simulated time, server and disk: 100,000 seeds, planted bugs'
 	@echo 'make mutation   break the NBD protocol in small ways, and look which the tests notice'
 	@echo 'make hostile    a thousand hostile clients of each kind, and what they cost'
 	@echo 'make demo       move a real disk image, and show it'
@@ -72,6 +74,10 @@ coverage:
 soak:
 	@ci/bootstrap.sh qemu nbdkit
 	@PYTHONPATH=tools .venv/bin/python -m soak --report docs/performance/soak.md $(SOAK)
+
+simulate:
+	@ci/bootstrap.sh
+	@PYTHONPATH=tools .venv/bin/python -m simulation --bugs --report docs/performance/simulation.md $(SIMULATE)
 
 fuzz:
 	@ci/bootstrap.sh $(TEST_TOOLS)
