@@ -21,6 +21,7 @@ from imageio_testing.qemu import Fill, make_image, needs_qemu
 from ovirt_imageio import client
 from ovirt_imageio.client.inuse import ImageInUse
 from ovirt_imageio.client.journal import CannotResume
+from ovirt_imageio.common.errors import TransferError
 from ovirt_imageio.common.qemu import img
 from ovirt_imageio.common.qemu.nbd import Server
 from ovirt_imageio.common.units import KiB, MiB
@@ -130,6 +131,41 @@ def test_second_download_to_a_name_is_refused_before_it_touches_anything(tmp_pat
     assert reads(path, fmt) == one
     assert os.listdir(journals) == []
     assert set(os.listdir(tmp_path)) - {"link", "journals"} == {"disk"}
+
+
+@needs_qemu
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+def test_download_to_the_part_of_another_one_is_refused(tmp_path, fmt):
+    one, two = random_data(1), random_data(2)
+    path, part = tmp_path / "disk", tmp_path / "disk.part"
+    with ScriptedServer(Image(one)) as first, ScriptedServer(Image(two)) as second:
+        with running(client.download, first.url, path, None, fmt=fmt) as ended:
+            with pytest.raises(ImageInUse, match=rf"{part}.*|another download is writing {part}"):
+                client.download(second.url, part, None, fmt=fmt)
+    assert ended == [None]
+    assert reads(path, fmt) == one
+    assert os.listdir(tmp_path) == ["disk"]
+
+
+def test_raw_image_is_written_to_its_part_whatever_has_that_name(tmp_path):
+    """A worker that opens its ends again after a failure must not write to a file of another program."""
+    one, two = random_data(1), random_data(2)
+    path, part = tmp_path / "disk", tmp_path / "disk.part"
+
+    class Breaking(Image):
+        def do_get(self, got, query):
+            if part.exists() and not (tmp_path / "other").exists() and "extents" not in got.target:
+                part.rename(tmp_path / "other")
+                part.write_bytes(two)
+                return None
+            return super().do_get(got, query)
+
+    with ScriptedServer(Breaking(one)) as server:
+        with pytest.raises(TransferError, match=f"{part} was removed or replaced by another program"):
+            client.download(server.url, path, None, fmt="raw", max_workers=1)
+    assert part.read_bytes() == two
+    assert (tmp_path / "other").read_bytes() == one
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("spelling", ["same", "link", "hard link"])

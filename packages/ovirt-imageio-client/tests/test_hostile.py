@@ -16,11 +16,14 @@ import sys
 import pytest
 
 from imageio_testing.imageserver import Image, ScriptedServer, response
+from imageio_testing.qemu import Backing, Fill, make_image, needs_qemu
 from ovirt_imageio import client
 from ovirt_imageio.client import executor
 from ovirt_imageio.client.executor import Retry
+from ovirt_imageio.client.local import SourceChanged
 from ovirt_imageio.client.verify import VerificationFailed
 from ovirt_imageio.common.errors import ImageioError, ProtocolError, TransferError
+from ovirt_imageio.common.qemu import nbd
 from ovirt_imageio.common.units import MiB
 
 SIZE = 2 * MiB
@@ -43,6 +46,7 @@ def download(answer, folder, **options):
 
 def upload(answer, folder, content, **options):
     (folder / "source").write_bytes(content)
+    os.utime(folder / "source", (0, 0))  # the clock of a file system may be coarse
     with ScriptedServer(answer) as server:
         client.upload(folder / "source", server.url, None, **options)
 
@@ -258,6 +262,69 @@ def test_source_that_shrinks_is_told(tmp_path):
 
     with pytest.raises(OSError, match=f"the file ended at .* had {len(content)} bytes when it was opened"):
         upload(Shrinking(bytearray(len(content))), tmp_path, content, max_workers=1)
+
+
+def test_source_that_is_changed_is_told(tmp_path):
+    content = random.Random(1).randbytes(2 * MiB)
+
+    class Changing(Image):
+        def do_put(self, got, query):
+            with open(tmp_path / "source", "r+b") as f:
+                f.write(bytes(MiB))
+            return super().do_put(got, query)
+
+    with pytest.raises(SourceChanged, match=f"{tmp_path}/source was changed while it was read"):
+        upload(Changing(bytearray(len(content))), tmp_path, content, max_workers=1)
+
+
+@needs_qemu
+def test_backing_file_that_is_changed_is_told(tmp_path):
+    make_image(tmp_path / "base", "raw", 2 * MiB, [Fill(0, MiB, 1)])
+    make_image(tmp_path / "top", "qcow2", 2 * MiB, backing=Backing(str(tmp_path / "base"), "raw"))
+    os.utime(tmp_path / "base", (0, 0))
+
+    class Changing(Image):
+        def do_put(self, got, query):
+            with open(tmp_path / "base", "r+b") as f:
+                f.write(bytes(MiB))
+            return super().do_put(got, query)
+
+    with ScriptedServer(Changing(bytearray(2 * MiB))) as server:
+        with pytest.raises(SourceChanged, match=f"{tmp_path}/base was changed while it was read"):
+            client.upload(tmp_path / "top", server.url, None)
+
+
+def test_source_that_is_replaced_is_uploaded_as_it_was(tmp_path):
+    """As by a download to the same name: a worker that opens its ends again must not read the other file."""
+    content = random.Random(1).randbytes(64 * MiB)
+
+    class Replacing(Image):
+        requests = 0
+
+        def do_put(self, got, query):
+            self.requests += 1
+            if self.requests == 2:
+                (tmp_path / "new").write_bytes(bytes(len(content)))
+                os.replace(tmp_path / "new", tmp_path / "source")
+                return None
+            return super().do_put(got, query)
+
+    image = Replacing(bytearray(len(content)))
+    upload(image, tmp_path, content, max_workers=1)
+    assert image.data == content
+
+
+@needs_qemu
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+def test_raw_file_that_a_qemu_writes_to_is_told(tmp_path, caplog, fmt):
+    make_image(tmp_path / "base", "raw", MiB)
+    path = tmp_path / "base"
+    if fmt == "qcow2":
+        path = tmp_path / "top"
+        make_image(path, "qcow2", MiB, backing=Backing(str(tmp_path / "base"), "raw"))
+    with nbd.Server(str(tmp_path / "base"), "raw"), ScriptedServer(Image(bytearray(MiB))) as server:
+        client.upload(path, server.url, None)
+    assert f"{tmp_path}/base is open for writing in a running qemu" in caplog.text
 
 
 FULL_DISK = """

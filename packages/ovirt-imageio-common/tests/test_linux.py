@@ -403,3 +403,39 @@ def test_file_system_without_locks_is_told(monkeypatch, small_file, code):
             call(small_file, 0)
         assert linux.knows_no_locks(caught.value)
     assert not linux.knows_no_locks(OSError(errno.EIO, "Input/output error"))
+
+
+def test_file_is_opened_again_whatever_has_its_name(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with open(path, "rb") as held:
+        path.rename(tmp_path / "other")
+        path.write_bytes(b"new")
+        fd = linux.reopen(held.fileno(), os.O_RDONLY, str(path))
+        try:
+            assert os.pread(fd, 10, 0) == b"old"
+        finally:
+            os.close(fd)
+
+
+def test_file_is_opened_again_by_its_name_without_proc(tmp_path, monkeypatch):
+    def open_(path, flags, open_=os.open):
+        return open_(str(path).replace("/proc/", "/no-proc/"), flags)
+
+    monkeypatch.setattr(os, "open", open_)
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with path.open("rb") as held:
+        fd = linux.reopen(held.fileno(), os.O_RDONLY, str(path))
+        os.close(fd)
+        path.unlink()
+        (tmp_path / "new").write_bytes(b"new")
+        (tmp_path / "new").rename(path)
+        with pytest.raises(OSError, match=f"another file has its name by now: '{path}'"):
+            linux.reopen(held.fileno(), os.O_RDONLY, str(path))
+
+
+def test_file_that_may_not_be_opened_again_is_named(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with open(tmp_path / "file", "rb") as held, pytest.raises(NotADirectoryError, match=f"{tmp_path}/file"):
+        linux.reopen(held.fileno(), os.O_RDONLY | os.O_DIRECTORY, str(tmp_path / "file"))

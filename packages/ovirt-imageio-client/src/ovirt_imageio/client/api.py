@@ -115,6 +115,7 @@ def upload(
         UnsafeImage: The image refers to something that was not allowed.
         UnsupportedImage: It is packed, encrypted, or a part of another image.
         DamagedImage: It is cut off, or damaged.
+        SourceChanged: It was written to meanwhile; of a block device this is not noticed.
         TransferError: The image does not fit, or a failure did not pass.
         CannotResume: Image or disk changed since, or the journal is of something else.
         VerificationFailed: Both ends differ.
@@ -157,6 +158,7 @@ def upload(
         try:
             transfer.check_done()
             _send(transfer, source, remote, backing_chain=backing_chain, disk_is_zero=disk_is_zero)
+            source.check_unchanged()
         except BaseException:
             left = "the disk is incomplete"
             if record is not None and not record.is_distrusted:
@@ -272,6 +274,7 @@ def download(
                 backing_format=backing_format,
                 create=not staging.kept,
                 cancel=terms.cancel,
+                held=staging.fd,
             ) as target:
                 transfer = Transfer(
                     remote,

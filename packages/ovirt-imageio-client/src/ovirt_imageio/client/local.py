@@ -10,10 +10,16 @@ own, which is told exactly which files to open:
 
 So what `layers.look` found plain and named in the log is what is read, whatever the headers
 say by then.
+
+Each file is held open. A file that gets the name of the image meanwhile is not read, and a
+file that is written to meanwhile is noticed: what was read of it is of no one moment.
 """
 
 from __future__ import annotations
 
+import logging
+import os
+import stat
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Sequence
@@ -27,7 +33,10 @@ from ovirt_imageio.common.backends.base import Backend
 from ovirt_imageio.common.backends.file import FileBackend
 from ovirt_imageio.common.backends.nbd import NbdBackend
 from ovirt_imageio.common.cancel import Cancel
-from ovirt_imageio.common.qemu import image, nbd
+from ovirt_imageio.common.errors import TransferError
+from ovirt_imageio.common.qemu import image, locks, nbd
+
+log = logging.getLogger(__name__)
 
 
 def backing_node(layers: Sequence[Layer]) -> dict[str, Any] | None:
@@ -44,6 +53,43 @@ def backing_node(layers: Sequence[Layer]) -> dict[str, Any] | None:
             options=layer.options,
         )
     return node
+
+
+class SourceChanged(TransferError):
+    """An image was written to while it was read: what was read is neither its old nor its new content."""
+
+
+class _Held:
+    """A file of a chain, held open.
+
+    Attributes:
+        fd: The file.
+    """
+
+    def __init__(self, layer: Layer) -> None:
+        self._layer = layer
+        # O_NONBLOCK: not to wait for the writer of a FIFO, which is refused later.
+        self.fd = os.open(layer.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        self._before = self._state()
+
+    def check(self) -> None:
+        """Make sure that it was not written to; of a device nothing can be told."""
+        if self._state() != self._before:
+            raise SourceChanged(f"{self._layer.path} was changed while it was read: part of it is older than the rest")
+
+    def tell_writer(self) -> None:
+        """Tell if a qemu may write to it: one that opens a qcow2 image is refused by qemu itself."""
+        if self._layer.driver == "raw" and locks.is_written_in_qemu(self.fd):
+            log.warning("%s is open for writing in a running qemu: what is read of it may be torn", self._layer.path)
+
+    def close(self) -> None:
+        """Close it. A worker that was left behind finds no other file by its number."""
+        fd, self.fd = self.fd, -1
+        os.close(fd)
+
+    def _state(self) -> tuple[int, ...]:
+        status = os.fstat(self.fd)
+        return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else ()
 
 
 class Source:
@@ -81,6 +127,19 @@ class Source:
         self._stack = ExitStack()
         is_raw = self._top.driver == "raw"
         self.hides_zeroes = is_raw or any(layer.driver in formats.BLIND for layer in layers)
+        self._held: list[_Held] = []
+        try:
+            for layer in layers:
+                self._held.append(_Held(layer))
+                self._stack.callback(self._held[-1].close)
+                self._held[-1].tell_writer()
+            self._open(layers, connections, trusted)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _open(self, layers: Sequence[Layer], connections: int, trusted: bool) -> None:
+        is_raw = self._top.driver == "raw"
         if not is_raw:
             backing = backing_node(layers)
             self._server = _opened(
@@ -93,22 +152,27 @@ class Source:
                     # A worker that lost its connection opens another, while qemu-nbd
                     # may not have noticed the loss of the first; bulk reads use two.
                     shared=4 * connections + 2,
-                    bitmap=bitmap,
+                    bitmap=self._bitmap,
                     backing_chain=trusted or backing is not None,
                     backing=backing,
                     offset=self._top.offset,
                     size=self._top.size,
                     options=self._top.options,
-                    cancel=cancel,
+                    cancel=self._cancel,
                 ),
             )
-        try:
-            _refuse_parts(self._top.path, self._server)
-            with self.open() as backend:
-                self.size = backend.size
-        except BaseException:
-            self._stack.close()
-            raise
+        _refuse_parts(self._top.path, self._server)
+        with self.open() as backend:
+            self.size = backend.size
+
+    def check_unchanged(self) -> None:
+        """Make sure that no file of the image was written to since it was opened.
+
+        Raises:
+            SourceChanged: One was.
+        """
+        for held in self._held:
+            held.check()
 
     def open(self) -> Backend:
         """Open the image once more, for another thread."""
@@ -121,7 +185,7 @@ class Source:
                 cancel=self._cancel,
             )
             return Explained(connection, self._server, self._top.path)
-        backend = FileBackend(self._top.path, splice_out=True)
+        backend = FileBackend(self._top.path, splice_out=True, held=self._held[0].fd)
         if self._top.size is None:
             return backend
         try:

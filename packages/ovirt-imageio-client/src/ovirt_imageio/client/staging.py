@@ -84,7 +84,9 @@ class Staging:
         if self._old is None:
             return
         self.in_place = self._claim is None or self._old.is_fixed
-        if self.in_place and not self._old.is_device:
+        if not self.in_place:
+            self._old.check_unwritten()
+        elif not self._old.is_device:
             self._enter_in_place(self._old)
 
     def _make_claim(self) -> Claim | None:
@@ -111,6 +113,13 @@ class Staging:
     def path(self) -> str:
         """Where to write."""
         return self._part.path if self._part is not None else self.filename
+
+    @property
+    def fd(self) -> int | None:
+        """The file to write to, open; None where there is none yet."""
+        if self._part is not None:
+            return self._part.fd
+        return self._old.fd if self._old is not None else None
 
     def begin(self, *, journal: Journal | None = None, sealed: bool = False, raw: bool = False) -> None:
         """Make the file to write to, or take the one that a former attempt left.

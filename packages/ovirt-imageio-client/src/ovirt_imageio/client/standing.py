@@ -17,7 +17,7 @@ import threading
 import time
 
 from ovirt_imageio.client import attributes
-from ovirt_imageio.client.inuse import ImageInUse, lock
+from ovirt_imageio.client.inuse import ImageInUse, is_locked, lock
 from ovirt_imageio.common import linux
 from ovirt_imageio.common.qemu import locks
 from ovirt_imageio.common.units import MiB
@@ -58,6 +58,11 @@ class Standing:
         except BaseException:
             os.close(self._fd)
             raise
+
+    @property
+    def fd(self) -> int:
+        """The open file."""
+        return self._fd
 
     @property
     def is_fixed(self) -> bool:
@@ -103,6 +108,15 @@ class Standing:
             raise ImageInUse(
                 f"{self.path} is open in another program, such as a running qemu: it would go on with the old image"
             )
+
+    def check_unwritten(self) -> None:
+        """Make sure that no other run writes to it: as the part of another image, or in place by another name.
+
+        Raises:
+            ImageInUse: One does.
+        """
+        if is_locked(self._fd):
+            raise ImageInUse(f"another download is writing {self.path}")
 
     def keep_out_qemu(self, *, patience: float = 0.0) -> None:
         """Let no qemu open it from now on until it is closed.

@@ -41,6 +41,7 @@ class Target:
         backing_format: Format of the backing file; None looks at its content.
         create: Make the image anew; else continue one.
         cancel: Ends what waits for the image, and takes it away from those who write to it.
+        held: The file, open for writing: a raw image is written to it, whatever path leads to by then.
 
     Attributes:
         reads_zero: What was not written reads as zeroes.
@@ -61,8 +62,10 @@ class Target:
         backing_format: str | None = None,
         create: bool = True,
         cancel: Cancel | None = None,
+        held: int | None = None,
     ) -> None:
         self.path = path
+        self._held = held
         self._cancel = cancel
         self.size = size
         self.reads_zero = True
@@ -88,7 +91,8 @@ class Target:
         self._server.start()
 
     def _prepare_raw(self, create: bool) -> None:
-        fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        flags = os.O_RDWR | os.O_CLOEXEC
+        fd = os.open(self.path, flags) if self._held is None else linux.reopen(self._held, flags, self.path)
         try:
             if linux.is_block_device(fd):
                 self.reads_zero = False
@@ -113,7 +117,7 @@ class Target:
     def open(self) -> Backend:
         """Open the image once more, for another thread."""
         if self._server is None:
-            return FileBackend(self.path, mode="r+", sparse=self.reads_zero, cancel=self._cancel)
+            return FileBackend(self.path, mode="r+", sparse=self.reads_zero, cancel=self._cancel, held=self._held)
         connection = NbdBackend(
             self._server.address,
             mode="r+",

@@ -447,6 +447,30 @@ def is_local(fd: int) -> bool:
 _DIRECT_BLOCKS = (512, 4096)
 
 
+def reopen(fd: int, flags: int, path: str) -> int:
+    """Open an open file again, whatever its name leads to by now. See proc(5), /proc/pid/fd.
+
+    Args:
+        fd: The file. It stays open.
+        flags: To open it with, as for os.open.
+        path: Its name, for errors; without /proc it is opened by it.
+
+    Raises:
+        OSError: It cannot be opened, or without /proc another file has its name.
+    """
+    try:
+        return os.open(f"/proc/self/fd/{fd}", flags)
+    except OSError as e:
+        if e.errno != errno.ENOENT:
+            raise OSError(e.errno, os.strerror(e.errno or 0), path) from e
+    status = os.fstat(fd)
+    new = os.open(path, flags)
+    if os.path.samestat(os.fstat(new), status):
+        return new
+    os.close(new)
+    raise OSError(errno.ESTALE, "another file has its name by now", path)
+
+
 def reopen_direct(fd: int, flags: int) -> tuple[int, int] | None:
     """Open an open file again, with O_DIRECT.
 

@@ -87,6 +87,8 @@ class FileBackend(Backend):
         cancel: Takes the file away from this instance and its clones, see `interrupt`.
         grow_to: Bytes up to which writing and zeroing make a regular file larger; 0 for no growth.
             A block device never grows.
+        held: The file, open; it stays so, and the caller's. It is opened again, whatever its name leads to
+            by now. None opens what has the name.
 
     Attributes:
         path: As given.
@@ -108,18 +110,20 @@ class FileBackend(Backend):
         splice_out: bool = False,
         cancel: Cancel | None = None,
         grow_to: int = 0,
+        held: int | None = None,
     ) -> None:
         if mode not in _MODES:
             raise ValueError(f"unknown mode {mode!r}: expected 'r' or 'r+'")
         self.path = path
         self._named = Naming(path)
         self._options: dict[str, Any] = {"mode": mode, "sparse": sparse, "connections": connections, "direct": direct}
-        self._options.update(splice_out=splice_out, cancel=cancel, grow_to=grow_to)
+        self._options.update(splice_out=splice_out, cancel=cancel, grow_to=grow_to, held=held)
         self._cancel = cancel if mode == "r+" else None
         self._wake: object = None
         self._leaving = threading.Lock()
         # O_NONBLOCK: not to wait for the writer of a FIFO, which is refused below.
-        self._fd = os.open(path, _MODES[mode] | os.O_CLOEXEC | os.O_NONBLOCK)
+        flags = _MODES[mode] | os.O_CLOEXEC | os.O_NONBLOCK
+        self._fd = os.open(path, flags) if held is None else linux.reopen(held, flags, path)
         try:
             with self._named:
                 block = self._choose_way(mode, direct)
@@ -185,7 +189,7 @@ class FileBackend(Backend):
             return self._size.look(lambda: linux.file_size(self._fd))
 
     def clone(self) -> FileBackend:
-        """Open the same path once more, for another thread."""
+        """Open the same path, or the file that is held, once more, for another thread."""
         return FileBackend(self.path, **self._options)
 
     def read_into(self, offset: int, buf: Buffer) -> None:

@@ -15,6 +15,8 @@ start. Sources: qemu block/file-posix.c; qemu-block-drivers(7), "Disk image file
 
 from __future__ import annotations
 
+from typing import Iterable
+
 from ovirt_imageio.common import linux
 
 _USED = 100
@@ -23,6 +25,8 @@ _PERMISSIONS = 64
 """Bits of qemu's set of permissions; five have been given a meaning so far."""
 
 _RANGES = ((0, 1), (_USED, _PERMISSIONS), (_FORBIDDEN, _PERMISSIONS))
+
+_WRITE = 1
 
 _READ_TO_RESIZE = 4
 """Permissions that all versions of qemu know."""
@@ -37,8 +41,24 @@ def is_open_in_qemu(fd: int) -> bool:
     Returns:
         False also where the file system knows no locks: qemu goes without them there.
     """
+    return _are_locked(fd, _RANGES)
+
+
+def is_written_in_qemu(fd: int) -> bool:
+    """Tell if another program has an image open to write to it, and locks it as qemu does.
+
+    Args:
+        fd: The image's file or device, opened in any way.
+
+    Returns:
+        As `is_open_in_qemu`.
+    """
+    return _are_locked(fd, ((_USED + _WRITE, 1),))
+
+
+def _are_locked(fd: int, ranges: Iterable[tuple[int, int]]) -> bool:
     try:
-        return any(linux.are_locked(fd, start, length) for start, length in _RANGES)
+        return any(linux.are_locked(fd, start, length) for start, length in ranges)
     except OSError as e:
         if linux.knows_no_locks(e):
             return False
