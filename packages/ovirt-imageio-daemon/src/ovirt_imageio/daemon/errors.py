@@ -11,7 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ovirt_imageio.common.errors import ImageioError, PeerGone, PeerTimeout
+from ovirt_imageio.common.errors import ImageioError, PeerGone, PeerTimeout, RequestError, UnsupportedOperation
+
+_LONGEST_WORDS = 200  # characters of what an origin says
+_TRY_AGAIN = (429, 503)
 
 
 class HttpError(ImageioError):
@@ -49,6 +52,35 @@ class Overloaded(HttpError):
 
     def __init__(self, text: str = "the server is overloaded, try again later") -> None:
         super().__init__(503, text, headers=[("Retry-After", "1")])
+
+
+NO_SPACE = HttpError(507, "no space left on the storage")
+"""The answer to storage that is full, or to a quota that is used up: RFC 4918 §11.5."""
+
+
+def origin_status(error: BaseException) -> int:
+    """Return the status with which the origin of a proxied image refused; 0 if it was something else that failed."""
+    return getattr(error, "status", 0) if isinstance(error, (RequestError, UnsupportedOperation)) else 0
+
+
+def origin_refusal(error: BaseException, *, headers: Sequence[tuple[str, str]] = ()) -> HttpError:
+    """Return what the client of a proxied image is told: status and words of the origin, as ovirt-imageio 2.x does.
+
+    Args:
+        error: What the origin said. An `AuthorizationError` without a status is 403: whoever gave out the
+            tickets has to renew the one for the origin.
+        headers: Fields for the client.
+    """
+    status = origin_status(error) or 403
+    words = " ".join(str(getattr(error, "text", "")).split())[:_LONGEST_WORDS]
+    if status == NO_SPACE.status:
+        return HttpError(status, words or NO_SPACE.text)
+    if status in _TRY_AGAIN:
+        headers = (*headers, ("Retry-After", "1"))
+    # Its 405 is about what it can do, where ours has to name the methods of the resource: RFC 9110 §15.5.6.
+    return HttpError(
+        501 if status == 405 else status, f"the origin refused: {words or 'no reason given'}", headers=headers
+    )
 
 
 class ClientLeft(HttpError, PeerGone):

@@ -26,7 +26,7 @@ from ovirt_imageio.common.errors import (
 from ovirt_imageio.common.nbd import ServerFull, ServerGone
 
 from .debts import Debts
-from .errors import DeadlineExpired, HttpError, Overloaded
+from .errors import DeadlineExpired, HttpError, Overloaded, origin_refusal, origin_status
 from .http.loop import Loop
 from .http.tasks import Token
 from .members import Member, Open, Storage, Waiter, first_alive, has_server
@@ -681,11 +681,16 @@ class Lease:
         self._pool.give_back(self._members, failed=self._op if error is not None else None)
         if self._shares:
             self._pool.leave()
-        if isinstance(error, OutOfRange) and self._pool.storage is not None:
-            # The range was checked against the size that storage had before.
-            size = self._pool.storage.size
-            fields = [("Content-Range", imagesapi.unsatisfied_range(size))]
+        if error is not None and self._pool.storage is not None:
+            self._check_smaller(error, self._pool.storage)
+
+    def _check_smaller(self, error: BaseException, storage: Storage) -> None:
+        """Tell the client the size where a range was checked against the size that storage had before."""
+        fields = [("Content-Range", imagesapi.unsatisfied_range(storage.size))]
+        if isinstance(error, OutOfRange):
             raise HttpError(416, f"the storage became smaller: {error}", headers=fields) from error
+        if origin_status(error) == 416:
+            raise origin_refusal(error, headers=fields) from error
 
 
 def _look(backend: Backend) -> Storage:

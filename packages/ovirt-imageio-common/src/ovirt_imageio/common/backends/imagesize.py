@@ -29,6 +29,11 @@ class ImageSize:
             self.value, self.known = ask(), True
             return self.value
 
+    def note_smaller(self, size: int) -> None:
+        """Note that the image has no bytes past size."""
+        with self._lock:
+            self.value = min(self.value, size)
+
     def note(self, end: int) -> None:
         """Note that the image has bytes up to end."""
         if end > self.value:

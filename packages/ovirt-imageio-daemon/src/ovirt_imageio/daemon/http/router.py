@@ -43,7 +43,7 @@ from ovirt_imageio.common.errors import (
     ServerGone,
 )
 
-from ..errors import DeadlineExpired, HttpError
+from ..errors import NO_SPACE, DeadlineExpired, HttpError, origin_refusal, origin_status
 from . import report
 from .cors import cors_fields, cors_fields_of_refused, is_preflight
 from .head import HeadWriter
@@ -63,9 +63,6 @@ _NO_BODY_STATUS = frozenset([204, 304])
 _ERROR_FIELDS = (("Content-Type", "text/plain; charset=UTF-8"), ("Cache-Control", "no-store"))
 _HTTP_1_0 = (1, 0)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-
-NO_SPACE = HttpError(507, "no space left on the storage")
-"""The answer to storage that is full, or to a quota that is used up: RFC 4918 §11.5."""
 
 Guard = Callable[[Request], None]
 # Called with request, status and seconds when a response was sent, or given up.
@@ -359,12 +356,9 @@ class Router:
     def _http_error(self, request: Request, error: Exception) -> HttpError:
         """Return what the client is told; the details of a 500 go to the log."""
         answer = _answer_to(error)
-        if answer is None or answer is NO_SPACE:
+        if answer is None or answer is NO_SPACE or origin_status(error) >= 500:
             report.failed(request, error)
             return answer or HttpError(500, "the server could not do that")
-        if answer is NO_SPACE:
-            report.failed(request, error)
-            return answer
         if answer.status >= 500 or self._shall_be_told(request.connection):
             report.refused(request, answer)
         return answer
@@ -387,10 +381,8 @@ def _answer_to(error: Exception) -> HttpError | None:
         return HttpError(400, "the connection ended before the body", close=True)
     if isinstance(error, PeerTimeout):
         return HttpError(408, "the body did not come in time", close=True)
-    if isinstance(error, AuthorizationError):
-        # We are a proxy: whoever gave out the tickets has to renew the one for the origin.
-        said = " ".join(str(getattr(error, "text", "")).split())[:200]
-        return HttpError(403, f"the origin refused: {said or 'no reason given'}")
+    if isinstance(error, AuthorizationError) or origin_status(error) not in (0, 500):
+        return origin_refusal(error)
     if isinstance(error, (OSError, RequestError)) and error.errno in _FULL:
         return NO_SPACE
     return None

@@ -45,7 +45,7 @@ from .listing import read_listing
 from .origin import Origin
 from .peers import DownloadPeer, UploadPeer, Watched, relay
 from .readers import ReaderPeer, WriterPeer
-from .size import ask_size
+from .size import ask_size, total_of
 from .streams import Stream
 
 _PATIENCE = 16  # times the timeout, for answers that storage has to work for: longer than a daemon waits for it
@@ -292,6 +292,7 @@ class HttpBackend(Backend):
         op.check()
         suffix = f"/{imagesapi.EXTENTS}?context={context}"
         with self._request("GET", suffix, timeout=self._patience) as reply:
+            self._note_smaller(reply, self._size.value)
             if reply.status == 404 and context == imagesapi.CONTEXT_DIRTY:
                 raise not_there("dirty extents", reply.error())
             reply.require(200)
@@ -333,6 +334,7 @@ class HttpBackend(Backend):
         with self._request("GET", suffix, timeout=self._longest) as reply:
             if reply.status == 404:
                 raise not_there("checksum", reply.error())
+            self._note_smaller(reply, self._size.value)
             return read_checksum(reply.require(200).document())
 
     def stream_read(
@@ -489,12 +491,19 @@ class HttpBackend(Backend):
         """Ask for a range, and make sure that it is what comes."""
         reply = self._request("GET", headers={"Range": imagesapi.byte_range(offset, length)})
         try:
+            self._note_smaller(reply, offset + length)
             reply.require(200, 206)
             check_range_reply(reply, offset, length)
         except BaseException:
             reply.close()
             raise
         return reply
+
+    def _note_smaller(self, reply: Reply, end: int) -> None:
+        """Learn from a refused range that ends there how large the image is now."""
+        size = total_of(reply) if reply.status == 416 else None
+        if size is not None and size < end:
+            self._size.note_smaller(size)
 
     def _put(self, offset: int, length: int, body: Any, *, flush: bool = False) -> None:
         can_flush = self.capabilities.can_flush

@@ -66,14 +66,14 @@ def _of_first_byte(reply: Reply) -> int | None:
         return size
     if reply.status not in (206, 416):
         raise reply.error()
-    return _total(reply)
+    return total_of(reply)
 
 
 def _of_all(reply: Reply) -> int | None:
     if reply.status in _UNKNOWN_WAY:
         return None
     size = reply.require(200, 206).body.left
-    if reply.status == 206 and size != _total(reply) and size != _range_from_start(reply):
+    if reply.status == 206 and size != total_of(reply) and size != _range_from_start(reply):
         size = None
     reply.close()
     return size
@@ -84,7 +84,8 @@ def _of_head(reply: Reply) -> int | None:
     return int(text) if reply.status == 200 and text.isascii() and text.isdigit() else None
 
 
-def _total(reply: Reply) -> int | None:
+def total_of(reply: Reply) -> int | None:
+    """Return the size of the image that a Content-Range tells; None if it does not."""
     found = _content_range(reply)
     return None if found is None else found.size
 
