@@ -137,6 +137,13 @@ class Deferred(logging.Handler):
         """Have none: a queue needs none, and nobody shall wait."""
         self.lock = None
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """See `logging.Handler.handle`, which from Python 3.13 on takes the lock though it is None."""
+        kept: bool | logging.LogRecord = self.filter(record)
+        if kept:
+            self.emit(kept if isinstance(kept, logging.LogRecord) else record)
+        return bool(kept)
+
     def emit(self, record: logging.LogRecord) -> None:
         """See `logging.Handler.emit`."""
         try:
