@@ -111,6 +111,11 @@ class Upload(Story):
                 result[unit] = self._stable[unit]
         return bytes(result)
 
+    def may_fail(self, run: Run) -> bool:
+        """See Story; a power loss may take the line of the journal that says what is left alone."""
+        lost = self.world.kernel.counts["power loss"] and "lost in a crash" in str(run.error)
+        return bool(lost) or super().may_fail(run)
+
     def heed(self, run: Run) -> None:
         """See Story."""
         super().heed(run)

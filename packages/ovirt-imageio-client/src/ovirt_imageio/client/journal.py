@@ -87,6 +87,11 @@ class Journal:
             OSError: The file cannot be written.
         """
         if self.begun:
+            if plan is not None and self._plan is None:
+                raise CannotResume(
+                    f"the end of {self.path} was lost in a crash, and with it which ranges were left alone: "
+                    "what was written of others would stay"
+                )
             if plan != self._plan:
                 raise CannotResume(
                     f"the source changed since {self.path} was begun: its extents are others now, "
@@ -184,8 +189,11 @@ class Journal:
             os.ftruncate(self._fd, found.length)
             if found.spoilt:
                 self._append({"begun": True})
-            return
-        self.restart()
+            else:
+                # The run that wrote the last line may have been killed before it was stable.
+                os.fdatasync(self._fd)
+        else:
+            self.restart()
         # The entry must survive a crash as well, and so must that of the image beside it.
         sync_folder(self.path)
 
