@@ -302,6 +302,9 @@ def download(
                 record.distrust()
             if record is None or record.is_distrusted:
                 staging.discard()
+                if record is not None and not staging.in_place:
+                    record.remove()  # of a part that is gone it tells nothing
+                    record = None
             elif staging.is_left:
                 left = f"{staging.path} and {record.path} are kept"
             _tell_left("download", filename, counter, left, record)
