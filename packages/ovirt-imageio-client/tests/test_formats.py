@@ -128,6 +128,23 @@ def test_vmdk_sparse_without_capacity_is_a_descriptor_of_other_files():
     assert [(r.kind, r.name) for r in refs("vmdk", head)] == [("data", "/etc/shadow"), ("backing", "p.vmdk")]
 
 
+@needs_qemu
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("first", [b"# Made by a program", b"#", b" ", b"# Disk DescriptorFile", b"# a\n \n#b"])
+def test_vmdk_descriptor_may_begin_with_comments(tmp_path, first, end):
+    text = first.replace(b"\n", end) + end + b"version=1" + end + b'RW 100 FLAT "/etc/shadow" 0' + end
+    (tmp_path / "disk").write_bytes(text)
+    said = subprocess.run(["qemu-img", "info", tmp_path / "disk"], capture_output=True, text=True)
+    assert "file format: vmdk" in said.stdout or "vmdk" in said.stderr or "CID" in said.stderr, said
+    assert formats.probe(text) == "vmdk"
+    assert [(r.kind, r.name) for r in refs("vmdk", text)] == [("data", "/etc/shadow")]
+
+
+@pytest.mark.parametrize("text", [b"# a comment\n", b"#!/bin/sh\nversion=1\n"[:12], b"version=4\n", b"a\nversion=1\n"])
+def test_other_text_is_raw(text):
+    assert formats.probe(text) == "raw"
+
+
 @pytest.mark.parametrize("name", ["base.img", "/path/base.img", "dir/with:colon", "./nbd:x", "ünï.qcow2"])
 def test_paths_are_plain_files(name):
     assert formats.names_plain_file(name)

@@ -18,7 +18,7 @@ import pytest
 
 from imageio_testing.dmg import make_dmg
 from imageio_testing.qemu import Backing, Fill, make_image, needs_qemu
-from imageio_testing.vhd import DIFFERENCING, FIXED, make_vhd
+from imageio_testing.vhd import DIFFERENCING, DYNAMIC, FIXED, make_vhd
 from ovirt_imageio.client.layers import InvalidImage, Layer, UnsupportedImage, look
 from ovirt_imageio.client.local import Source
 from ovirt_imageio.common.errors import ImageioError
@@ -81,6 +81,17 @@ def test_footer_of_a_smaller_disk_is_a_guests_unless_the_format_is_given(folder)
     with pytest.raises(InvalidImage, match="is it damaged"):
         look("disk")
     assert look("disk", fmt="vpc")[0].size == SIZE
+
+
+@pytest.mark.parametrize("kind", [DYNAMIC, DIFFERENCING])
+@pytest.mark.parametrize("fmt", [None, "vpc"])
+def test_vhd_that_lost_its_beginning_is_refused(folder, kind, fmt):
+    make_vhd("disk", SIZE, kind=kind)
+    with open("disk", "r+b") as f:
+        f.write(bytes(512))
+    with pytest.raises(InvalidImage, match="disk ends with the footer of a VHD that is not fixed, and does not begin"):
+        look("disk", fmt=fmt)
+    assert look("disk", fmt="raw")[0].is_plain is False
 
 
 @pytest.mark.parametrize("name", ["disk.vhd", "DISK.VHD", "disk.dmg"])

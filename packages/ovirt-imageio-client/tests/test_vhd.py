@@ -48,14 +48,15 @@ def test_footer_with_a_wrong_byte_is_told(footer_of, at):
 @pytest.mark.parametrize("data", [b"", b"conectix", bytes(512), b"x" * 512])
 def test_what_is_no_footer_is_none(data):
     assert vhd.parse(data) is None
-    assert not vhd.is_fixed(data)
+    assert not vhd.is_last(data)
 
 
-def test_only_a_whole_footer_of_a_fixed_image_marks_the_end(footer_of):
-    data = footer_of(kind=FIXED)
-    assert vhd.is_fixed(data)
-    assert not vhd.is_fixed(data[:100] + b"x" + data[101:])
-    assert not vhd.is_fixed(footer_of(kind=DYNAMIC))
+def test_only_a_whole_footer_marks_the_end(footer_of):
+    for kind in (FIXED, DYNAMIC, DIFFERENCING):
+        data = footer_of(kind=kind)
+        assert vhd.is_last(data)
+        assert not vhd.is_last(data[:100] + b"x" + data[101:])
+    assert not vhd.is_last(footer_of(kind=7))
 
 
 @pytest.mark.parametrize("creator", [b"vbox", b"wa\0\0", b"win ", b"vs\0\0", b"qem2", b"none"])

@@ -95,7 +95,7 @@ def probe(head: bytes, tail: bytes = b"") -> str:
             return name
     if _is_vmdk_text(head):
         return "vmdk"
-    if vhd.is_fixed(tail):
+    if vhd.is_last(tail):
         return "vpc"
     return "dmg" if tail[:8] == _KOLY else "raw"
 
@@ -226,6 +226,7 @@ def _vmdk(read: Read) -> Iterator[Reference]:
         raise ValueError("not a vmdk header")
 
 
+_VMDK_VERSIONS = (b"version=1", b"version=2", b"version=3")
 _VMDK_EXTENT = re.compile(r'^\s*(?:RW|RDONLY|NOACCESS)\s+\d+\s+(\w+)(?:\s+"([^"\n]*)")?', re.MULTILINE)
 _VMDK_PARENT = re.compile(r'^\s*parentFileNameHint\s*=\s*"([^"\n]*)"', re.MULTILINE | re.IGNORECASE)
 
@@ -240,7 +241,14 @@ def _vmdk_descriptor(text: bytes, *, extents: bool) -> Iterator[Reference]:
 
 
 def _is_vmdk_text(head: bytes) -> bool:
-    return head[: head.find(b"\n") + 1].strip().lower() == b"# disk descriptorfile"
+    """Tell by the first line, or by the version after comments and blank lines, as qemu does."""
+    for line in head.split(b"\n")[:-1]:
+        text = line.strip().lower()
+        if text == b"# disk descriptorfile" or text in _VMDK_VERSIONS:
+            return True
+        if text and not text.startswith(b"#"):
+            return False
+    return False
 
 
 def _text(read: Read, offset: int, size: int) -> str:

@@ -249,9 +249,15 @@ def _probed(part: _Part, named: str) -> str:
 
 def _vhd(layer: Layer, part: _Part, *, probed: bool) -> Layer:
     """Find out how much of a VHD is the disk; a footer that is none is left to qemu."""
-    footer = vhd.parse(part.read(0, vhd.SECTOR)) or vhd.parse(part.tail())
+    first, last = vhd.parse(part.read(0, vhd.SECTOR)), vhd.parse(part.tail())
+    footer = first or last
     if footer is None:
         return layer
+    if first is None and footer.kind != vhd.FIXED:
+        raise InvalidImage(
+            f"{layer.path} ends with the footer of a VHD that is not fixed, and does not begin with the copy of it: "
+            f"is it damaged? Or {_AS_IT_IS}"
+        )
     if footer.kind != vhd.FIXED:
         _tell_size(layer.path, footer)
         return replace(layer, options=(("force_size_calc", footer.size_calculation),))

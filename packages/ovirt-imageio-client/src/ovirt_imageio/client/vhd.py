@@ -86,10 +86,10 @@ def parse(sector: bytes) -> Footer | None:
     )
 
 
-def is_fixed(sector: bytes) -> bool:
-    """Tell if the last 512 bytes of a file are the footer of a fixed image, beyond doubt."""
+def is_last(sector: bytes) -> bool:
+    """Tell if the last 512 bytes of a file are the footer of an image, beyond doubt."""
     footer = parse(sector)
-    return footer is not None and footer.kind == FIXED and footer.is_whole
+    return footer is not None and footer.kind in (FIXED, DYNAMIC, DIFFERENCING) and footer.is_whole
 
 
 def parent_name(header: bytes) -> str:
