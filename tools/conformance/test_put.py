@@ -117,6 +117,7 @@ def test_storage_that_can_only_be_read(client, unwritable):
     expect(client.get(unwritable, ("Range", "bytes=0-511")), 206)
     expect_error(client.put(unwritable, pattern(512)), 403)
     expect_error(client.put_json(unwritable, {"op": "zero", "size": 512}, method="PATCH"), 403)
+    expect(client.put_json(unwritable, {"op": "flush"}, method="PATCH"), 200)
 
 
 def test_empty_body(client, scratch, disks):

@@ -65,7 +65,10 @@ def hosts(
     pki: Pki,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[list[Host]]:
-    """A host of each generation. The tickets are `disk`, a file of 1 MiB, `short`, its first sector, and `exports`."""
+    """A host of each generation.
+
+    The tickets are `disk`, a file of 1 MiB, `short`, its first sector, `nothing`, an empty file, and `exports`.
+    """
     quick = {"control": {"remove_timeout": 1}}
     theirs, ours = (Host(each, tmp_path_factory.mktemp("host"), pki, config=quick) for each in generations)
     with theirs, ours:
@@ -74,7 +77,13 @@ def hosts(
             with open(disk, "wb") as f:
                 f.truncate(MiB)
                 f.write(b"x" * 4096)
-            tickets = {**exports, "disk": (f"file://{disk}", MiB), "short": (f"file://{disk}", 4096)}
+            (folder / "nothing").touch()
+            tickets = {
+                **exports,
+                "nothing": (f"file://{folder}/nothing", 0),
+                "disk": (f"file://{disk}", MiB),
+                "short": (f"file://{disk}", 4096),
+            }
             for name, (url, size) in tickets.items():
                 host.add_ticket(url, size, ["read", "write"], uuid=name, filename="a b")
         yield [theirs, ours]

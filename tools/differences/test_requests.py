@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import ssl
 
 from imageio_testing import qemu
+from imageio_testing.imageserver import Got, Image, ScriptedServer, response
 
 from .both import Case, MiB, add, connect, exchange, get, patch, put, request
 from .page import cases, holds
@@ -33,6 +36,7 @@ CASES = (
         (206, 416),
         old=lambda r: not r.body,
     ),
+    Case("suffix of no bytes, `bytes=-0`", get("/images/disk", Range="bytes=-0"), (206, 416)),
     Case("unit in capitals, `Bytes=` or `BYTES`", get("/images/disk", Range="Bytes=0-9"), (416, 206)),
     Case("unit in capitals, `Bytes=` or `BYTES`", put("/images/disk", Content_Range="BYTES 0-9/*"), (400, 200)),
     Case("unknown unit of a range", get("/images/disk", Range="lines=0-1"), (416, 200)),
@@ -75,6 +79,13 @@ CASES = (
     ),
     Case("algorithms of variable length", get("/images/disk/checksum?algorithm=shake_128"), (500, 400)),
     Case("empty image over NBD", get("/images/empty/extents"), (500, 200), here=lambda r: r.body == b"[]\n"),
+    Case(
+        "empty file",
+        get("/images/nothing/extents"),
+        (200, 200),
+        old=lambda r: json.loads(r.body)[0]["length"] == 0,
+        here=lambda r: r.body == b"[]\n",
+    ),
     Case("empty image over NBD", get("/images/empty/checksum"), (500, 200)),
     Case("query that names a key twice", put("/images/disk?flush=n&flush=y"), (200, 400)),
     Case("number of a query written `+N` or `1_000`", get("/images/disk/checksum?block_size=1_048_576"), (200, 400)),
@@ -112,6 +123,31 @@ def test_full_storage(hosts):
         replies = [exchange(host.local, put("/images/full")) for host in hosts]
     assert [reply.status for reply in replies] == [500, 507]
     assert "space" in replies[1].body.decode()
+
+
+def refuse(status: int, got: Got, query: str) -> bytes:
+    """Answer a request once its body is there."""
+    assert len(got.body) == got.length
+    return response(status, b"by day\n")
+
+
+@holds("refusal by the origin of a proxied image")
+def test_refusal_by_the_origin(hosts, pki):
+    """The origin is there until it has told what it is, and refuses the rest."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pki.cert_file, pki.key_file)
+    image, seen = Image(bytearray(MiB)), []
+    with ScriptedServer(image, context=context) as origin:
+        for host in hosts:
+            exchange(host.control, add("proxied", url=origin.url, ops=["write"]))
+            for status in (503, 405, 500):
+                image.do_put = functools.partial(refuse, status)
+                seen.append(exchange(host.local, put("/images/proxied"))[::2])
+            exchange(host.control, request("DELETE", "/tickets/proxied"))
+    assert seen[:3] == [(503, b"by day\n"), (405, b"by day\n"), (500, b"by day\n")]
+    assert seen[3:5] == [(503, b"the origin refused: by day\n"), (501, b"the origin refused: by day\n")]
+    assert seen[5][0] == 500
+    assert b"by day" not in seen[5][1]
 
 
 @holds("cancelled ticket, storage or client stands still", "DELETE of a ticket whose client stands still")

@@ -183,11 +183,14 @@ class Images:
         transfer = self._tickets.authorize(request.params["id"], "write")
         document = params.parse_object(await request.body.read(_DOCUMENT_LIMIT))
         what = params.choice(document, "op", (imagesapi.OP_ZERO, imagesapi.OP_FLUSH))
-        storage = await writable_storage(transfer)
         if what == imagesapi.OP_FLUSH:
+            # Clients of 2.x end each transfer so, also where the storage can only be read.
+            if transfer.pool.storage is None:
+                await transfer.open_storage()
             with transfer.operation(FLUSH, 0, 0, request.connection) as op:
                 await transfer.pool.flush(op)
             return Response(200)
+        storage = await writable_storage(transfer)
         length = params.integer(document, "size")
         offset = params.integer(document, "offset", default=0)
         flush = params.boolean(document, "flush")
