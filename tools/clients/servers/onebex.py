@@ -6,10 +6,11 @@
 Source: OpenNebula/one, f847cf2e (after 7.4.0), src/onebex: app/routes.rb, app/helpers.rb, exporters/nbd.rb,
 exporters/lvm.rb.
 
-    OPTIONS   `checksum`, `extents`, `flush` and `zero`, one reader and one writer, whatever there is
+    OPTIONS   `checksum`, `extents`, `flush` and `zero`, one reader and one writer, for any id
     extents   `start`, `length`, `dirty`, `zero`, `hole`, whatever the context. By NBD they are those of one map: what
               is allocated, or what is dirty. An incremental one of LVM lists what has changed alone, with gaps
-    GET       with a range ``bytes=a-b`` only, else 416; 206 with the total ``*``; past the end 500
+    GET       with a range ``bytes=a-b``; without 416, another 400, whatever the id; 206 with the total ``*``. Past the
+              end 500; by NBD over 32 MiB as well, for one read of nbdsh is one request to qemu-nbd
     PATCH     flush: 200 without a body; all else 400
     PUT       501
     errors    JSON, with the key `error`
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -32,11 +34,12 @@ _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 class NbdFull(ImageHandler):
     """The exporter of NBD, with the map of what is allocated."""
 
+    largest_read = 32 * 1024 * 1024  # of qemu-nbd
+
     def do_OPTIONS(self) -> None:  # noqa: N802
         """Tell what it can."""
-        if self._image(""):
-            features = ["checksum", "extents", "flush", "zero"]
-            self._send(200, {"features": features, "max_readers": 1, "max_writers": 1})
+        features = ["checksum", "extents", "flush", "zero"]
+        self._send(200, {"features": features, "max_readers": 1, "max_writers": 1})
 
     def do_HEAD(self) -> None:  # noqa: N802
         """Answer as to a GET, without the body."""
@@ -48,8 +51,10 @@ class NbdFull(ImageHandler):
             if self._image("/extents"):
                 with self.disk.lock:
                     self._send(200, self.extents())
-        elif self._image(""):
+        elif re.fullmatch(r"/images/[^/]+", self._path()):
             self._get()
+        else:
+            self._error(404, "Unsupported endpoint")
 
     def do_PUT(self) -> None:  # noqa: N802
         """Refuse."""
@@ -81,12 +86,20 @@ class NbdFull(ImageHandler):
         if last < first:
             self._error(416, "Invalid Range header")
             return
+        if not self._image(""):
+            return
+        length = last + 1 - first
         with self.disk.lock:
             data = bytes(self.disk.data[first : last + 1])
-        if len(data) != last + 1 - first:
-            self._error(500, "nbdsh failed: nbd_pread: request out of bounds: Invalid argument")
+        if len(data) != length or length > self.largest_read:
+            self._error(500, self.failure(length, len(data)))
             return
-        self._send(206, data, **{"Content-Range": f"bytes {first}-{last}/*", "Content-Disposition": "attachment"})
+        fields = {"Content-Range": f"bytes {first}-{last}/*", "Accept-Ranges": "bytes"}
+        self._send(206, data, **fields, **{"Content-Disposition": "attachment"})
+
+    def failure(self, expected: int, found: int) -> str:
+        """Say why a range could not be read."""
+        return "nbdsh failed: nbd_pread: read: command failed: Invalid argument (EINVAL)"
 
     def _path(self) -> str:
         return urlsplit(self.path).path
@@ -135,12 +148,18 @@ class NbdIncremental(NbdFull):
 class LvmFull(NbdFull):
     """The exporter of LVM: one extent of data, said to be dirty."""
 
+    largest_read = sys.maxsize
+
+    def failure(self, expected: int, found: int) -> str:
+        """Say that the volume has ended."""
+        return f"LVM read returned {found} bytes, expected {expected}"
+
     def extents(self) -> list[dict[str, Any]]:
         """List one extent."""
         return [_extent(0, len(self.disk.data), dirty=True)]
 
 
-class LvmIncremental(NbdFull):
+class LvmIncremental(LvmFull):
     """The exporter of LVM: what thin_delta finds, and nothing between."""
 
     def extents(self) -> list[dict[str, Any]]:

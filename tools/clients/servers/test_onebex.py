@@ -32,6 +32,21 @@ def test_full_backup(tmp_path, handler, verify):
     assert (tmp_path / "copy").read_bytes() == content()
 
 
+@pytest.mark.parametrize("workers", [1, 4])
+def test_long_run_of_data_is_read_in_parts_that_nbd_takes(tmp_path, workers):
+    """A disk of data is one extent: qemu-nbd reads at most 32 MiB of it at a time."""
+    disk = Disk(bytearray(b"x" * (66 << 20)))
+    with serving(NbdFull, disk) as url:
+        client.download(url, tmp_path / "copy", None, fmt="raw", max_workers=workers)
+        with client.ImageioClient(url) as image, open(tmp_path / "stream", "wb") as stream:
+            found = bytearray(len(disk.data))
+            image.read(0, found)
+            image.write_to(stream, 0, len(disk.data))
+    assert found == disk.data
+    assert (tmp_path / "copy").read_bytes() == disk.data
+    assert (tmp_path / "stream").read_bytes() == disk.data
+
+
 @needs_qemu
 def test_full_backup_as_qcow2(tmp_path):
     with serving(NbdFull, Disk(content())) as url:

@@ -200,7 +200,7 @@ class HttpBackend(Backend):
             self._unix.close()
 
     def read_into(self, offset: int, buf: Buffer) -> None:
-        """Fill buf by one GET.
+        """Fill buf by one GET; from a server of another maker by GETs of at most 32 MiB.
 
         Raises:
             ValueError: The range is not inside the image.
@@ -210,9 +210,10 @@ class HttpBackend(Backend):
         """
         with memoryview(buf) as given, given.cast("B") as view:
             self.check_range(offset, len(view))
-            if view:
-                with self._get(offset, len(view)) as reply:
-                    reply.body.fill(view)
+            for start, count in self._gets(offset, len(view)):
+                at = start - offset
+                with self._get(start, count) as reply:
+                    reply.body.fill(view[at : at + count])
 
     def write(self, offset: int, buf: Buffer) -> None:
         """Write buf by one PUT, without a flush.
@@ -340,7 +341,7 @@ class HttpBackend(Backend):
     def stream_read(
         self, dst: Backend, offset: int, length: int, op: Operation, *, dst_offset: int | None = None
     ) -> None:
-        """Download a range into a local backend by one GET.
+        """Download a range into a local backend by one GET, or several as read_into.
 
         Args:
             dst: Where to write; told by `receive_from`.
@@ -354,13 +355,12 @@ class HttpBackend(Backend):
             As read_into, and what dst raises.
         """
         self.check_range(offset, length)
-        if not length:
-            return
-        with self._get(offset, length) as reply, self._blamed(reply.name):
-            peer = DownloadPeer(reply.body)
-            dst.receive_from(peer, offset if dst_offset is None else dst_offset, length, op)
-            if reply.body.left:
-                reply.body.took(reply.body.left)  # what was spliced
+        shift = 0 if dst_offset is None else dst_offset - offset
+        for start, count in self._gets(offset, length):
+            with self._get(start, count) as reply, self._blamed(reply.name):
+                dst.receive_from(DownloadPeer(reply.body), start + shift, count, op)
+                if reply.body.left:
+                    reply.body.took(reply.body.left)  # what was spliced
 
     def stream_write(
         self,
@@ -407,21 +407,19 @@ class HttpBackend(Backend):
         *,
         others: Sequence[Backend] = (),
     ) -> None:
-        """Pass a range on to a peer by one GET. See Backend."""
+        """Pass a range on to a peer by one GET, or several as read_into. See Backend."""
         self.check_range(offset, length)
         if not length:
             peer.begin()
             return
-        with self._get(offset, length) as reply, borrow(min(length, self._buffer_size)) as view:
-            peer.begin()
-            while reply.body.left:
-                op.check()
-                count = reply.body.receive(view)
-                peer.send_all(view[:count])
-                op.advance(count)
-                if is_paused(peer):
-                    reply.close()
-                    return
+        with borrow(min(length, self._buffer_size)) as view:
+            for start, count in self._gets(offset, length):
+                with self._get(start, count) as reply:
+                    if start == offset:
+                        peer.begin()
+                    self._pass_on(reply, peer, view, op)
+                    if is_paused(peer):
+                        return
 
     def receive_from(
         self,
@@ -453,7 +451,7 @@ class HttpBackend(Backend):
         self.receive_from(ReaderPeer(reader), offset, length, op or NullOperation())
 
     def write_to(self, writer: Writer, offset: int, length: int, op: Operation | None = None) -> None:
-        """Download a range into a writer by one GET. See Backend."""
+        """Download a range into a writer by one GET, or several as read_into. See Backend."""
         self.send_to(WriterPeer(writer), offset, length, op or NullOperation())
 
     @contextlib.contextmanager
@@ -486,6 +484,21 @@ class HttpBackend(Backend):
                 self._unix.close()
                 self._unix = None
         return self._remote.request(method, suffix, **arguments)
+
+    def _gets(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """Cut a range into what the server sends at a time."""
+        return pieces(offset, length, self._offer.largest_get)
+
+    def _pass_on(self, reply: Reply, peer: Peer, view: memoryview, op: Operation) -> None:
+        """Pass on what is received until a peer pauses, which ends the connection."""
+        while reply.body.left:
+            op.check()
+            count = reply.body.receive(view)
+            peer.send_all(view[:count])
+            op.advance(count)
+            if is_paused(peer):
+                reply.close()
+                return
 
     def _get(self, offset: int, length: int) -> Reply:
         """Ask for a range, and make sure that it is what comes."""

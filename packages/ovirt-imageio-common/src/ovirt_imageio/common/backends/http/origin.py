@@ -29,6 +29,7 @@ from urllib.parse import SplitResult
 from ovirt_imageio.common import hosts, imagesapi, sameserver
 from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.errors import ImageioError, OperationCancelled, ProtocolError
+from ovirt_imageio.common.units import MiB
 
 from .adapters import TcpAdapter, UnixAdapter
 from .channel import Channel, Reply
@@ -38,6 +39,10 @@ log = logging.getLogger(__name__)
 
 _PORTS = {"http": 80, "https": 443}
 _NO_OPTIONS = (204, 404, 405, 501)  # what servers answer that do not know the method
+
+_FOREIGN_GET = 32 * MiB
+"""Most bytes of one GET from a server of another maker. OpenNebula's OneBEX makes one request of NBD of each GET, and
+qemu-nbd refuses requests over 32 MiB (NBD proto.md, "Block size constraints": the default of the largest payload)."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +195,7 @@ class Offer:
         proof: With what it does; see `sameserver`.
         flushes_all: A flush covers what other connections wrote.
         max_size: Bytes up to which PUT may reach; None if the server does not tell.
+        largest_get: Most bytes that one GET may ask for.
     """
 
     features: frozenset[str] = frozenset()
@@ -201,6 +207,7 @@ class Offer:
     is_ours: bool = False
     proof: sameserver.Key | None = field(default=None, compare=False)
     max_size: int | None = None
+    largest_get: int = imagesapi.LARGEST
 
 
 def read_offer(reply: Reply) -> Offer:
@@ -213,7 +220,7 @@ def read_offer(reply: Reply) -> Offer:
     """
     if reply.status in _NO_OPTIONS:
         reply.document()
-        return Offer()
+        return Offer(largest_get=_FOREIGN_GET)
     reply.require(200)
     allow = reply.headers.get("Allow")
     server = reply.headers.get("Server", "")
@@ -232,6 +239,7 @@ def read_offer(reply: Reply) -> Offer:
         is_ours=is_ours,
         proof=_proof(document),
         max_size=document.get("max_size"),
+        largest_get=imagesapi.LARGEST if server.startswith("imageio/") else _FOREIGN_GET,
     )
 
 
