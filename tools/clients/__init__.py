@@ -11,7 +11,6 @@ the body. What it uses as a library lies in `programs/`, and runs in the interpr
     wire         HTTP as Go's net/http, Apache HttpCore and http.client write it
     programs/    programs that use the client library, each a script of its own
     servers/     image servers of other makers, for our client
-    servers/     image servers of other makers, for our client
 
 Every replay runs against this checkout and against 2.5.1. A replay that 2.5.1 fails is wrong, or its
 docstring says why.

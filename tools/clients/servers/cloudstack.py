@@ -11,9 +11,10 @@ backends/nbd.py at 3e7268e4, backends/file.py at dc933a1a, constants.py at 0aef8
     GET       a range may pass the end; a whole image has 200
     PUT       not flushed unless ``flush=y``. The answer has a body. Over a file there are no ranges
     PATCH     wants Content-Type application/json; zero and flush
-    errors    JSON, with the key `error`. The body of a request that is refused stays in the stream
+    errors    JSON, with the key `error`. The body of a request that is refused is not read
 
-There is no checksum, and no HEAD: 501.
+There is no checksum, and no HEAD: 501. It answers by HTTP/1.0, so a connection ends with its first response: the
+handler sets `server_protocol`, which http.server does not know, and `protocol_version` keeps its default.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Can(NamedTuple):
 class Nbd(ImageHandler):
     """The server over an export that can be written."""
 
+    protocol_version = "HTTP/1.0"
     server_version = "cloudstack-image-server/1.0"
     can = Can(("extents", "zero", "flush"), 4, ranges=True)
 
