@@ -23,6 +23,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import types
 import uuid
 from collections.abc import Mapping, Sequence
@@ -214,6 +215,18 @@ class Daemon:
     def log(self) -> str:
         """All that the daemon wrote to standard error, its log included."""
         return (self.folder / "daemon.log").read_text()
+
+    def wait_for_log(self, text: str) -> str:
+        """Wait until the daemon has logged a text, and return its log. A thread of its own writes it.
+
+        Raises:
+            AssertionError: It has not after START_TIMEOUT.
+        """
+        deadline = time.monotonic() + START_TIMEOUT
+        while text not in (log := self.log):
+            assert time.monotonic() < deadline, f"{text!r} is not in the log:\n{log}"
+            time.sleep(0.005)
+        return log
 
     def admin(self) -> admin.Client:
         """Return a client of the control service; close it after use."""

@@ -218,7 +218,7 @@ def test_ticket_of_the_command_line_is_served(tmp_path: Path) -> None:
 
 def test_unknown_keys_are_warned_about_in_the_log(tmp_path: Path) -> None:
     with Daemon(tmp_path, tls=False, config={"remote": {"bogus": 1}}) as daemon:
-        assert "unknown key 'bogus' in [remote] ignored" in daemon.log
+        daemon.wait_for_log("unknown key 'bogus' in [remote] ignored")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -45,5 +45,5 @@ def test_standalone_serves_as_it_stands(tmp_path: Path, monkeypatch: pytest.Monk
     conf_d.mkdir(parents=True)
     (conf_d / "50-standalone.conf").write_text((EXAMPLES / "standalone.conf").read_text())
     with daemon:
-        assert "50-standalone.conf" in daemon.log
+        daemon.wait_for_log("50-standalone.conf")
         assert daemon.add_ticket("file:///dev/null", size=0)

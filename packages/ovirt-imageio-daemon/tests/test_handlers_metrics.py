@@ -30,8 +30,8 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 
 
 def address(daemon: Daemon) -> str:
-    match = re.search(r"metrics on '(.*?)'", daemon.log)
-    assert match, daemon.log
+    match = re.search(r"metrics on '(.*?)'", daemon.state)
+    assert match, daemon.state
     return f"http://{match[1]}/metrics"
 
 

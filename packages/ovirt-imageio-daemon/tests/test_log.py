@@ -148,5 +148,6 @@ def test_json_formatter_keeps_the_traceback_in_the_object() -> None:
 
 def test_json_is_chosen_in_the_handlers_section(tmp_path: Path) -> None:
     with Daemon(tmp_path, tls=False, config={"handler_stderr": {"formatter": "json"}}) as daemon:
-        entries = [json.loads(line) for line in daemon.log.splitlines()]
+        assert daemon.pid
+    entries = [json.loads(line) for line in daemon.log.splitlines()]
     assert entries[0]["message"].startswith("Starting ovirt-imageio")

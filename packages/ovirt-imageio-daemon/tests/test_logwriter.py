@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from imageio_testing.daemon import Daemon
+from ovirt_imageio.common.linux import F_SETPIPE_SZ
 from ovirt_imageio.daemon import logwriter
 from ovirt_imageio.daemon.log import JsonFormatter
 from ovirt_imageio.daemon.logwriter import LogWriter
@@ -198,12 +199,14 @@ def full_pipe(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "pipe"
     os.mkfifo(path)
     fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)
-    fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, 4096)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(fd, b"x")
-    yield path
-    os.close(fd)
+    try:
+        fcntl.fcntl(fd, F_SETPIPE_SZ, 4096)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(fd, b"x")
+        yield path
+    finally:
+        os.close(fd)
 
 
 def test_daemon_serves_and_stops_with_a_log_that_takes_nothing(tmp_path: Path, full_pipe: Path) -> None:

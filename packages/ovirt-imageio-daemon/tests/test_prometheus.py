@@ -73,7 +73,7 @@ class Prometheus:
 def prometheus(tmp_path: Path) -> Iterator[tuple[Daemon, Prometheus]]:
     config = {"metrics": {"enable": True, "port": 0}}
     with held_port() as port, Daemon(tmp_path, tls=False, config=config) as daemon:
-        match = re.search(r"metrics on '(.*?)'", daemon.log)
+        match = re.search(r"metrics on '(.*?)'", daemon.state)
         assert match
         server = Prometheus(tmp_path, port, match[1])
         try:

@@ -64,16 +64,6 @@ def get(daemon: Daemon, path: str) -> tuple[int, bytes]:
         return response.status, response.read()
 
 
-def wait_for_log(daemon: Daemon, text: str) -> None:
-    """Wait until the daemon has logged a text: requests answered meanwhile drive its loop."""
-    for _ in range(10_000):
-        if text in daemon.log:
-            return
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            get(daemon, "/images/x")
-    raise AssertionError(f"{text!r} is not in the log:\n{daemon.log}")
-
-
 # Stopping.
 
 
@@ -83,7 +73,7 @@ def test_running_request_is_finished_while_new_work_is_refused(tmp_path: Path, d
     ticket_id = daemon.add_ticket(f"file://{disk}", size=SIZE)
     with upload(daemon, ticket_id) as sock:
         daemon.send_signal(signal.SIGTERM)
-        wait_for_log(daemon, "SIGTERM received")
+        daemon.wait_for_log("SIGTERM received")
         assert get(daemon, f"/images/{ticket_id}")[0] == 503
         assert daemon.ticket(ticket_id)["active"]
         sock.sendall(b"56789")
@@ -111,7 +101,7 @@ def test_second_signal_ends_at_once(tmp_path: Path, disk: Path) -> None:
     ticket_id = daemon.add_ticket(f"file://{disk}", size=SIZE)
     with upload(daemon, ticket_id):
         daemon.send_signal(signal.SIGTERM)
-        wait_for_log(daemon, "SIGTERM received")
+        daemon.wait_for_log("SIGTERM received")
         daemon.send_signal(signal.SIGINT)
         assert daemon.wait() == 128 + signal.SIGINT
     assert not os.path.exists(daemon.control_socket)
@@ -140,7 +130,7 @@ def test_renewed_certificate_serves_new_connections_after_sighup(tmp_path: Path)
         old = ssl.get_server_certificate(("localhost", daemon.port))
         make_pki(tmp_path / "pki")
         daemon.send_signal(signal.SIGHUP)
-        wait_for_log(daemon, "TLS files loaded again")
+        daemon.wait_for_log("TLS files loaded again")
         assert ssl.get_server_certificate(("localhost", daemon.port)) != old
 
 
@@ -149,7 +139,7 @@ def test_expired_certificate_is_served_with_a_warning(tmp_path: Path) -> None:
     (tmp_path / "pki").mkdir()
     pki = make_pki(tmp_path / "pki", not_before=past[0], not_after=past[1])
     with Daemon(tmp_path, pki=pki, config={"daemon": {"poll_interval": 0.01}}) as daemon:
-        wait_for_log(daemon, f"WARNING (MainThread) [ovirt_imageio.daemon.tls] The certificate {pki.cert_file} expired")
+        daemon.wait_for_log(f"WARNING (MainThread) [ovirt_imageio.daemon.tls] The certificate {pki.cert_file} expired")
         assert ssl.get_server_certificate(("localhost", daemon.port))
 
 
@@ -159,10 +149,10 @@ def test_renewed_certificate_is_noticed_without_a_signal(tmp_path: Path) -> None
     config = {"daemon": {"poll_interval": 0.01}}
     with Daemon(tmp_path, pki=pki, config=config) as daemon:
         Path(pki.key_file).write_text("broken")
-        wait_for_log(daemon, "New TLS files refused")
+        daemon.wait_for_log("New TLS files refused")
         ssl.get_server_certificate(("localhost", daemon.port))
         make_pki(tmp_path / "pki")
-        wait_for_log(daemon, "TLS files loaded again")
+        daemon.wait_for_log("TLS files loaded again")
 
 
 def test_log_level_changes_on_sighup_and_wrong_values_change_nothing(tmp_path: Path) -> None:
@@ -171,10 +161,10 @@ def test_log_level_changes_on_sighup_and_wrong_values_change_nothing(tmp_path: P
         text = path.read_text()
         path.write_text(text.replace("port = 0", "port = x"))
         daemon.send_signal(signal.SIGHUP)
-        wait_for_log(daemon, "New configuration refused")
+        daemon.wait_for_log("New configuration refused")
         path.write_text(text.replace("level = INFO", "level = DEBUG"))
         daemon.send_signal(signal.SIGHUP)
-        wait_for_log(daemon, "root: INFO → DEBUG")
+        daemon.wait_for_log("root: INFO → DEBUG")
 
 
 def test_limits_change_on_sighup_and_the_rest_is_named(tmp_path: Path) -> None:
@@ -184,12 +174,12 @@ def test_limits_change_on_sighup_and_the_rest_is_named(tmp_path: Path) -> None:
         text = path.read_text().replace("[daemon]\n", "[daemon]\nmax_workers = 3\n")
         path.write_text(text)
         daemon.send_signal(signal.SIGHUP)
-        wait_for_log(daemon, "Configuration read again: daemon.max_workers: 64 → 3")
-        assert "Needs a restart of the service to apply: metrics.enable: False → True" in daemon.log
+        daemon.wait_for_log("Configuration read again: daemon.max_workers: 64 → 3")
+        daemon.wait_for_log("Needs a restart of the service to apply: metrics.enable: False → True")
         with daemon.admin() as client:
             assert client.status()["workers"]["limit"] == 3
         daemon.send_signal(signal.SIGHUP)
-        wait_for_log(daemon, "Configuration read again: nothing changed")
+        daemon.wait_for_log("Configuration read again: nothing changed")
         assert daemon.log.count("unknown section [unknown] ignored") == 1
 
 
@@ -249,7 +239,7 @@ def test_root_becomes_the_user_and_serves() -> None:
             st = os.stat(daemon.control_socket)
             assert (st.st_uid, st.st_gid) == (user.pw_uid, group.gr_gid)
             assert stat.S_IMODE(st.st_mode) == 0o660
-            assert "key.pem cannot be read without privileges" in daemon.log
+            daemon.wait_for_log("key.pem cannot be read without privileges")
             ticket_id = daemon.add_ticket(f"file://{disk}", size=SIZE)
             assert get(daemon, f"/images/{ticket_id}") == (200, bytes(SIZE))
 
@@ -268,10 +258,9 @@ def test_tls_files_out_of_sight_without_privileges_are_no_new_ones() -> None:
         with Daemon(folder, pki=pki, config={"daemon": daemon_keys}, command=command) as daemon:
             # Tickets are looked at right before TLS files are.
             daemon.add_ticket("file:///none", size=SIZE, timeout=0)
-            wait_for_log(daemon, "expired")
+            daemon.wait_for_log("expired")
             get(daemon, "/images/x")
-            assert "key.pem cannot be read without privileges" in daemon.log
-            assert "TLS files refused" not in daemon.log
+            assert "TLS files refused" not in daemon.wait_for_log("key.pem cannot be read without privileges")
 
 
 def test_file_limit_is_raised(tmp_path: Path) -> None:

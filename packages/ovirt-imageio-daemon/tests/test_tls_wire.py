@@ -160,16 +160,6 @@ def served(daemon: Daemon) -> str:
     return ssl.get_server_certificate(("localhost", daemon.port))
 
 
-def wait_for_log(daemon: Daemon, text: str) -> None:
-    """Each look is a request, which drives the loop."""
-    for _ in range(10_000):
-        if text in daemon.log:
-            return
-        with HttpPeer.unix(daemon.control_socket) as peer:
-            assert peer.request("GET", "/status").status == 200
-    raise AssertionError(f"{text!r} is not in the log:\n{daemon.log}")
-
-
 def test_connection_outlives_the_certificate_it_began_with(renewable: tuple[Daemon, Path]) -> None:
     daemon, folder = renewable
     with HttpPeer.tls("localhost", daemon.port, ca_file=daemon.ca_file) as old:
@@ -178,7 +168,7 @@ def test_connection_outlives_the_certificate_it_began_with(renewable: tuple[Daem
         make_pki(folder)
         assert served(daemon) == before, "nobody has told the daemon yet"
         daemon.send_signal(signal.SIGHUP)
-        wait_for_log(daemon, "TLS files loaded again")
+        daemon.wait_for_log("TLS files loaded again")
         assert served(daemon) != before
         assert old.request("GET", "/info/").status == 200
     with HttpPeer.tls("localhost", daemon.port, ca_file=str(folder / "ca.pem")) as new:
@@ -192,12 +182,12 @@ def test_broken_file_is_refused_on_sighup_and_the_old_one_kept(renewable: tuple[
     good = (folder / name).read_bytes()
     (folder / name).write_text("-----BEGIN NOTHING-----\n")
     daemon.send_signal(signal.SIGHUP)
-    wait_for_log(daemon, "New TLS files refused, the old ones stay in use")
-    assert name in daemon.log.split("New TLS files refused")[1].splitlines()[0]
+    log = daemon.wait_for_log("New TLS files refused, the old ones stay in use")
+    assert name in log.split("New TLS files refused")[1].splitlines()[0]
     assert served(daemon) == before
     (folder / name).write_bytes(good)
     daemon.send_signal(signal.SIGHUP)
-    wait_for_log(daemon, "TLS files loaded again")
+    daemon.wait_for_log("TLS files loaded again")
 
 
 def test_files_replaced_by_a_rename_are_noticed(tmp_path: Path) -> None:
@@ -212,7 +202,7 @@ def test_files_replaced_by_a_rename_are_noticed(tmp_path: Path) -> None:
         before = served(daemon)
         (tmp_path / "new").symlink_to("two")
         os.rename(tmp_path / "new", live)
-        wait_for_log(daemon, "TLS files loaded again")
+        daemon.wait_for_log("TLS files loaded again")
         assert served(daemon) != before
 
 
