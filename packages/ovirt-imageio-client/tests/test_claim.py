@@ -52,6 +52,17 @@ def test_what_a_killed_run_has_left_is_removed(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_claim_that_cannot_be_removed_hides_no_other_error(tmp_path, monkeypatch):
+    """As in a folder where files can be made and not removed, see chattr(1)."""
+
+    def unlink(path, *, dir_fd=None):
+        raise PermissionError(1, "Operation not permitted", path)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    with pytest.raises(RuntimeError, match="the first"), claim(tmp_path):
+        raise RuntimeError("the first")
+
+
 @pytest.mark.parametrize("moved", ["replaced", "linked"])
 def test_what_a_user_has_put_there_since_is_not_removed(tmp_path, moved):
     kill_one(tmp_path)

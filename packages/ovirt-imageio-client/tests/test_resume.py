@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -168,3 +169,58 @@ def test_download_relies_on_nothing_after_a_sync_that_failed(tmp_path, monkeypat
         download()
     assert (tmp_path / "image").read_bytes() == b"x" * SIZE
     assert os.listdir(tmp_path) == ["image"]
+
+
+@needs_qemu
+@pytest.mark.parametrize("later", ["qcow2", None])
+def test_download_continues_only_with_the_format_that_its_backing_file_has_in_its_header(tmp_path, monkeypatch, later):
+    monkeypatch.setattr(transfer, "CHECKPOINT_SECONDS", 0.0)
+    make_image(tmp_path / "base", "qcow2", SIZE, [Fill(2 * MiB, MiB, 7)])
+
+    class Incremental(Image):
+        refuses = True
+
+        def extents(self, got, query):
+            parts = [(0, True), (MiB, False), (3 * MiB, True)]
+            ends = [start for start, _ in parts[1:]] + [SIZE]
+            listing = [
+                {"start": start, "length": end - start, "dirty": dirty, "zero": False}
+                for (start, dirty), end in zip(parts, ends)
+            ]
+            return response(200, json.dumps(listing).encode())
+
+        def do_get(self, got, query):
+            if self.refuses and got.headers["range"].startswith(f"bytes={3 * MiB}"):
+                return response(403, b"the ticket has expired\n")
+            return super().do_get(got, query)
+
+    content = bytearray(b"n" * MiB + bytes(MiB) + b"\7" * MiB + b"n" * MiB)
+    server = Incremental(content)
+
+    def download(backing_format):
+        with ScriptedServer(server) as running:
+            client.download(
+                running.url,
+                tmp_path / "image",
+                None,
+                incremental=True,
+                backing_file="base",
+                backing_format=backing_format,
+                resume=True,
+                max_workers=1,
+            )
+
+    with pytest.raises(AuthorizationError):
+        download("raw")
+    server.refuses = False
+    with pytest.raises(CannotResume, match="it is of a transfer with backing format 'raw', not 'qcow2'"):
+        download(later)
+    assert not (tmp_path / "image").exists()
+    os.unlink(tmp_path / "image.download.journal")
+    download(later)
+    assert client.checksum(tmp_path / "image") == client.checksum(make_raw(tmp_path / "raw", content))
+
+
+def make_raw(path, content):
+    path.write_bytes(content)
+    return path

@@ -259,8 +259,13 @@ def download(
         record = None
         if resume:
             what = {"direction": "download", "size": remote.size, "format": fmt, "incremental": incremental}
+            what["backing file"] = backing_file
+            if backing_file is not None:
+                # The image that was begun has it in its header.
+                found = backing_format or backing.format_of(os.path.realpath(filename), backing_file)
+                what["backing format"] = found
             path = os.fspath(journal or place(os.fspath(filename), "download"))
-            record = stack.enter_context(Journal(path, {**what, "backing file": backing_file}))
+            record = stack.enter_context(Journal(path, what))
         below = _below(incremental, backing_file)
         counter = Counter(None, remote.size)
         try:

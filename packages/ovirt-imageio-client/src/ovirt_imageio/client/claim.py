@@ -74,7 +74,8 @@ class Claim:
         if fd < 0:
             return
         try:
-            with contextlib.suppress(FileNotFoundError):
+            # In a folder where files can be made and not removed it stays; why the run failed is of more interest.
+            with contextlib.suppress(OSError):
                 if linux.is_named(fd, self._path):
                     os.unlink(self._path)
         finally:
