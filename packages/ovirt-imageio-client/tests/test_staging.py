@@ -520,3 +520,25 @@ def test_part_that_cannot_be_written_down_is_removed(tmp_path, monkeypatch, resu
             staging.begin(journal=record)
         assert not staging.is_left
     assert os.listdir(tmp_path) == (["journal"] if resumable else [])
+
+
+@pytest.mark.parametrize("kind", ["deleted", "pipe"])
+def test_open_file_that_no_name_leads_to_is_refused(tmp_path, kind):
+    if kind == "pipe":
+        reader, fd = os.pipe()
+        os.close(reader)
+    else:
+        fd = os.open(tmp_path / "disk", os.O_RDWR | os.O_CREAT)
+        os.unlink(tmp_path / "disk")
+    try:
+        path = f"/proc/self/fd/{fd}"
+        with pytest.raises(FileNotFoundError, match=f"no name leads to: '{path}'"):
+            Staging(path)
+    finally:
+        os.close(fd)
+    assert os.listdir(tmp_path) == []
+
+
+def test_open_file_is_replaced_by_its_name(tmp_path):
+    with open(tmp_path / "disk", "wb") as f, Staging(f"/proc/self/fd/{f.fileno()}") as staging:
+        assert staging.filename == str(tmp_path / "disk")

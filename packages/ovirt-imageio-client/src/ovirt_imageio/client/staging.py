@@ -64,7 +64,7 @@ class Staging:
     """
 
     def __init__(self, filename: str) -> None:
-        self.filename = os.path.realpath(filename)
+        self.filename = _final_name(filename)
         self.in_place = self.kept = False
         self._old: Standing | None = None
         self._claim: Claim | None = None
@@ -282,6 +282,18 @@ class Staging:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _final_name(filename: str) -> str:
+    """Follow links to the name that the image gets.
+
+    Raises:
+        FileNotFoundError: They lead to an open file that has none, as those in /proc/self/fd may.
+    """
+    name = os.path.realpath(filename)
+    if not os.path.lexists(name) and os.path.exists(filename):
+        raise FileNotFoundError(errno.ENOENT, "it is an open file that no name leads to", filename)
+    return name
 
 
 def _mode(path: str) -> int | None:
