@@ -88,13 +88,32 @@ def test_part_is_not_removed_where_files_cannot_be_told_apart(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    "content", [b"", bytes(40), b'{"imageio": 1, "part": [', b'{"imageio": 1}', b'{"imageio": [1, {}]}\n']
+    "content",
+    [
+        b"",
+        b"{",
+        b'{"ima',
+        b'{"ima' + bytes(40),
+        bytes(40),
+        b'{"imageio": 1, "part": [',
+        b'{"imageio": 1}',
+        b'{"imageio": [1, {}]}\n',
+    ],
 )
 def test_claim_that_a_crash_cut_off_is_taken(tmp_path, content):
     (tmp_path / ".disk.imageio").write_bytes(content)
     with claim(tmp_path):
         pass
     assert os.listdir(tmp_path) == []
+
+
+def test_claim_is_written_whole_where_storage_takes_less_at_a_time(tmp_path, monkeypatch):
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:5], offset))
+    kill_one(tmp_path)
+    assert (tmp_path / ".disk.imageio").read_bytes().endswith(b"]}\n")
+    with claim(tmp_path):
+        assert os.listdir(tmp_path) == [".disk.imageio"]
 
 
 def test_file_that_is_no_claim_is_left_alone(tmp_path):

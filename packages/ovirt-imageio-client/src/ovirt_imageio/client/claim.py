@@ -22,8 +22,9 @@ import stat
 
 from ovirt_imageio.client.inuse import ImageInUse, is_locked, lock
 from ovirt_imageio.client.part import Part, beside
-from ovirt_imageio.client.records import Identity
+from ovirt_imageio.client.records import Identity, is_left_of
 from ovirt_imageio.common import linux
+from ovirt_imageio.common.backends.direct import write_all
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +63,9 @@ class Claim:
 
     def note(self, part: Part) -> None:
         """Write down what the next run shall remove if this one is killed."""
-        document = json.dumps({"imageio": 1, "part": list(part.identity)})
+        data = json.dumps({"imageio": 1, "part": list(part.identity)}).encode() + b"\n"
         os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, document.encode() + b"\n", 0)
+        write_all(self._fd, 0, memoryview(data))
         # A part that nothing knows of after a loss of power would stay for ever.
         os.fsync(self._fd)
 
@@ -163,8 +164,8 @@ def _read(fd: int) -> bytes:
 
 
 def _is_claim(content: bytes) -> bool:
-    # After a loss of power a file may have nothing but zeroes.
-    return content.startswith(_BEGIN) or not content.strip(b"\0")
+    # A run that was killed may have written a part of it. After a loss of power zeroes stand for what was lost.
+    return is_left_of(_BEGIN, content[: len(_BEGIN)])
 
 
 def _parse(content: bytes) -> Identity | None:

@@ -78,7 +78,7 @@ class Records:
 
 def looks_like_a_journal(head: bytes) -> bool:
     """Tell by its first bytes if a file may be a journal, the beginning of one, or what a crash left of it."""
-    return _is_left_of(_HEAD, head[: len(_HEAD)])
+    return is_left_of(_HEAD, head[: len(_HEAD)])
 
 
 def as_line(record: dict[str, Any]) -> bytes:
@@ -107,7 +107,7 @@ def parse(data: bytes, what: dict[str, Any]) -> Records:
     *lines, _cut_off = data.split(b"\n")
     records = Records()
     first = as_line(header(what))
-    if data != first and _is_left_of(first, data):
+    if data != first and is_left_of(first, data):
         # A crash in the middle of the first line: it kept the size, and some of the content.
         return records
     if not lines:
@@ -143,7 +143,7 @@ def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return result
 
 
-def _is_left_of(text: bytes, found: bytes) -> bool:
+def is_left_of(text: bytes, found: bytes) -> bool:
     """Tell if bytes are the beginning of a text, where zeroes stand for what was lost of it."""
     return len(found) <= len(text) and all(byte in (0, expected) for byte, expected in zip(found, text))
 
