@@ -91,12 +91,13 @@ BUGS = (
         (
             _client(
                 "executor",
-                "        if late or self._unrecorded_length >= checkpoints.length:\n            self._flush()\n",
-                "        if late or self._unrecorded_length >= checkpoints.length or True:\n"
-                "            checkpoints.record(self._unrecorded)\n",
+                "                self._do(_Job(step, executor._counter))\n",
+                "                self._do(_Job(step, executor._counter))\n"
+                "                if executor._checkpoints is not None:\n"
+                "                    executor._checkpoints.record([step])\n",
             ),
         ),
-        (174, 355, 448),
+        (127, 174, 355),
     ),
     Bug(
         "one step too many",
@@ -114,11 +115,11 @@ BUGS = (
         (
             _client(
                 "executor",
-                "        self._counted = step.offset\n        self._counter",
-                "        self._counted = -1\n        self._counter",
+                "position = request.position\n            raise\n",
+                "position = request.position\n            job._counted = job.position\n            raise\n",
             ),
         ),
-        (1, 2, 3),
+        (77, 116, 189),
     ),
     Bug(
         "last block unseen",

@@ -396,7 +396,10 @@ class Body:
     Attributes:
         stream: The connection.
         left: Bytes not received yet.
+        will_close: The connection ends with it.
     """
+
+    will_close = False
 
     def __init__(self, connection: Connection, data: bytes, *, cut: int, timeout: Optional[float], hurt: bool) -> None:
         self.stream = connection
