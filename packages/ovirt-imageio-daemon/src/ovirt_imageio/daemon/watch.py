@@ -73,8 +73,11 @@ class Watch:
         since = range(last + 1, self._looked + 1)
         for slot in since if len(since) <= len(self._slots) else sorted(filter(since.__contains__, self._slots)):
             while slot in self._slots:
-                transfer = next(iter(self._slots[slot]))
-                self._unschedule(transfer)
+                found = self._slots[slot]
+                transfer = found.pop()  # next(iter(found)) looks at the places of all that were taken before
+                del self._slot_of[transfer]
+                if not found:
+                    del self._slots[slot]
                 if transfer.expires > now:  # it was extended, which costs nothing until now
                     self._schedule(transfer)
                     continue
