@@ -12,6 +12,7 @@ import tempfile
 
 import pytest
 
+from imageio_testing.mounts import loop_device
 from imageio_testing.streams import Count, SocketPeer, sending
 from ovirt_imageio.common import linux
 from ovirt_imageio.common.backends import direct as direct_module
@@ -98,6 +99,14 @@ def test_storage_without_direct_io_is_read_all_the_same(path, monkeypatch):
         buf = bytearray(10)
         backend.read_into(MiB + 90, buf)
     assert buf == b"x" * 10
+
+
+def test_block_device_has_as_many_writers_as_readers(path):
+    """It does not grow. Edges of blocks are written under the lock that all instances share."""
+    with loop_device(path) as device, FileBackend(device, mode="r+", connections=5) as backend:
+        assert (backend.capabilities.max_readers, backend.capabilities.max_writers) == (5, 5)
+    with FileBackend(path, mode="r+", connections=5) as backend:
+        assert (backend.capabilities.max_readers, backend.capabilities.max_writers) == (5, 1)
 
 
 def test_clone_has_the_same_options(path):

@@ -81,7 +81,8 @@ class FileBackend(Backend):
         path: Of the file, which must exist.
         mode: `r` to read, `r+` to read and write.
         sparse: Zeroing deallocates.
-        connections: How many instances may read side by side.
+        connections: How many instances may read side by side, and write to a block device. A file has one writer:
+            it may grow.
         direct: Use O_DIRECT where storage knows it; None decides by what storage it is.
         splice_out: Send by splice(2) where possible, see `filesplice`.
         cancel: Takes the file away from this instance and its clones, see `interrupt`.
@@ -132,7 +133,7 @@ class FileBackend(Backend):
             raise
         self.capabilities = Capabilities(
             max_readers=connections,
-            max_writers=1,
+            max_writers=connections if self._device else 1,
             block_size=block,
             can_zero=True,
             can_extents=not self._device,
