@@ -119,6 +119,7 @@ def test_check_cover_refuses_what_does_not_cover(extents):
 def test_json_and_back(extent):
     read = zero_from_json if isinstance(extent, ZeroExtent) else dirty_from_json
     assert read(extent.to_dict()) == extent
+    assert type(extent).from_dict(extent.to_dict()) == extent
 
 
 def test_json_of_old_servers_lacks_hole():

@@ -1,6 +1,9 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
+import copy
+import errno
 import os
+import pickle
 import shutil
 import struct
 import subprocess
@@ -261,8 +264,28 @@ def test_bitmap_is_added(tmp_path):
 def test_program_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setenv("PATH", "/no/such/folder")
     assert shutil.which("qemu-img") is None
-    with pytest.raises(img.QemuImgError, match="not installed"):
+    with pytest.raises(img.QemuImgError, match="not installed") as e:
         img.info("/a")
+    assert isinstance(e.value, FileNotFoundError)
+    assert e.value.errno == errno.ENOENT
+
+
+@pytest.mark.parametrize("way", [lambda e: e, copy.copy, lambda e: pickle.loads(pickle.dumps(e))])
+def test_failure_is_one_of_subprocess_too(tmp_path, way):
+    """So programs for 2.x catch it."""
+    with pytest.raises(subprocess.CalledProcessError, match="nonsense") as e:
+        img.measure(str(make(tmp_path)), "nonsense")
+    error = way(e.value)
+    assert isinstance(error, img.QemuImgError)
+    assert (error.returncode, error.cmd[:2]) == (1, ["qemu-img", "measure"])
+    assert "nonsense" in error.stderr
+    assert str(error) == str(e.value)
+
+
+def make(tmp_path):
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(MiB))
+    return path
 
 
 def test_measure_of_a_size_tells_the_room_of_an_empty_and_of_a_full_image():

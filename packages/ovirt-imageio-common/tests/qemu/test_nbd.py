@@ -81,8 +81,9 @@ def test_unknown_bitmap_is_told(tmp_path):
 
 def test_program_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/no/such/folder")
-    with pytest.raises(QemuNbdError, match="not installed"):
+    with pytest.raises(QemuNbdError, match="not installed") as e:
         Server(make(tmp_path, "raw"), "raw").start()
+    assert isinstance(e.value, FileNotFoundError)
 
 
 def test_socket_is_where_it_was_wanted(tmp_path):

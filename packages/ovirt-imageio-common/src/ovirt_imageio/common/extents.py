@@ -35,6 +35,11 @@ class ZeroExtent(NamedTuple):
         """The range may hold something else than zeroes."""
         return not self.zero
 
+    @classmethod
+    def from_dict(cls, document: dict[str, Any]) -> ZeroExtent:
+        """Make an extent of what the HTTP API writes, see `zero_from_json`."""
+        return zero_from_json(document)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the extent as the HTTP API writes it."""
         return self._asdict()
@@ -59,6 +64,11 @@ class DirtyExtent(NamedTuple):
     def data(self) -> bool:
         """The range may hold something else than zeroes, also where it is clean."""
         return not self.zero
+
+    @classmethod
+    def from_dict(cls, document: dict[str, Any]) -> DirtyExtent:
+        """Make an extent of what the HTTP API writes, see `dirty_from_json`."""
+        return dirty_from_json(document)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the extent as the HTTP API writes it."""

@@ -13,7 +13,7 @@ import threading
 from typing import IO, Any, Callable, Sequence
 
 from ovirt_imageio.common.cancel import Cancel
-from ovirt_imageio.common.errors import ImageioError
+from ovirt_imageio.common.errors import AlsoOSError, ImageioError
 from ovirt_imageio.common.qemu import image
 from ovirt_imageio.common.qemu.findings import CheckReport, Findings
 
@@ -27,6 +27,29 @@ _LOOK, _KILL_TIMEOUT = 0.2, 0.5
 
 class QemuImgError(ImageioError):
     """qemu-img failed, or is not installed. The text is what it said."""
+
+
+class QemuImgFailed(QemuImgError, subprocess.CalledProcessError):
+    """qemu-img ended with another status than 0, which programs for 2.x catch as `subprocess.CalledProcessError`.
+
+    Attributes:
+        returncode: Its status; the negative number of a signal that ended it.
+        cmd: The program and its arguments.
+        output, stderr: What it wrote; the text has what matters of it.
+    """
+
+    def __init__(self, message: str, done: subprocess.CompletedProcess[str]) -> None:
+        Exception.__init__(self, message)
+        self.returncode = done.returncode
+        self.cmd = [PROGRAM, *done.args]
+        self.output, self.stderr = done.stdout, done.stderr
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class NoQemuImg(QemuImgError, AlsoOSError, FileNotFoundError):
+    """qemu-img is not installed."""
 
 
 def info(
@@ -272,7 +295,8 @@ def check(
         summary = out.read()
     said = " ".join(findings.words)
     if not summary and "Could not open" in said:
-        raise QemuImgError(f"{PROGRAM} check: {image.without_references(said, args)}")
+        done = subprocess.CompletedProcess(args, process.returncode, summary, said)
+        raise QemuImgFailed(f"{PROGRAM} check: {image.without_references(said, args)}", done)
     return findings.report(summary, process.returncode)
 
 
@@ -326,7 +350,7 @@ def _popen(args: Sequence[str], cancel: Cancel | None, *, stdout: Any = subproce
     try:
         return subprocess.Popen([PROGRAM, *args], stdout=stdout, stderr=subprocess.PIPE, text=True, errors="replace")
     except FileNotFoundError as e:
-        raise QemuImgError("qemu-img is not installed (Debian: qemu-utils, Fedora and EL: qemu-img)") from e
+        raise NoQemuImg("qemu-img is not installed (Debian: qemu-utils, Fedora and EL: qemu-img)", cause=e) from e
 
 
 def _collect(lines: IO[str] | None, findings: Findings, process: subprocess.Popen[str]) -> None:
@@ -371,4 +395,4 @@ def _kill(process: subprocess.Popen[str], wait: Callable[..., object]) -> None:
 
 def _failed(args: Sequence[str], done: subprocess.CompletedProcess[str]) -> QemuImgError:
     said = image.without_references(done.stderr.strip(), args) or f"exit status {done.returncode}"
-    return QemuImgError(f"{PROGRAM} {args[0]}: {said.removeprefix('qemu-img: ')}")
+    return QemuImgFailed(f"{PROGRAM} {args[0]}: {said.removeprefix('qemu-img: ')}", done)

@@ -27,7 +27,7 @@ from typing import IO, Any
 
 from ovirt_imageio.common import nbd
 from ovirt_imageio.common.cancel import Cancel
-from ovirt_imageio.common.errors import ImageioError, OperationCancelled
+from ovirt_imageio.common.errors import AlsoOSError, ImageioError, OperationCancelled
 from ovirt_imageio.common.qemu import image
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,10 @@ _FILE_FAILED = re.compile(r"due to: .*?((?:reading from|writing to) file failed.
 
 class QemuNbdError(ImageioError):
     """qemu-nbd could not be started, or failed. The text is what it said."""
+
+
+class NoQemuNbd(QemuNbdError, AlsoOSError, FileNotFoundError):
+    """qemu-nbd is not installed."""
 
 
 class Server:
@@ -186,7 +190,7 @@ class Server:
 
     def _launch(self) -> None:
         if not shutil.which(PROGRAM):
-            raise QemuNbdError("qemu-nbd is not installed (Debian: qemu-utils, Fedora and EL: qemu-img)")
+            raise NoQemuNbd("qemu-nbd is not installed (Debian: qemu-utils, Fedora and EL: qemu-img)")
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed in stop)
         with socket.socket(socket.AF_UNIX) as listener:
             with contextlib.suppress(FileNotFoundError):
