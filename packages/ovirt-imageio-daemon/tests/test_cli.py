@@ -74,6 +74,36 @@ def test_check_config_tells_what_is_unknown_and_what_is_wrong(
     assert "[logger_root] level = LOUD: expected a level" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("tls", "origin", "expected"),
+    [
+        ("", "/no/ca", "[backend_http] ca_file = /no/ca: expected a PEM file that can be read"),
+        ("", "{folder}/empty", "[backend_http] ca_file = {folder}/empty: expected complete PEM certificates"),
+        ("", "{folder}/fifo", "[backend_http] ca_file = {folder}/fifo: expected a PEM file, not a FIFO"),
+        ("/no/ca", "", "[tls] ca_file = /no/ca: expected a PEM file that can be read"),
+        ("/no/ca", "{good}", ""),
+        ("", "", ""),
+    ],
+)
+def test_certificates_for_origins_that_cannot_be_used_are_a_warning(
+    tmp_path: Path, pki: Pki, capsys: pytest.CaptureFixture[str], tls: str, origin: str, expected: str
+) -> None:
+    """Most hosts have no proxied images, and start; the first such ticket failed without a word in advance."""
+    (tmp_path / "empty").touch()
+    os.mkfifo(tmp_path / "fifo")
+    text = f"[tls]\nenable = no\nca_file = {tls}\n[backend_http]\nca_file = {origin}\n"
+    places = {"folder": tmp_path, "good": pki.ca_file}
+    assert cli.main(["-c", write(tmp_path, text.format(**places)), "--check-config"]) == 0
+    warnings = capsys.readouterr().err
+    assert expected.format(**places) in warnings
+    assert warnings.endswith("; tickets with an https URL will fail\n") == bool(expected)
+
+
+def test_daemon_warns_of_certificates_for_origins_that_cannot_be_used(tmp_path: Path) -> None:
+    with Daemon(tmp_path, tls=False, config={"backend_http": {"ca_file": "/no/ca"}}) as daemon:
+        assert "[backend_http] ca_file = /no/ca: expected a PEM file" in daemon.log
+
+
 def test_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as e:
         cli.main(["--version"])

@@ -89,11 +89,12 @@ def _fail(text: str) -> int:
 
 def _check(cfg: Config) -> int:
     from . import logcheck
-    from .tls import server_context, validity
+    from .tls import origin_problem, server_context, validity
 
     logcheck.check(cfg)
-    for warning in cfg.warnings:
-        standard.say(f"{PROG}: warning: {warning}")
+    for warning in (*cfg.warnings, origin_problem(cfg)):
+        if warning:
+            standard.say(f"{PROG}: warning: {warning}")
     if cfg.tls.enable:
         found = validity(server_context(cfg))
         problem = found.problem(time.time()) if found else ""

@@ -44,7 +44,7 @@ from .services import ControlService, LocalService, MetricsService, RemoteServic
 from .stats import Totals
 from .systemd import Notifier
 from .tickets import Ticket
-from .tls import TlsContexts
+from .tls import TlsContexts, origin_problem
 from .version import __version__
 
 # The control service has a count of its own: no flood of strangers shuts the manager out.
@@ -221,6 +221,9 @@ class Server:
         log.info("Configuration read from %s", ", ".join(self.cfg.files) or "defaults")
         for warning in self.cfg.warnings:
             log.warning("%s", warning)
+        problem = origin_problem(self.cfg)
+        if problem:
+            log.warning("%s", problem)
         if self.remote.contexts and self.cfg.tls.reload:
             for name in self.remote.contexts.unreadable():
                 log.warning(

@@ -99,20 +99,36 @@ def server_context(cfg: Config) -> ssl.SSLContext:
     return context
 
 
-def _check_file(cfg: Config, key: str) -> None:
+def origin_problem(cfg: Config) -> str:
+    """Say why proxied images cannot be had by HTTPS: the certificates that verify their servers; empty if they can.
+
+    It is no reason to refuse the start: most hosts have no such tickets.
+    """
+    section = "backend_http" if cfg.backend_http.ca_file else "tls"
+    if not getattr(cfg, section).ca_file:
+        return ""
+    try:
+        _check_file(cfg, "ca_file", section=section)
+        _load_certificates(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), cfg, "ca_file", section=section)
+    except ConfigError as e:
+        return f"{e}; tickets with an https URL will fail"
+    return ""
+
+
+def _check_file(cfg: Config, key: str, *, section: str = "tls") -> None:
     """Open a file once for its own error: the ssl module's does not name it."""
-    path = getattr(cfg.tls, key)
+    path = getattr(getattr(cfg, section), key)
     if not path:
-        raise cfg.error("tls", key, "a PEM file, or enable = false in [tls]")
+        raise cfg.error(section, key, "a PEM file, or enable = false in [tls]")
     try:
         mode = os.stat(path).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISCHR(mode)):
             # Not opened: a FIFO would have the whole loop wait for a writer.
-            raise cfg.error("tls", key, "a PEM file, not a FIFO, a socket or a block device")
+            raise cfg.error(section, key, "a PEM file, not a FIFO, a socket or a block device")
         with open(path, "rb") as f:  # a folder's error comes from here
             f.read(1)
     except OSError as e:
-        raise cfg.error("tls", key, f"a PEM file that can be read, but: {e.strerror}") from e
+        raise cfg.error(section, key, f"a PEM file that can be read, but: {e.strerror}") from e
 
 
 def _load_chain(context: ssl.SSLContext, cfg: Config) -> None:
@@ -137,16 +153,16 @@ def _load_ca(context: ssl.SSLContext, cfg: Config) -> None:
     _load_certificates(context, cfg, "ca_file")
 
 
-def _load_certificates(context: ssl.SSLContext, cfg: Config, key: str) -> None:
+def _load_certificates(context: ssl.SSLContext, cfg: Config, key: str, *, section: str = "tls") -> None:
     """Trust the certificates of a file; raise if they are not what the key expects."""
     try:
-        context.load_verify_locations(getattr(cfg.tls, key))
+        context.load_verify_locations(getattr(getattr(cfg, section), key))
     except (ssl.SSLError, OSError) as e:
         # What is not PEM at all has a reason, "no certificate or crl found".
         reason = "one in it is cut off or damaged" if _is_untold(e) else _reason(e)
-        raise cfg.error("tls", key, f"complete PEM certificates, but: {reason}") from e
+        raise cfg.error(section, key, f"complete PEM certificates, but: {reason}") from e
     if not context.cert_store_stats()["x509"]:
-        raise cfg.error("tls", key, "complete PEM certificates, but none is in it")
+        raise cfg.error(section, key, "complete PEM certificates, but none is in it")
 
 
 def _is_untold(error: OSError) -> bool:
