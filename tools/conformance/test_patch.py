@@ -93,6 +93,15 @@ def test_flush(client, writing, disk):
     require(disk.content(0, 5000) == pattern(5000), "the image does not hold what was acknowledged")
 
 
+def test_instance(client, writing):
+    """Changes and flushes have an id of what acknowledged them; a flush covers what has the same one."""
+    answers = [client.put(f"{writing}?flush=n", pattern(5000)), patch(client, writing, {"op": "zero", "size": 1})]
+    answers.append(patch(client, writing, {"op": "flush"}))
+    found = {expect(answer, 200).header("Imageio-Instance") for answer in answers}
+    require(None not in found, "Imageio-Instance is absent")
+    require(len(found) == 1, f"Imageio-Instance is not the same in all answers: {sorted(map(str, found))}")
+
+
 def test_no_content_type_needed(client, scratch):
     """No Content-Type is needed, and any does."""
     for fields in ([], [("Content-Type", "application/x-www-form-urlencoded")], [("Content-Type", "application/json")]):

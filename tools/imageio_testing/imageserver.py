@@ -139,6 +139,12 @@ class ScriptedServer:
             thread.join(TIMEOUT)
         self._listener.close()
 
+    def hang_up(self) -> None:
+        """End all connections, as a server that is killed or has waited for long; new ones are served."""
+        sockets, self._sockets[:] = list(self._sockets), []
+        for sock in sockets:
+            _shutdown(sock)
+
     def methods(self) -> list[str]:
         """The methods of the requests so far."""
         return [got.method for got in self.requests]
@@ -267,3 +273,60 @@ class Image:
         if query == "context=dirty":
             return response(404, b"no dirty extents here\n")
         return response(200, json.dumps([{"start": 0, "length": len(self.data), "zero": False}]).encode())
+
+
+class VolatileImage(Image):
+    """An honest server that loses what no flush covers when it is killed.
+
+        image = VolatileImage(bytearray(SIZE), tells=True)
+        with ScriptedServer(image) as server:
+            ...
+            image.restart(server)
+
+    Args:
+        data: Content, which is stable.
+        tells: Changes are answered with the id of this life, as servers of version 3 do; else it is one of 2.5.1.
+
+    Attributes:
+        stable: What is left when it is killed.
+        tells: As given.
+        before_flush: Called when a flush is asked for, before it is carried out.
+    """
+
+    def __init__(self, data: bytearray, *, tells: bool, **options: Any) -> None:
+        super().__init__(data, server="imageio/3.0.0" if tells else "imageio/2.5.1", **options)
+        self.stable = bytearray(data)
+        self.before_flush: Callable[[], None] = lambda: None
+        self.tells = tells
+        self._life = 1
+
+    def restart(self, server: ScriptedServer) -> None:
+        """Be killed, and come back with what is stable."""
+        self.data[:] = self.stable
+        self._life += 1
+        server.hang_up()
+
+    def do_put(self, got: Got, query: str) -> bytes | None:
+        """Write a range."""
+        answer = super().do_put(got, query)
+        if answer is not None and "flush=n" not in query:
+            self.stable[:] = self.data
+        return self._told(answer)
+
+    def do_patch(self, got: Got, query: str) -> bytes | None:
+        """Zero or flush."""
+        body = got.body
+        if not got.taken:
+            return None  # the connection ended within it
+        flush = json.loads(body)["op"] == "flush"
+        if flush:
+            self.before_flush()
+        answer = super().do_patch(got, query)
+        if flush:
+            self.stable[:] = self.data
+        return self._told(answer)
+
+    def _told(self, answer: bytes | None) -> bytes | None:
+        if answer is None or not self.tells:
+            return answer
+        return answer.replace(b"\r\n", f"\r\nImageio-Instance: life-{self._life}\r\n".encode(), 1)

@@ -30,6 +30,7 @@ WRITE_FEATURES = (FEATURE_FLUSH, FEATURE_ZERO)
 
 CHALLENGE = "Imageio-Challenge"
 PROOF = "Imageio-Proof"
+INSTANCE = "Imageio-Instance"
 
 LARGEST = 2**63 - 1
 """Largest size and offset in bytes, as of files: off_t."""

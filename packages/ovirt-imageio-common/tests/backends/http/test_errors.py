@@ -33,6 +33,7 @@ EVERY = [
     errors.Untrusted("expired", cause=failed_verification()),
     errors.ConnectionLost("lost", cause=BrokenPipeError(errno.EPIPE, "Broken pipe")),
     errors.BodyCut("cut"),
+    errors.WritesLost("restarted"),
     errors.SourceEnded("ended"),
     errors.ServerSilent("silent"),
     errors.NoCertificates("none"),

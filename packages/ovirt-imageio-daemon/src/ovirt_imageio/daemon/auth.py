@@ -300,6 +300,7 @@ class Tickets:
     def _look_at(self, transfer: Transfer) -> None:
         transfer.sample()
         if transfer.open_count:
+            transfer.pool.flush_idle(_SPARE_TIME)
             if transfer.expired and not transfer.active:
                 transfer.pool.close_idle()
             elif transfer.open_count > 1:

@@ -23,6 +23,10 @@ over one covers those opened later:
 
 The fast path is the oldest unless it broke, so that mostly one flush is enough.
 
+A backend that makes its connections again by itself tells instead what has acknowledged its
+writes, and what has answered the flush (`Backend.life`). Where both are the same, one flush is
+enough; where not, each of those that owe one is flushed, and finds out for itself.
+
 When a connection that owes a flush breaks, or the server answers a flush with an error
 while something is owed, acknowledged data may be lost, and no later flush may claim
 otherwise: it fails, for as long as the ticket lives. What nobody was told of is not owed:
@@ -43,6 +47,7 @@ before, and an operation whose own flush succeeds across one fails, and can be t
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Hashable
 from typing import NamedTuple
 
@@ -65,6 +70,7 @@ class Covered(NamedTuple):
         rest: Members that owe a flush which has to be sent over them.
         rest_shared: The fast path if it needs a flush of its own.
         refusals: How many flushes storage had refused.
+        backend: What is flushed; None for the fast path.
     """
 
     members: list[tuple[Member, int]]
@@ -73,6 +79,7 @@ class Covered(NamedTuple):
     rest: list[Member]
     rest_shared: Shared | None
     refusals: int
+    backend: Backend | None = None
 
 
 class Debts:
@@ -86,6 +93,7 @@ class Debts:
         identity: What its URL leads to, None until it was opened.
         fast: What serves small requests in the loop, None if nothing does.
         refusals: How many flushes storage has answered with an error, whoever asked for them.
+        instance: Tells clients whether a flush covers what they wrote: the same for all that it does.
     """
 
     def __init__(self, storages: Storages | None = None) -> None:
@@ -98,10 +106,12 @@ class Debts:
         self._idle: list[Member] = []
         self._busy: set[Member] = set()
         self._lost: BaseException | None = None
+        self.instance = os.urandom(8).hex()
 
     def inherit(self, other: Debts) -> None:
-        """Take over that acknowledged data may be lost from a pool of the same storage."""
+        """Take over from a pool of the same storage, which was settled, that acknowledged data may be lost."""
         self._lost = other._lost
+        self.instance = other.instance
 
     def check_lost(self) -> None:
         """Raise if acknowledged data may be lost.
@@ -162,7 +172,8 @@ class Debts:
             backend: What is flushed; None for the fast path.
         """
         assert self.storage is not None
-        one_for_all = self.storage.capabilities.multi_conn
+        tells_life = backend is not None and backend.tells_life
+        one_for_all = self.storage.capabilities.multi_conn and not tells_life
         rest = [
             member
             for member in self._owing()
@@ -171,18 +182,22 @@ class Debts:
         shared = self.fast if isinstance(self.fast, Shared) else None
         covers_shared = shared is not None and (shared.opened == opened or (one_for_all and shared.opened > opened))
         return Covered(
-            [(m, m.uses) for m in self._idle if m.backend.unflushed and m not in rest],
+            [(m, m.uses) for m in self._idle if m.backend.unflushed and (tells_life or m not in rest)],
             shared if covers_shared else None,
             shared.acknowledged if shared is not None else 0,
             rest,
             shared if shared is not None and shared.unflushed and not covers_shared else None,
             self.refusals,
+            backend,
         )
 
     def _note_flushed(self, covered: Covered) -> None:
-        """Note that a flush has succeeded."""
+        """Note that a flush has succeeded; what it did not cover is left in `rest`."""
+        backend = covered.backend
+        if backend is not None and backend.tells_life:
+            covered.rest[:] = [member for member in covered.rest if member.backend.life != backend.life]
         for member, uses in covered.members:
-            if member.uses == uses:
+            if member.uses == uses and member not in covered.rest:
                 member.backend.unflushed = False
         if covered.shared is not None:
             covered.shared.covered(covered.acknowledged)

@@ -23,6 +23,7 @@ That is in `lending`; what is owed to the client, and why, in `debts`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -42,6 +43,8 @@ __all__ = ["Pool", "Storage", "StorageFailed"]
 # Bytes zeroed between two looks at the cancel flag. A server that can zero needs milliseconds.
 ZERO_PIECE = 128 * 1024 * 1024
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 class Pool(Lending):
@@ -224,6 +227,25 @@ class Pool(Lending):
                 await self._flush_member(member, Operation(FLUSH))
         except (OSError, ImageioError) as e:
             self._note_loss(e)
+
+    def flush_idle(self, seconds: float) -> None:
+        """Flush what nobody has used for so many seconds, and what will be in doubt when its connection ends.
+
+        A server of images closes what was idle for a minute. One that does not tell if it was restarted leaves in
+        doubt what was written over that connection.
+        """
+        until = self._loop.now - seconds
+        for member in self._idle:
+            doubtful = member.backend.unflushed and not getattr(member.backend, "tells_restarts", True)
+            if doubtful and member.idle_since <= until:
+                self._loop.spawn(self._flush_quietly(member), "flush idle")
+
+    async def _flush_quietly(self, member: Member) -> None:
+        try:
+            if member in self._idle:
+                await self._flush_member(member, Operation(FLUSH))
+        except (OSError, ImageioError) as e:
+            log.info("an idle connection to storage could not be flushed: %s", e)
 
     def _check_debts(self) -> None:
         """Raise if acknowledged data may be lost, looking at idle connections first."""

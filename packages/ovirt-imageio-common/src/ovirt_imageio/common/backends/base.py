@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import Callable, Iterator, NamedTuple, Protocol, Sequence, TypeVar
+from typing import Callable, Hashable, Iterator, NamedTuple, Protocol, Sequence, TypeVar
 
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.pausing import is_paused
@@ -141,6 +141,9 @@ class Backend(ABC):
         capabilities: What it can do.
         unflushed: Something was written and acknowledged since the last flush.
         broken: Why the instance must not be used again, None while it may.
+        tells_life: `life` decides what a flush covers, not `capabilities.multi_conn`.
+        life: What has acknowledged that, or the last flush: the same for two instances if a flush of one covers
+            what the other wrote. It does not change while something is unflushed. None: nothing has yet.
         read_only_reason: Why writing is refused, in words, if it is.
         no_dirty_reason: Why there are no dirty extents, in words, if there are none.
         can_pause: `receive_from` returns early when its peer is paused, and may be called
@@ -151,6 +154,8 @@ class Backend(ABC):
     capabilities: Capabilities
     unflushed: bool = False
     broken: BaseException | None = None
+    tells_life: bool = False
+    life: Hashable = None
     can_pause: bool = True
     read_only_reason: str = "the image was opened for reading only"
     no_dirty_reason: str = "it has no bitmap"

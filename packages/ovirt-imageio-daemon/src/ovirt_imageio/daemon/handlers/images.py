@@ -176,7 +176,7 @@ class Images:
                 await transfer.pool.write(op, offset, data, flush=flush)
             elif flush:
                 await transfer.pool.flush(op)
-        return Response(200)
+        return _acknowledgement(transfer)
 
     async def patch(self, request: Request) -> Response:
         """Zero a range or flush the image."""
@@ -189,7 +189,7 @@ class Images:
                 await transfer.open_storage()
             with transfer.operation(FLUSH, 0, 0, request.connection) as op:
                 await transfer.pool.flush(op)
-            return Response(200)
+            return _acknowledgement(transfer)
         storage = await writable_storage(transfer)
         length = params.integer(document, "size")
         offset = params.integer(document, "offset", default=0)
@@ -200,7 +200,12 @@ class Images:
                 await transfer.pool.zero(op, offset, length, flush=flush)
             elif flush:
                 await transfer.pool.flush(op)
-        return Response(200)
+        return _acknowledgement(transfer)
+
+
+def _acknowledgement(transfer: Transfer) -> Response:
+    """Answer a change, and tell what has to answer a flush that covers it."""
+    return Response(200, [(imagesapi.INSTANCE, transfer.pool.instance)])
 
 
 async def usable_size(transfer: Transfer) -> int:

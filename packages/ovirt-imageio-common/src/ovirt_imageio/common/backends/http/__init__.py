@@ -21,6 +21,7 @@ from .errors import (
     UnknownHost,
     Unreachable,
     Untrusted,
+    WritesLost,
 )
 
 __all__ = [
@@ -37,4 +38,5 @@ __all__ = [
     "UnknownHost",
     "Unreachable",
     "Untrusted",
+    "WritesLost",
 ]

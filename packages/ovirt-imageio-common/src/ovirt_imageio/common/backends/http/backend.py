@@ -15,7 +15,7 @@ import contextlib
 import copy
 import json
 from functools import partial
-from typing import Any, Callable, Iterator, Literal, Sequence
+from typing import Any, Callable, Hashable, Iterator, Literal, NamedTuple, Sequence
 
 from ovirt_imageio.common import defaults, imagesapi
 from ovirt_imageio.common.backends.base import (
@@ -40,7 +40,7 @@ from ovirt_imageio.common.extents import Extent, clip
 from .answers import check_range_reply, read_checksum
 from .channel import Reply
 from .connections import StreamedBody
-from .errors import ConnectionLost, ServerSilent, Unreachable, not_there
+from .errors import ConnectionLost, NotSupported, Refused, ServerSilent, Unreachable, WritesLost, not_there
 from .listing import read_listing
 from .origin import Origin
 from .peers import DownloadPeer, UploadPeer, Watched, relay
@@ -48,11 +48,36 @@ from .readers import ReaderPeer, WriterPeer
 from .size import ask_size, total_of
 from .streams import Stream
 
+_UNCERTAIN = (502, 503, 504)  # who answers so did not ask storage, or has no answer from it
+
 _PATIENCE = 16  # times the timeout, for answers that storage has to work for: longer than a daemon waits for it
+
+
+class Debt(NamedTuple):
+    """Writes that no flush covers yet, and that another instance takes over.
+
+    Attributes:
+        life: What acknowledged the first of them.
+        in_doubt: Some were acknowledged by something else.
+    """
+
+    life: Hashable
+    in_doubt: bool
 
 
 class HttpBackend(Backend):
     """An open image of an image server. One instance, one thread, one connection.
+
+    A connection that the server closed is made again, and a flush covers what went over the
+    old one, unless the server was restarted in between. Servers of version 3 answer each write
+    and flush with an id, `Imageio-Instance`, that is the same as long as a flush covers the
+    writes. Others tell nothing: there a write is in doubt once its connection is gone.
+
+        PUT flush=n   ──► 200, Imageio-Instance: 1
+                          the server is restarted
+        PATCH flush   ──► 200, Imageio-Instance: 2     WritesLost: it flushed nothing of ours
+
+    After that no flush of the instance succeeds. A clone may write all of it again.
 
     Args:
         url: `https://HOST:PORT/images/ID`, or http.
@@ -75,6 +100,7 @@ class HttpBackend(Backend):
         features: What the server offers, see `imagesapi`.
         capabilities: From the server's answer to OPTIONS.
         unflushed: Something was written since the last flush.
+        broken: Why no flush succeeds any more.
 
     Raises:
         ValueError: A URL is not one of an image.
@@ -88,6 +114,7 @@ class HttpBackend(Backend):
 
     read_only_reason = "the image was opened for reading, or the ticket does not allow writing"
     can_pause = False  # a PUT that has begun tells the server how long it will be
+    tells_life = True
 
     def __init__(
         self,
@@ -110,6 +137,7 @@ class HttpBackend(Backend):
         self.url = url
         self._buffer_size = buffer_size
         self._closed = False
+        self._in_doubt = False
         self._cancel = cancel
         self._timeout = timeout
         self._patience = timeout if timeout is None or strict else timeout * _PATIENCE
@@ -135,6 +163,11 @@ class HttpBackend(Backend):
     def unix_socket_used(self) -> bool:
         """Requests go by the Unix socket of a server on this host."""
         return self._unix is not None
+
+    @property
+    def tells_restarts(self) -> bool:
+        """The server tells if it was restarted: a connection that is lost alone leaves nothing in doubt."""
+        return self._offer.is_ours
 
     @property
     def transport(self) -> Literal["unix", "tls", "tcp"]:
@@ -180,8 +213,19 @@ class HttpBackend(Backend):
         other._remote = self._remote.clone()
         other._unix = self._unix.clone() if self._unix else None
         other._closed = False
-        other.unflushed = False
+        other.unflushed = other._in_doubt = False
+        other.broken = other.life = None
         return other
+
+    @property
+    def debt(self) -> Debt | None:
+        """What no flush covers yet; None if a flush covers all."""
+        return Debt(self.life, self._in_doubt) if self.unflushed else None
+
+    def assume(self, debt: Debt) -> None:
+        """Answer for what an instance wrote that is closed: the next flush has to cover it."""
+        self._in_doubt = self._in_doubt or debt.in_doubt or (self.unflushed and debt.life != self.life)
+        self.life, self.unflushed = debt.life, True
 
     def interrupt(self) -> None:
         """Break the connection, to wake a thread that waits for the server.
@@ -238,9 +282,9 @@ class HttpBackend(Backend):
             self._write_zeroes(offset, length)
             return
         for start, count in pieces(offset, length, defaults.ZERO_LIMIT):
-            self._patch({"op": imagesapi.OP_ZERO, "offset": start, "size": count, "flush": False})
+            life = self._patch({"op": imagesapi.OP_ZERO, "offset": start, "size": count, "flush": False})
             self._size.note(start + count)
-            self.unflushed = True
+            self._acknowledged(life)
 
     def flush(self) -> None:
         """Bring what was written to stable storage.
@@ -248,11 +292,27 @@ class HttpBackend(Backend):
         Does nothing for servers that cannot flush: those do it after each write.
 
         Raises:
+            WritesLost: The server was restarted, or its ticket added anew, since it acknowledged a write that no
+                flush covers; of a server that does not tell, the connection was lost.
             As write.
         """
-        if self.capabilities.can_flush:
-            self._patch({"op": imagesapi.OP_FLUSH})
-        self.unflushed = False
+        if not self.capabilities.can_flush:
+            self.unflushed = False
+            return
+        if self.broken is not None:
+            raise WritesLost(f"an earlier flush failed: {self.broken}") from self.broken
+        try:
+            life = self._patch({"op": imagesapi.OP_FLUSH})
+        except NotSupported:
+            raise
+        except Refused as e:
+            if e.status >= 500 and e.status not in _UNCERTAIN:
+                self.broken = e  # storage may have dropped what it could not write: the next flush proves nothing
+            raise
+        if self.unflushed and (self._in_doubt or life != self.life):
+            self.broken = self._lost(life)
+            raise self.broken
+        self.life, self.unflushed = life, False
 
     def extents(
         self,
@@ -530,11 +590,28 @@ class HttpBackend(Backend):
             replay=not isinstance(body, StreamedBody),
         )
         with reply:
-            reply.require(200, 204)
+            life = reply.require(200, 204).life
         self._size.note(offset + length)
-        self.unflushed = self.unflushed or (can_flush and not flush)
+        if can_flush and not flush:
+            self._acknowledged(life)
 
-    def _patch(self, document: dict[str, Any]) -> None:
+    def _acknowledged(self, life: Hashable) -> None:
+        """Note that a write was acknowledged that no flush covers."""
+        if not self.unflushed:
+            self.life, self.unflushed = life, True
+        elif life != self.life:
+            self._in_doubt = True
+
+    def _lost(self, life: Hashable) -> WritesLost:
+        name = (self._unix or self._remote).name
+        if isinstance(life, str) and isinstance(self.life, str):
+            why = f"{name} was restarted, or its ticket added anew,"
+        else:
+            why = f"the connection to {name} was lost, which does not tell if it was restarted,"
+        return WritesLost(f"{why} after it had acknowledged writes that no flush covered: they may be lost")
+
+    def _patch(self, document: dict[str, Any]) -> Hashable:
+        """Zero or flush; return what answered."""
         body = json.dumps(document).encode()
         reply = self._request(
             "PATCH",
@@ -544,7 +621,7 @@ class HttpBackend(Backend):
             timeout=self._patience,
         )
         with reply:
-            reply.require(200, 204)
+            return reply.require(200, 204).life
 
     def _write_zeroes(self, offset: int, length: int) -> None:
         zeroes = memoryview(bytes(min(length, defaults.PIECE)))

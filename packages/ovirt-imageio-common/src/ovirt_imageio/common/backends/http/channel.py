@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 from types import TracebackType
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Hashable, Mapping
 from urllib.parse import unquote
 
 import requests
@@ -71,6 +71,18 @@ class Reply:
     def is_local(self) -> bool:
         """The server is on this very host, reached by TCP."""
         return self.body.stream.is_local
+
+    @property
+    def life(self) -> Hashable:
+        """What answered, as far as flushes are concerned: see `Backend.life`.
+
+        Servers of version 3 tell. Of others only a connection is known to be the same; one that ends with its
+        response, as it says, tells nothing, and is taken for the same server's.
+        """
+        told: str | None = self.headers.get(imagesapi.INSTANCE)
+        if told is not None:
+            return told
+        return self.name if self.body.will_close else self.body.stream
 
     def require(self, *statuses: int) -> Reply:
         """Return the reply if it has one of the statuses.

@@ -14,8 +14,9 @@
     ├── PeerGone
     │   ├── SourceEnded              (RuntimeError) of a reader that is uploaded
     │   └── ServerGone
-    │       └── ConnectionLost       (ConnectionResetError) try again
-    │           └── BodyCut          (RuntimeError)
+    │       ├── ConnectionLost       (ConnectionResetError) try again
+    │       │   └── BodyCut          (RuntimeError)
+    │       └── WritesLost           of a flush: write again what was written since the last one
     ├── ConnectionTimeout
     │   └── ServerSilent             (socket.timeout) try again
     ├── ProtocolError                the server's answer makes no sense
@@ -128,6 +129,10 @@ class ConnectionLost(AlsoOSError, ServerGone, ConnectionResetError):
 
 class BodyCut(ConnectionLost, RuntimeError):
     """The connection to the server broke within the body of a response."""
+
+
+class WritesLost(ServerGone):
+    """What was written since the last flush may be lost: its server, or the ticket there, is another one now."""
 
 
 class ServerSilent(AlsoOSError, ConnectionTimeout, socket.timeout):
