@@ -28,7 +28,7 @@ from ovirt_imageio.client.remote import connect
 from ovirt_imageio.client.result import TransferResult
 from ovirt_imageio.client.staging import Staging
 from ovirt_imageio.client.target import CLUSTER, FORMATS, Target
-from ovirt_imageio.client.transfer import Below, Transfer
+from ovirt_imageio.client.transfer import UNTOLD_LENGTH, Below, Transfer
 from ovirt_imageio.client.verify import Scope
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.cancel import Cancel
@@ -340,7 +340,7 @@ def _send(transfer: Transfer, source: Source, remote: HttpBackend, *, backing_ch
         steps = plan.upload_steps(
             extents, disk_is_zero=disk_is_zero, backing_chain=backing_chain, copy_limit=transfer.copy_limit
         )
-        transfer.run(open_pair, steps)
+        transfer.run(open_pair, steps, flush_length=None if remote.tells_restarts else UNTOLD_LENGTH)
 
 
 def _fetch(

@@ -19,6 +19,11 @@ long, each success doubles it again. Attempts are counted from the last success.
 At its end each worker flushes what it wrote, also where that was over a connection
 that is gone. Where somebody keeps a journal, it does so now and then on its way, and
 tells which steps are on stable storage.
+
+A server that was restarted may have lost what no flush covers, and its next flush proves
+nothing. Then the worker does again what it did since its last flush:
+
+    steps   1  2  3  flush  4  5  (restart)  6  flush: WritesLost ─► 4  5  6  flush
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Callable, Iterable, Protocol, Sequence, TypeVar
+from typing import Any, Callable, Iterable, Protocol, Sequence, TypeVar
 
 from ovirt_imageio.client.gaveup import gave_up
 from ovirt_imageio.client.plan import Action, Step, Steps
@@ -74,6 +79,14 @@ class Pair(ABC):
     acknowledges: bool = False
     """What `copy` counts is written: after a failure it need not be copied again."""
 
+    @property
+    def debt(self) -> Any:
+        """What was written since the last flush, for another pair to answer for; None if there is nothing to tell."""
+        return None
+
+    def assume(self, debt: Any) -> None:  # noqa: B027 - most have nothing to do
+        """Answer for what a pair wrote that is closed: the next flush has to cover it."""
+
     unit: int = 1
     """Bytes that `copy` is asked for a multiple of, except at the end of a step."""
 
@@ -87,7 +100,11 @@ class Pair(ABC):
 
     @abstractmethod
     def flush(self) -> None:
-        """Bring what was written to stable storage."""
+        """Bring what was written to stable storage.
+
+        Raises:
+            WritesLost: What was written since the last flush has to be written again, over another pair.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -141,6 +158,13 @@ def is_passing(error: BaseException) -> bool:
     if isinstance(error, Untrusted):
         return False
     return isinstance(error, (PeerGone, Unreachable, ConnectionTimeout, ConnectionError, TimeoutError))
+
+
+def _lost_writes(error: BaseException) -> bool:
+    """Tell if a flush failed since what it was to cover may be lost, and can be written again."""
+    from ovirt_imageio.common.backends.http.errors import WritesLost
+
+    return isinstance(error, WritesLost)
 
 
 T = TypeVar("T")
@@ -245,10 +269,10 @@ class _Job:
         position: Offset up to which it is done.
     """
 
-    def __init__(self, step: Step, counter: Counter) -> None:
+    def __init__(self, step: Step, counter: Counter, *, counted: bool = False) -> None:
         self.step = step
         self.position = step.offset
-        self._counted = step.offset
+        self._counted = step.end if counted else step.offset
         self._counter = counter
 
     def count_to(self, position: int, action: Action | None = None) -> None:
@@ -268,6 +292,8 @@ class Executor:
         workers: Threads.
         retry: How to take failures that pass.
         checkpoints: Told of the steps that are on stable storage, from any worker.
+        flush_length: Bytes after which a worker flushes in any case: no more is done again.
+        can_redo: Steps that are done can be done again, in any order.
         cancel: Ends all, from any thread. Whatever a pair or the making of steps waits for is woken by
             it; the first failure of a worker calls it.
         on_retry: Told of each attempt after the first, from any worker.
@@ -286,6 +312,8 @@ class Executor:
         workers: int = defaults.MAX_WORKERS,
         retry: Retry | None = None,
         checkpoints: Checkpoints | None = None,
+        flush_length: int | None = None,
+        can_redo: bool = True,
         cancel: Cancel | None = None,
         on_retry: Callable[[], object] = _nothing,
         pause: Callable[[Cancel, float], object] = Cancel.wait,
@@ -294,6 +322,8 @@ class Executor:
         self._counter = counter
         self._retry = retry or Retry()
         self._checkpoints = checkpoints
+        self._flush_length = flush_length
+        self._can_redo = can_redo
         self._pause = pause
         self._queue = StepQueue()
         self._cancel = cancel or Cancel()
@@ -371,8 +401,9 @@ class _Worker:
         self._pair: Pair | None = None
         self._owes_flush = False
         self._limit = self._asked = defaults.EXTENT_LIMIT
-        self._unrecorded: list[Step] = []
-        self._unrecorded_length = 0
+        self._debt: Any = None
+        self._unflushed = Steps()
+        self._unflushed_length = 0
         self._recorded_at = 0.0
 
     def start(self) -> None:
@@ -396,8 +427,7 @@ class _Worker:
                 self._recorded_at = executor._checkpoints.now()
             while (step := executor._queue.get()) is not None:
                 self._do(_Job(step, executor._counter))
-                if executor._checkpoints is not None:
-                    self._note(step, executor._checkpoints)
+                self._note(step)
             self._flush()
         except BaseException as e:
             # Also what a caller's progress raises must end all workers.
@@ -446,16 +476,25 @@ class _Worker:
                 job.position = request.position
             raise
 
-    def _note(self, step: Step, checkpoints: Checkpoints) -> None:
+    def _note(self, step: Step) -> None:
         """Take note of a step that is done, and flush if it is time to."""
-        if step.action is Action.DONE:
+        checkpoints = self._executor._checkpoints
+        if step.action is Action.DONE or (step.action is Action.SKIP and checkpoints is None):
             return
-        self._unrecorded.append(step)
-        self._unrecorded_length += step.length if step.action is Action.COPY else 0
-        late = checkpoints.now() - self._recorded_at >= checkpoints.seconds
-        if late or self._unrecorded_length >= checkpoints.length:
+        self._unflushed.append(step)
+        self._unflushed_length += step.length if step.action is Action.COPY else 0
+        if self._is_full() or (checkpoints is not None and self._is_time(checkpoints)):
             self._flush()
-            self._recorded_at = checkpoints.now()
+            if checkpoints is not None:
+                self._recorded_at = checkpoints.now()
+
+    def _is_full(self) -> bool:
+        limit = self._executor._flush_length
+        return limit is not None and self._unflushed_length >= limit
+
+    def _is_time(self, checkpoints: Checkpoints) -> bool:
+        late = checkpoints.now() - self._recorded_at >= checkpoints.seconds
+        return late or self._unflushed_length >= checkpoints.length
 
     def _flush(self) -> None:
         """Bring everything that this worker wrote to stable storage, and record it."""
@@ -464,20 +503,34 @@ class _Worker:
             self._executor._cancel.check()
             try:
                 self._opened().flush()
-                self._owes_flush = False
+                self._owes_flush, self._debt = False, None
             except Exception as e:
                 failures += 1
                 if not (is_passing(e) or self._executor._cancel.cancelled):
                     self._executor.flush_failed = True
+                lost = _lost_writes(e)
+                if lost and not self._executor._can_redo:
+                    raise
                 self._recover(e, failures, "flush")
+                if lost:
+                    self._redo()
         checkpoints = self._executor._checkpoints
-        if checkpoints is not None and self._unrecorded:
-            checkpoints.record(self._unrecorded)
-            self._unrecorded, self._unrecorded_length = [], 0
+        if checkpoints is not None and len(self._unflushed):
+            checkpoints.record(list(self._unflushed))
+        self._unflushed, self._unflushed_length = Steps(), 0
+
+    def _redo(self) -> None:
+        """Do again what no flush covers: the server was restarted, and may have lost any of it."""
+        self._owes_flush, self._debt = False, None
+        for step in self._unflushed:
+            if step.action in (Action.COPY, Action.ZERO):
+                self._do(_Job(step, self._executor._counter, counted=True))
 
     def _opened(self) -> Pair:
         if self._pair is None:
             self._pair = self._executor._open_pair()
+            if self._debt is not None:
+                self._pair.assume(self._debt)
         return self._pair
 
     def _recover(self, error: Exception, failures: int, what: str) -> None:
@@ -501,6 +554,7 @@ class _Worker:
         if pair is None:
             return
         self._owes_flush = self._owes_flush or pair.owes_flush
+        self._debt = pair.debt or self._debt
         try:
             pair.close()
         except (OSError, ImageioError) as e:

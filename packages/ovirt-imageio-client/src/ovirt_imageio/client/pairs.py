@@ -9,7 +9,7 @@ writes (`detect_zeroes`).
 
 from __future__ import annotations
 
-from typing import Iterator, Protocol, Sequence
+from typing import Any, Iterator, Protocol, Sequence
 
 from ovirt_imageio.client.executor import CopyOperation, Pair
 from ovirt_imageio.client.hashing import Followed, Follower
@@ -27,7 +27,12 @@ the page cache 2 µs for each MiB."""
 class Remote(Protocol):
     """What a pair needs of the server's end, see `HttpBackend`."""
 
-    unflushed: bool
+    @property
+    def debt(self) -> Any:
+        """Writes that no flush covers."""
+
+    def assume(self, debt: Any) -> None:
+        """Answer for writes of another connection."""
 
     def stream_write(self, src: Backend, offset: int, length: int, op: Operation) -> None:
         """One PUT, fed by src."""
@@ -101,6 +106,16 @@ class UploadPair(Pair):
         """See Pair."""
         self._remote.flush()
         self.owes_flush = False
+
+    @property
+    def debt(self) -> Any:
+        """See Pair."""
+        return self._remote.debt
+
+    def assume(self, debt: Any) -> None:
+        """See Pair."""
+        self.owes_flush = True
+        self._remote.assume(debt)
 
     def close(self) -> None:
         """See Pair."""

@@ -158,7 +158,10 @@ class ImageioClient:
         """Bring everything that was written to stable storage.
 
         Raises:
-            ImageioError: The server failed: data may be lost.
+            ovirt_imageio.common.backends.http.WritesLost: The server was restarted, or the ticket added anew, and may
+                have lost what was written since the last flush; a server of 2.x does not tell, so there the
+                connection was lost. No flush of this client succeeds any more: write it again with another.
+            ImageioError: The server failed: data may be lost, and no flush of this client succeeds any more.
         """
         self._backend.flush()
 

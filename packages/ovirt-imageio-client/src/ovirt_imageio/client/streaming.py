@@ -36,7 +36,7 @@ from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.base import Backend, Capabilities
 from ovirt_imageio.common.buffers import Buffer
 from ovirt_imageio.common.cancel import Cancel
-from ovirt_imageio.common.errors import ImageioError, TransferError, UnsupportedOperation
+from ovirt_imageio.common.errors import ImageioError, ServerGone, TransferError, UnsupportedOperation
 from ovirt_imageio.common.extents import ZeroExtent
 from ovirt_imageio.common.units import MiB
 
@@ -114,12 +114,7 @@ def upload(
         counter = Counter(progress, source.size)
         steps = plan.split(Step(Action.COPY, 0, source.size), STEP) if source.size else iter(())
         with _telling(f"upload of {name}", counter, "the disk is incomplete"):
-            _run(
-                lambda: UploadPair(source, remote.clone(), detect_zeroes=True, disk_is_zero=disk_is_zero),
-                steps,
-                counter,
-                terms,
-            )
+            _upload(source, remote, steps, counter, terms, disk_is_zero=disk_is_zero)
             source.check_end()
             if not is_raw:
                 source.refuse_other_tail()
@@ -172,9 +167,34 @@ def download(
         return make_result(counter, remote, terms, seconds=time.monotonic() - begun)
 
 
-def _run(open_pair: Callable[[], Pair], steps: Iterator[Step], counter: Counter, terms: Patience) -> None:
+def _upload(
+    source: Input, remote: HttpBackend, steps: Iterator[Step], counter: Counter, terms: Patience, *, disk_is_zero: bool
+) -> None:
+    """Do the steps of an upload.
+
+    A server that does not tell if it was restarted is let flush after each step, which the window still has. Of
+    another it is known: then what was sent is gone at both ends.
+    """
+
+    def open_pair() -> UploadPair:
+        return UploadPair(source, remote.clone(), detect_zeroes=True, disk_is_zero=disk_is_zero)
+
+    told = remote.tells_restarts
+    try:
+        _run(open_pair, steps, counter, terms, flush_length=None if told else STEP, can_redo=not told)
+    except ServerGone as e:
+        from ovirt_imageio.common.backends.http import WritesLost
+
+        if isinstance(e, WritesLost):
+            raise TransferError(f"{e}; {source.name} cannot be read again") from e
+        raise
+
+
+def _run(
+    open_pair: Callable[[], Pair], steps: Iterator[Step], counter: Counter, terms: Patience, **manner: Any
+) -> None:
     """Do the steps in their order, which one worker keeps."""
-    Executor(open_pair, counter, workers=1, **terms.manner()).run(steps)
+    Executor(open_pair, counter, workers=1, **manner, **terms.manner()).run(steps)
 
 
 @contextlib.contextmanager
@@ -233,6 +253,9 @@ class Input(Backend):
         name: For messages.
         cancel: Ends a wait for the other program.
 
+    Attributes:
+        name: As given.
+
     offset        |  forgotten  |  can be read again  |  not read yet  |
     window                      |=====================|
                                 _start                 _end
@@ -242,7 +265,7 @@ class Input(Backend):
         self.size = size
         self.capabilities = Capabilities(read_only=True)
         self._fd = fd
-        self._name = name
+        self.name = name
         self._cancel = cancel
         self._window = memoryview(bytearray(2 * STEP))
         self._start = self._end = 0
@@ -265,9 +288,9 @@ class Input(Backend):
         head = bytearray(min(formats.PROBE_SIZE, self.size))
         self.read_into(0, head)
         self._refuse(formats.probe(bytes(head), tail))
-        how = packed.recognise(bytes(head), self._name)
+        how = packed.recognise(bytes(head), self.name)
         if how is not None:
-            raise UnsupportedOperation(f"{self._name} is {how.how}: unpack it on its way here; or {_AS_IT_IS}")
+            raise UnsupportedOperation(f"{self.name} is {how.how}: unpack it on its way here; or {_AS_IT_IS}")
 
     def refuse_other_tail(self) -> None:
         """Look at the last bytes, which were read: some formats have their mark there.
@@ -287,30 +310,30 @@ class Input(Backend):
             StreamEnded: Something does.
         """
         if self._receive(memoryview(bytearray(1))):
-            raise StreamEnded(f"{self._name} has more than the {self.size} bytes of the image")
+            raise StreamEnded(f"{self.name} has more than the {self.size} bytes of the image")
 
     def _tail_of_file(self) -> bytes:
         """The last bytes of a file that was not read yet; none of what passes once."""
         if self.size < formats.TAIL_SIZE or rest_of_file(self._fd) is None:
             return b""
         begin = os.lseek(self._fd, 0, os.SEEK_CUR)
-        with _named(self._name):
+        with _named(self.name):
             return os.pread(self._fd, formats.TAIL_SIZE, begin + self.size - formats.TAIL_SIZE)
 
     def _refuse(self, fmt: str) -> None:
         if fmt != "raw":
             raise UnsupportedOperation(
-                f"{self._name} is a {fmt} image, and only raw ones can be read from it: "
+                f"{self.name} is a {fmt} image, and only raw ones can be read from it: "
                 f"save it to a file; or {_AS_IT_IS}"
             )
 
     def write(self, offset: int, buf: Buffer) -> None:
         """Refuse."""
-        raise UnsupportedOperation(f"{self._name} is only read")
+        raise UnsupportedOperation(f"{self.name} is only read")
 
     def zero(self, offset: int, length: int) -> None:
         """Refuse."""
-        raise UnsupportedOperation(f"{self._name} is only read")
+        raise UnsupportedOperation(f"{self.name} is only read")
 
     def flush(self) -> None:
         """Do nothing: nothing was written."""
@@ -327,12 +350,12 @@ class Input(Backend):
             count = self._receive(free[: self.size - self._end])
             if not count:
                 raise StreamEnded(
-                    f"{self._name} ended after {self._end} of {self.size} bytes; pass size=N if that is all"
+                    f"{self.name} ended after {self._end} of {self.size} bytes; pass size=N if that is all"
                 )
             self._end += count
 
     def _receive(self, view: memoryview) -> int:
-        with _named(self._name):
+        with _named(self.name):
             while True:
                 _wait_for(self._fd, select.POLLIN, self._cancel)
                 with contextlib.suppress(BlockingIOError):

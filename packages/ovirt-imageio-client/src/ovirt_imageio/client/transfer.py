@@ -49,6 +49,10 @@ CHECKPOINT_LENGTH = 256 * MiB
 CHECKPOINT_SECONDS = 2.0
 """Seconds between two flushes of a worker: so much work may be lost."""
 
+UNTOLD_LENGTH = 1024 * MiB
+"""Bytes that a worker uploads between two flushes to a server that does not tell if it was restarted: whatever no
+flush covers is sent again when a connection breaks."""
+
 RESUMABLE_STEP = 32 * MiB
 """Most bytes of a step where a journal is kept: what is not flushed is done again."""
 
@@ -141,8 +145,13 @@ class Transfer:
                     f"remove {self._journal.path} to begin anew"
                 ) from e
 
-    def run(self, open_pair: OpenPair, steps: Iterable[Step]) -> None:
+    def run(self, open_pair: OpenPair, steps: Iterable[Step], *, flush_length: int | None = None) -> None:
         """Do the steps, and compare both ends if that is wanted.
+
+        Args:
+            open_pair: Opens both ends for a worker.
+            steps: What to do.
+            flush_length: As for `Executor`.
 
         Raises:
             CannotResume: The source changed since the transfer was begun.
@@ -158,6 +167,7 @@ class Transfer:
             self.counter,
             workers=self._workers,
             checkpoints=checkpoints,
+            flush_length=flush_length,
             **self._patience.manner(),
         )
         try:
