@@ -20,7 +20,7 @@ from imageio_testing.qemu import Backing, Fill, make_image, needs_qemu
 from ovirt_imageio import client
 from ovirt_imageio.client import executor
 from ovirt_imageio.client.executor import Retry
-from ovirt_imageio.client.local import SourceChanged
+from ovirt_imageio.client.unchanged import SourceChanged
 from ovirt_imageio.client.verify import VerificationFailed
 from ovirt_imageio.common.errors import ImageioError, ProtocolError, TransferError
 from ovirt_imageio.common.qemu import nbd

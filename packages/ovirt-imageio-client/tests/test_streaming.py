@@ -20,6 +20,7 @@ from imageio_testing.vhd import FIXED, make_vhd
 from ovirt_imageio.client import streaming
 from ovirt_imageio.client.executor import Retry
 from ovirt_imageio.client.streaming import ReaderGone, StreamEnded
+from ovirt_imageio.client.unchanged import SourceChanged
 from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.errors import OperationCancelled, TransferError, UnsupportedOperation
 from ovirt_imageio.common.units import KiB, MiB
@@ -190,6 +191,22 @@ def test_file_tells_its_size_from_where_it_stands(image, tmp_path):
         f.read(6)
         assert streaming.upload(f.fileno(), server.url, None).size == len(data)
     assert bytes(image.data[: len(data)]) == data
+
+
+def test_file_that_is_written_to_meanwhile_is_told(image, tmp_path):
+    path = tmp_path / "disk"
+    path.write_bytes(content())
+    os.utime(path, (0, 0))  # the clock of a file system may be coarse
+
+    def answer(got):
+        if got.method == "PUT":
+            with open(path, "r+b") as f:
+                f.write(b"new")
+        return image(got)
+
+    with ScriptedServer(answer) as server, open(path, "rb") as f:
+        with pytest.raises(SourceChanged, match="standard input was changed while it was read"):
+            streaming.upload(f.fileno(), server.url, None)
 
 
 def test_other_formats_are_named_before_a_byte_is_sent(image):

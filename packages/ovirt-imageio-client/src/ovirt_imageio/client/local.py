@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import logging
 import os
-import stat
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Sequence
@@ -27,13 +26,13 @@ from typing import Any, Sequence
 from ovirt_imageio.client import formats
 from ovirt_imageio.client.explained import Explained
 from ovirt_imageio.client.layers import InvalidImage, Layer, UnsupportedImage
+from ovirt_imageio.client.unchanged import Unchanged
 from ovirt_imageio.client.window import Window
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.base import Backend
 from ovirt_imageio.common.backends.file import FileBackend
 from ovirt_imageio.common.backends.nbd import NbdBackend
 from ovirt_imageio.common.cancel import Cancel
-from ovirt_imageio.common.errors import TransferError
 from ovirt_imageio.common.qemu import image, locks, nbd
 
 log = logging.getLogger(__name__)
@@ -55,10 +54,6 @@ def backing_node(layers: Sequence[Layer]) -> dict[str, Any] | None:
     return node
 
 
-class SourceChanged(TransferError):
-    """An image was written to while it was read: what was read is neither its old nor its new content."""
-
-
 class _Held:
     """A file of a chain, held open.
 
@@ -70,12 +65,11 @@ class _Held:
         self._layer = layer
         # O_NONBLOCK: not to wait for the writer of a FIFO, which is refused later.
         self.fd = os.open(layer.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        self._before = self._state()
+        self._unchanged = Unchanged(self.fd, layer.path)
 
     def check(self) -> None:
-        """Make sure that it was not written to; of a device nothing can be told."""
-        if self._state() != self._before:
-            raise SourceChanged(f"{self._layer.path} was changed while it was read: part of it is older than the rest")
+        """Make sure that it was not written to."""
+        self._unchanged.check(self.fd)
 
     def tell_writer(self) -> None:
         """Tell if a qemu may write to it: one that opens a qcow2 image is refused by qemu itself."""
@@ -86,10 +80,6 @@ class _Held:
         """Close it. A worker that was left behind finds no other file by its number."""
         fd, self.fd = self.fd, -1
         os.close(fd)
-
-    def _state(self) -> tuple[int, ...]:
-        status = os.fstat(self.fd)
-        return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else ()
 
 
 class Source:

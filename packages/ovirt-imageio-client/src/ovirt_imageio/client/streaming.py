@@ -32,6 +32,7 @@ from ovirt_imageio.client.plan import Action, Step
 from ovirt_imageio.client.progress import Counter, Progress
 from ovirt_imageio.client.remote import connect
 from ovirt_imageio.client.result import TransferResult, make_result
+from ovirt_imageio.client.unchanged import Unchanged
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.backends.base import Backend, Capabilities
 from ovirt_imageio.common.buffers import Buffer
@@ -98,6 +99,7 @@ def upload(
 
     Raises:
         StreamEnded: It ended before, or goes on after that size.
+        SourceChanged: It is a file that was written to meanwhile.
         UnsupportedOperation: It is no raw image, or the disk cannot be written.
         As api.upload.
     """
@@ -267,6 +269,7 @@ class Input(Backend):
         self._fd = fd
         self.name = name
         self._cancel = cancel
+        self._unchanged = Unchanged(fd, name)
         self._window = memoryview(bytearray(2 * STEP))
         self._start = self._end = 0
 
@@ -304,11 +307,13 @@ class Input(Backend):
         self._refuse(formats.probe(b"", bytes(tail)))
 
     def check_end(self) -> None:
-        """Make sure that nothing follows.
+        """Make sure that nothing follows, and that a file was not written to.
 
         Raises:
             StreamEnded: Something does.
+            SourceChanged: It was.
         """
+        self._unchanged.check(self._fd)
         if self._receive(memoryview(bytearray(1))):
             raise StreamEnded(f"{self.name} has more than the {self.size} bytes of the image")
 
