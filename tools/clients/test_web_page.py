@@ -11,7 +11,8 @@ Source: oVirt/ovirt-engine, ovirt-engine-4.5.7-57-g0111fc63036, frontend/webadmi
 A piece has 100 MiB (UploadImageChunkSizeKB); here it is smaller. Each but the last has ``?flush=n``, the last one
 ``?close=y``. The statuses 200, 204 and 206 are success; a field Range in the answer would say how many bytes were
 taken. A failed piece is sent again three times, then the upload is paused. It goes on at what the
-monitor saw transferred. The page is of the engine, so a browser asks first whether it may.
+monitor saw transferred. The page is of the engine, so a browser asks first whether it may: for each URL, so before the
+first piece and, as the query is another, before the last one (Fetch, CORS-preflight cache).
 """
 
 from __future__ import annotations
@@ -76,9 +77,13 @@ def readable(response: Response) -> Response:
     return response
 
 
+def address(target: str, offset: int, length: int, total: int) -> str:
+    """The target of a piece."""
+    return f"{target}?{'close=y' if offset + length == total else 'flush=n'}"
+
+
 def head(target: str, offset: int, length: int, total: int) -> bytes:
     """The head of a piece."""
-    query = "close=y" if offset + length == total else "flush=n"
     fields = [
         ("Host", "engine.example.com:54323"),
         ("Content-Length", str(length)),
@@ -88,7 +93,7 @@ def head(target: str, offset: int, length: int, total: int) -> bytes:
         ("Content-Type", "application/octet-stream"),
         *BROWSER,
     ]
-    lines = [f"PUT {target}?{query} HTTP/1.1", *(f"{name}: {value}" for name, value in fields)]
+    lines = [f"PUT {address(target, offset, length, total)} HTTP/1.1", *(f"{name}: {value}" for name, value in fields)]
     return "\r\n".join([*lines, "", ""]).encode()
 
 
@@ -104,9 +109,13 @@ def send_piece(client: HttpPeer, target: str, offset: int, piece: bytes, total: 
 def upload(host: Host, ticket_id: str, data: bytes, start: int = 0) -> None:
     """Upload all from a start; the connection ends with the last piece."""
     target = f"/images/{ticket_id}"
+    asked = set()
     with host.connect() as client:
-        preflight(client, target)
         for offset, piece in pieces(data[start:], PIECE):
+            url = address(target, start + offset, len(piece), len(data))
+            if url not in asked:
+                preflight(client, url)
+            asked.add(url)
             send_piece(client, target, start + offset, piece, len(data))
         assert client.ended()
 
@@ -150,7 +159,7 @@ def test_upload_is_resumed_at_what_was_transferred(door, host, tmp_path):
     ticket_id = add_ticket(door, host, raw_volume(tmp_path / "volume", 0), SIZE, ["write"])
     target = f"/images/{ticket_id}"
     with door.connect() as client:
-        preflight(client, target)
+        preflight(client, address(target, 0, PIECE, SIZE))
         send_piece(client, target, 0, DATA[:PIECE], SIZE)
         client.send(head(target, PIECE, PIECE, SIZE))
         client.send(DATA[PIECE : PIECE + 65536])

@@ -10,7 +10,8 @@ import uuid
 
 import pytest
 
-from conformance.server import expect, expect_error, require
+from conformance.server import expect, expect_end, expect_error, require
+from conformance.storage import pattern
 
 CHAPTER = "OPTIONS /images/{id}"
 
@@ -87,6 +88,15 @@ def test_every_image(client):
 def test_unknown_ticket(client):
     """An unknown ticket is 403."""
     expect_error(client.get(f"/images/{uuid.uuid4()}", method="OPTIONS"), 403)
+
+
+def test_close(client, grants, images):
+    """With ?close=y the connection stays: a browser asks for the URL of the request that is to follow on it."""
+    path = f"/images/{grants.add(images['file'], ('write',))}?flush=n&close=y"
+    asked = (("Origin", "https://engine.example.com"), ("Access-Control-Request-Method", "PUT"))
+    expect(client.get(path, *asked, method="OPTIONS"), 200, headers={"Connection": None})
+    expect(client.put(path, pattern(512)), 200)
+    expect_end(client)
 
 
 def test_activity(client, grants, images):

@@ -287,7 +287,8 @@ class Router:
             or not head.keep_alive
             or self.stopping
             or request.connection.broken
-            or head.query.get("close") == "y"
+            # A browser asks by OPTIONS for the URL of the request that is to follow on the connection.
+            or (head.method != "OPTIONS" and head.query.get("close") == "y")
             or (rest.left != 0 and not rest.is_short(_DRAIN_LIMIT))
         )
 
