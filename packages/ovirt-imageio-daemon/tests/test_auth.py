@@ -542,6 +542,28 @@ def test_dropped_tickets_are_freed_one_by_one(store, short_pieces):
         gc.enable()
 
 
+def test_used_tickets_are_dropped_side_by_side(store, monkeypatch):
+    """Each may wait a moment for storage that hangs: forty of them took ten seconds."""
+    loop, waiting = store.run.loop, []
+
+    async def unused(transfer, timeout, *, settle=False):
+        waiting.append(loop.token())
+        if len(waiting) == 3:  # only then does the first end
+            for token in waiting:
+                loop.resume(token, True)
+        return await loop.suspend(waiting[-1], 10)
+
+    for uuid in "abc":
+        store.run(store.add(uuid=uuid).open_storage())
+    pools = [transfer.pool for transfer in store.tickets]
+    monkeypatch.setattr(Transfer, "unused", unused)
+    store.run(store.tickets.clear())
+    monkeypatch.undo()
+    assert len(waiting) == 3
+    for pool in pools:
+        store.run(pool.close())
+
+
 def test_tickets_may_come_while_all_are_dropped(store, short_pieces):
     for number in range(50):
         store.add(uuid=str(number))

@@ -11,12 +11,14 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from imageio_testing.serving import PATIENCE
 from ovirt_imageio.daemon.errors import DeadlineExpired, Overloaded
+from ovirt_imageio.daemon.http import workers
 from ovirt_imageio.daemon.http.loop import Loop, TaskCancelled
 
 Run = Any  # conftest.Runner
@@ -694,6 +696,25 @@ def test_idle_worker_ends(run: Run) -> None:
     for thread in threads:
         thread.join(10)
         assert not thread.is_alive()
+
+
+def test_workers_that_hang_are_waited_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, now, waits = threading.Event(), [1000.0], []
+    hanging = workers.Workers(lambda *_: None, limit=5)
+    for _ in range(5):
+        hanging.submit(workers.Job(gate.wait, (10,), lambda *_: None))
+
+    def join(thread: threading.Thread, timeout: float) -> None:
+        waits.append(timeout)
+        now[0] += timeout
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        patch.setattr(threading.Thread, "join", join)
+        hanging.close(2)
+    gate.set()
+    hanging.close(10)
+    assert (len(waits), sum(waits)) == (5, 2)
 
 
 def test_worker_that_was_used_last_is_used_first(run: Run) -> None:

@@ -257,9 +257,7 @@ class Tickets:
             transfer.cancel()
             await pace.step()
         used += await self._drop_untouched(dropped, watch, reason)
-        for transfer in used:
-            await self._drop(transfer, reason, until)
-            await pace.step()
+        await self._drop_used(used, reason, until)
 
     async def _drop_untouched(self, dropped: dict[str, Transfer], watch: Watch, reason: str) -> list[Transfer]:
         """Cancel tickets; return those that a client has used. The others have one line in the log together."""
@@ -276,6 +274,23 @@ class Tickets:
         if untouched:
             log.info("Tickets without any request, %d, were %s", untouched, reason)
         return used
+
+    async def _drop_used(self, used: list[Transfer], reason: str, until: float) -> None:
+        """Drop tickets side by side, for each waits a moment for its storage before it ends that wait."""
+        if not used:
+            return
+        pace, token, left = Pace(self._loop), self._loop.token(), len(used)
+
+        def ended(task: object) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                self._loop.resume(token)
+
+        for transfer in used:
+            self._loop.spawn(self._drop(transfer, reason, until), "drop ticket").on_done(ended)
+            await pace.step()
+        await self._loop.suspend(token)
 
     async def _drop(self, transfer: Transfer, reason: str, until: float) -> None:
         if not await transfer.unused(max(until - self._loop.now, 0)):

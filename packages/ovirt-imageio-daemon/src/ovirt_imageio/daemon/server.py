@@ -54,6 +54,9 @@ _METRICS_CONNECTIONS = 16
 # Seconds for cancelled requests to end. With stop_timeout it stays below systemd's patience.
 _CANCEL_TIMEOUT = 5.0
 
+# Seconds for the answers of requests that were cancelled.
+_ANSWER_TIMEOUT = 0.5
+
 # What the log may take for a line at the end.
 _LOG_TIMEOUT = 2.0
 
@@ -348,6 +351,7 @@ class Server:
         if not await self._finished(timeout):
             log.warning("Requests that did not finish in time, %d, are cancelled", self._running)
         await self._drop_tickets()
+        await self._finished(_ANSWER_TIMEOUT)
         self._connections.abort()
         for service in self._services():
             service.tell_left_out()

@@ -145,12 +145,13 @@ class Workers:
             self._waiting.remove(job)
 
     def close(self, timeout: float) -> None:
-        """End the threads. One that is still in a call after so many seconds is left alone."""
+        """End the threads. Those that are still in a call after so many seconds, all together, are left alone."""
         self._waiting.clear()
         for worker in self._threads:
             worker.jobs.put(None)
+        until = time.monotonic() + timeout
         for worker in list(self._threads):
-            worker.thread.join(timeout)
+            worker.thread.join(max(until - time.monotonic(), 0))
 
     def _available(self) -> _Worker | None:
         """Take a thread that is free, or start one; None if all that there can be are busy."""
