@@ -18,7 +18,6 @@ import time
 import pytest
 
 from imageio_testing.imageserver import Image, ScriptedServer, response
-from imageio_testing.otherservers import PART, CloudStack, OneBex
 from imageio_testing.qemu import Backing, Fill, fill_image, make_image, needs_qemu
 from ovirt_imageio import client
 from ovirt_imageio.client.layers import UnsafeImage
@@ -362,25 +361,6 @@ def test_expired_ticket_is_told_with_the_servers_words(data, tmp_path):
         with pytest.raises(AuthorizationError, match="403 Forbidden: the ticket has expired"):
             client.download(server.url, tmp_path / "copy", None)
     assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize("make", [OneBex, CloudStack])
-def test_disk_of_another_makers_server_is_downloaded_and_verified(tmp_path, make):
-    data = bytearray(random.Random(3).randbytes(3 * PART))
-    data[PART : 2 * PART] = bytes(PART)
-    with ScriptedServer(make(data)) as server:
-        client.download(server.url, tmp_path / "copy", None, fmt="raw", verify=True)
-    assert (tmp_path / "copy").read_bytes() == data
-
-
-def test_disk_of_another_makers_server_is_uploaded_and_verified(tmp_path):
-    data = random.Random(3).randbytes(3 * PART)
-    (tmp_path / "disk").write_bytes(data)
-    image = CloudStack(bytearray(3 * PART))
-    image.extents = lambda got, query: response(200, b'[{"start": 0, "length": %d, "zero": false}]' % len(data))
-    with ScriptedServer(image) as server:
-        client.upload(tmp_path / "disk", server.url, None, verify=True)
-    assert image.data == data
 
 
 @pytest.mark.parametrize("at", [0, MiB])

@@ -34,12 +34,12 @@ _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 class NbdFull(ImageHandler):
     """The exporter of NBD, with the map of what is allocated."""
 
+    features = ("checksum", "extents", "flush", "zero")
     largest_read = 32 * 1024 * 1024  # of qemu-nbd
 
     def do_OPTIONS(self) -> None:  # noqa: N802
         """Tell what it can."""
-        features = ["checksum", "extents", "flush", "zero"]
-        self._send(200, {"features": features, "max_readers": 1, "max_writers": 1})
+        self._send(200, {"features": list(self.features), "max_readers": 1, "max_writers": 1})
 
     def do_HEAD(self) -> None:  # noqa: N802
         """Answer as to a GET, without the body."""

@@ -6,8 +6,9 @@ import random
 
 import pytest
 
+from clients.servers import cloudstack, onebex
+from clients.servers.disk import Disk, serving
 from imageio_testing.imageserver import Image, ScriptedServer, response
-from imageio_testing.otherservers import CloudStack, OneBex
 from ovirt_imageio.common.backends.http import Forbidden, HttpBackend, NotSupported, Refused
 from ovirt_imageio.common.errors import ProtocolError, UnsupportedOperation
 from ovirt_imageio.common.extents import DirtyExtent, ZeroExtent
@@ -21,39 +22,44 @@ def content() -> bytearray:
     return bytearray(random.Random(0).randbytes(64 * KIB) + bytes(64 * KIB) + b"x" * 64 * KIB)
 
 
+def disk() -> Disk:
+    return Disk(content(), dirty={2})
+
+
 def test_onebex_is_read_whole():
-    with ScriptedServer(OneBex(content())) as server, HttpBackend(server.url) as backend:
+    with serving(onebex.NbdFull, disk()) as url, HttpBackend(url) as backend:
         assert backend.size == SIZE
         data = bytearray(SIZE)
         backend.read_into(0, data)
         assert data == content()
-        assert [extent.zero for extent in backend.extents()] == [False, True, False]
+        assert not any(extent.zero for extent in backend.extents())
         assert backend.capabilities.max_readers == 1
 
 
 def test_size_by_extents_is_asked_for_once_for_all_clones():
-    with ScriptedServer(OneBex(content())) as server, HttpBackend(server.url) as backend:
+    served = disk()
+    with serving(onebex.NbdFull, served) as url, HttpBackend(url) as backend:
         assert backend.size == SIZE
-        asked = len(server.requests)
+        asked = len(served.requests)
         with backend.clone() as other:
             assert other.size == SIZE
-        assert len(server.requests) == asked
+        assert len(served.requests) == asked
 
 
 def test_onebex_tells_dirty_extents():
-    with ScriptedServer(OneBex(content())) as server, HttpBackend(server.url, dirty=True) as backend:
+    with serving(onebex.NbdIncremental, disk()) as url, HttpBackend(url, dirty=True) as backend:
         found = list(backend.extents("dirty"))
     assert found[-1] == DirtyExtent(128 * KIB, 64 * KIB, dirty=True, zero=False)
 
 
 def test_checksum_that_is_offered_and_not_there_is_unsupported():
-    with ScriptedServer(OneBex(content())) as server, HttpBackend(server.url) as backend:
+    with serving(onebex.NbdFull, disk()) as url, HttpBackend(url) as backend:
         with pytest.raises(UnsupportedOperation, match="404.*Unsupported endpoint"):
             backend.checksum()
 
 
 def test_error_in_json_is_told_as_text():
-    with ScriptedServer(OneBex(content())) as server, HttpBackend(server.url) as backend:
+    with serving(onebex.NbdFull, disk()) as url, HttpBackend(url) as backend:
         with pytest.raises(NotSupported) as e:
             backend.write(0, b"x")
     assert e.value.text == "Write operation not implemented"
@@ -71,32 +77,31 @@ def test_other_json_of_an_error_is_told_as_it_is(body):
 
 
 def test_extents_with_a_gap_tell_no_size():
-    server_of_gaps = OneBex(content())
-    server_of_gaps.kinds = [("dirty", 0), ("dirty", 128 * KIB)]
-    with ScriptedServer(server_of_gaps) as server, HttpBackend(server.url) as backend:
+    with serving(onebex.LvmIncremental, Disk(content(), dirty={0, 2})) as url, HttpBackend(url) as backend:
         with pytest.raises(ProtocolError, match="expected an extent at 65536"):
             backend.size  # noqa: B018
 
 
+class Silent(onebex.NbdFull):
+    """Tells of no extents, so nothing tells the size."""
+
+    features = ()
+
+
 def test_server_that_tells_no_size_at_all_is_named():
-    image = OneBex(content())
-    image.document["features"] = []
-    with ScriptedServer(image) as server, HttpBackend(server.url) as backend:
+    with serving(Silent, disk()) as url, HttpBackend(url) as backend:
         with pytest.raises(ProtocolError, match="does not tell the size of the image"):
             backend.size  # noqa: B018
 
 
 def test_206_to_a_request_for_all_tells_the_size():
-    image = OneBex(content())
-    image.document["features"] = []
-    ranges = image.do_get
+    class Whole(Silent):
+        def do_GET(self):  # noqa: N802
+            if "Range" not in self.headers:
+                self.headers["Range"] = f"bytes=0-{SIZE - 1}"
+            super().do_GET()
 
-    def get(got, query):
-        got.headers.setdefault("range", f"bytes=0-{SIZE - 1}")
-        return ranges(got, query)
-
-    image.do_get = get
-    with ScriptedServer(image) as server, HttpBackend(server.url) as backend:
+    with serving(Whole, disk()) as url, HttpBackend(url) as backend:
         assert backend.size == SIZE
         data = bytearray(KIB)
         backend.read_into(SIZE - KIB, data)  # the connection of the whole answer is not used again
@@ -104,42 +109,47 @@ def test_206_to_a_request_for_all_tells_the_size():
 
 
 def test_head_tells_the_size_where_nothing_else_does():
-    image = OneBex(content())
-    image.document["features"] = []
-    image.do_head = lambda got, query: response(200, Content_Length=SIZE)
-    with ScriptedServer(image) as server, HttpBackend(server.url) as backend:
+    class Headed(Silent):
+        def do_HEAD(self):  # noqa: N802
+            self._send(200, bytes(SIZE))
+
+    with serving(Headed, disk()) as url, HttpBackend(url) as backend:
         assert backend.size == SIZE
 
 
 def test_size_is_looked_for_no_further_when_the_ticket_ends():
-    image = OneBex(content())
-    ranges = image.do_get
-    image.do_get = lambda got, query: ranges(got, query) if "range" in got.headers else response(403, b"expired")
-    with ScriptedServer(image) as server, HttpBackend(server.url) as backend:
+    class Ending(Silent):
+        def do_GET(self):  # noqa: N802
+            if "Range" not in self.headers:
+                self._send(403, b"expired")
+                return
+            super().do_GET()
+
+    with serving(Ending, disk()) as url, HttpBackend(url) as backend:
         with pytest.raises(Forbidden, match="expired"):
             backend.size  # noqa: B018
 
 
 def test_cloudstack_is_read_and_written():
-    image = CloudStack(content())
-    with ScriptedServer(image) as server, HttpBackend(server.url, dirty=True) as backend:
+    served = disk()
+    with serving(cloudstack.Nbd, served) as url, HttpBackend(url, dirty=True) as backend:
         assert not backend.unix_socket_used
         assert not backend.capabilities.read_only
         assert backend.size == SIZE
         assert list(backend.extents())[1] == ZeroExtent(64 * KIB, 64 * KIB, zero=True, hole=False)
-        assert list(backend.extents("dirty"))[1] == DirtyExtent(64 * KIB, 64 * KIB, dirty=True, zero=True)
+        assert list(backend.extents("dirty"))[1] == DirtyExtent(64 * KIB, 64 * KIB, dirty=False, zero=True)
         backend.write(5, b"abc")
         backend.zero(64, 64)
         backend.flush()
         with pytest.raises(UnsupportedOperation, match="checksum"):
             backend.checksum()
-    assert image.data[5:8] == b"abc"
-    assert image.flushes == 1
+    assert served.data[5:8] == b"abc"
+    assert served.data[64:128] == bytes(64)
+    assert served.flushes == 1
 
 
 def test_no_writers_means_that_nothing_may_be_written():
-    image = CloudStack(content(), read_only=True)
-    with ScriptedServer(image) as server, HttpBackend(server.url) as backend:
+    with serving(cloudstack.ReadOnlyNbd, disk()) as url, HttpBackend(url) as backend:
         assert backend.capabilities.read_only
         assert backend.capabilities.max_writers == 1
         with pytest.raises(UnsupportedOperation, match="does not allow writing"):
