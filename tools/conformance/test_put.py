@@ -107,6 +107,21 @@ def test_malformed_content_range(client, scratch, disks, text):
     require(disks["file"].content(0, 1024) == bytes(1024), "the image was changed")
 
 
+@pytest.mark.parametrize("coding", ["gzip", "DEFLATE", "zstd", "identity, br"])
+def test_compressed(client, scratch, disks, coding):
+    """A compressed body is 415, and nothing is written: an image is written as it comes."""
+    fields = [("Content-Encoding", coding)]
+    expect(expect_error(client.put(scratch, pattern(512), *fields), 415), 415, headers={"Accept-Encoding": "identity"})
+    require(disks["file"].content(0, 1024) == bytes(1024), "the image was changed")
+
+
+@pytest.mark.parametrize("coding", ["identity", "", "utf-8", "binary"])
+def test_content_encoding_that_is_no_coding(client, scratch, disks, coding):
+    """A Content-Encoding that names no compression has no effect."""
+    expect(client.put(scratch, pattern(512), ("Content-Encoding", coding)), 200)
+    require(disks["file"].content(0, 512) == pattern(512), "the image is not what was sent")
+
+
 def test_no_length(client, scratch):
     """Neither Content-Length nor Transfer-Encoding is 411."""
     expect_error(client.get(scratch, method="PUT"), 411)

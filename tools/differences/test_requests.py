@@ -25,6 +25,12 @@ CASES = (
         (200, 400),
     ),
     Case(
+        "upload with the `Content-Encoding` of a compression",
+        put("/images/disk", Content_Encoding="gzip"),
+        (200, 415),
+        here=lambda r: r.header("Accept-Encoding") == "identity",
+    ),
+    Case(
         "upload or zeroing past the end of an NBD export",
         put("/images/long", Content_Range=f"bytes {MiB - 5}-{MiB + 4}/*"),
         (500, 416),

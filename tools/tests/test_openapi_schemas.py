@@ -289,6 +289,7 @@ def test_document(daemon, description, check, method, path, described):
         (411, "PUT", "/images/disk", []),
         (413, "PATCH", "/images/disk", [("Content-Length", "65537")]),
         (414, "GET", "/images/" + "x" * 8192, []),
+        (415, "PUT", "/images/disk", [("Content-Length", "1"), ("Content-Encoding", "gzip")]),
         (416, "GET", "/images/disk", [("Range", f"bytes={SIZE}-")]),
         (417, "GET", "/images/disk", [("Expect", "200-ok")]),
         (431, "GET", "/images/disk", [("X-Long", "x" * 32768)]),

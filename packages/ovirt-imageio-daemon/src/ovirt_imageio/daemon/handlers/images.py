@@ -28,6 +28,8 @@ from .bodies import ImageBody, NoBody, receive, to_json
 
 _DOCUMENT_LIMIT = 64 * 1024
 _JSON = ("Content-Type", imagesapi.JSON)
+# Of the registry of HTTP content codings. What no coding is, as utf-8 is none, has no effect.
+_CODINGS = frozenset(("br", "compress", "deflate", "gzip", "x-compress", "x-gzip", "zstd"))
 _is_token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z").match
 
 Fields = Tuple[Tuple[str, str], ...]
@@ -152,9 +154,10 @@ class Images:
         """Write the body to the image, from the offset that Content-Range tells."""
         transfer = self._tickets.authorize(request.params["id"], "write")
         flush = params.query_flag(request.query, "flush", default=True)
+        body, headers = request.body, request.headers
+        check_coding(headers.get("content-encoding", ""))
         storage = await writable_storage(transfer)
         size = writable_size(transfer, storage)
-        body, headers = request.body, request.headers
         length = body.length
         if length == 0 and "content-length" not in headers:
             raise HttpError(411, "Content-Length or Transfer-Encoding is required")
@@ -238,6 +241,21 @@ async def writable_storage(transfer: Transfer) -> Storage:
     if storage.capabilities.read_only:
         raise HttpError(403, "the storage can only be read")
     return storage
+
+
+def check_coding(text: str) -> None:
+    """Raise if a body is compressed: an image is written as it comes.
+
+    Raises:
+        HttpError: 415 (RFC 9110 §8.4, §15.5.16).
+    """
+    for coding in text.split(","):
+        if coding.strip().lower() in _CODINGS:
+            raise HttpError(
+                415,
+                f"the body has the content coding {coding.strip()!r}, expected the bytes of the image",
+                headers=[("Accept-Encoding", "identity")],
+            )
 
 
 def check_range(offset: int, length: int, size: int) -> None:
