@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Mapping, NamedTuple, Optional, Protocol
 
-from ovirt_imageio.common.backends.http.connections import Carried, StreamedBody
 from ovirt_imageio.common.backends.http.errors import Unreachable
+from ovirt_imageio.common.backends.http.exchange import StreamedBody
+from ovirt_imageio.common.backends.http.heads import Head
 from ovirt_imageio.common.errors import ConnectionTimeout, ImageioError, PeerGone, ServerGone
 
 from .dice import Dice
@@ -129,10 +130,11 @@ class Connection:
         broken: It ended, and the client finds out when it uses it.
         uses: Requests since it was made.
         cut_short: Why a body was not sent to its end.
-        response: Body of the last answer.
         early: An answer that came before the server had all of the request.
         document: What was sent as the body of a PATCH.
-        sock: Itself while it is open.
+        is_open: The client has not closed it.
+        is_idle: The answer to the last request was received.
+        stream: Itself.
     """
 
     def __init__(self, kernel: Kernel, service: Service, name: str, cancel: Any) -> None:
@@ -145,8 +147,7 @@ class Connection:
         self.interrupted = False
         self.uses = 0
         self.cut_short: Optional[ImageioError] = None
-        self.response: Optional[Body] = None
-        self.sock: Optional[Connection] = self
+        self.is_open = self.is_idle = True
         self.early: Optional[Answer] = None
         self.document = b""
         self._waiting: Optional[Task] = None
@@ -156,6 +157,11 @@ class Connection:
 
     is_local = False
     splice_fd = None
+
+    @property
+    def stream(self) -> Connection:
+        """Itself."""
+        return self
 
     def end(self) -> None:
         """Close it, at both ends."""
@@ -170,7 +176,7 @@ class Connection:
 
     def close(self) -> None:
         """Close it."""
-        self.sock = None
+        self.is_open = False
         self.end()
 
     def interrupt(self) -> None:
@@ -272,7 +278,7 @@ class Exchange:
 
         Raises:
             ServerGone, ConnectionTimeout: The connection failed.
-            Carried: What feeds the body failed.
+            Exception: What feeds the body failed.
         """
         connection, request, dice = self.connection, self._request, self._dice
         service = connection.service
@@ -342,10 +348,6 @@ class Exchange:
             if connection.early is None:
                 raise
             connection.cut_short = e
-        except ImageioError:
-            raise
-        except Exception as e:
-            raise Carried(e) from e
 
     def send(self, data: bytes) -> None:
         """Send a piece of the body.
@@ -393,23 +395,32 @@ def damaged(data: bytes, dice: Dice) -> bytes:
 class Body:
     """The body of an answer, to be received.
 
+    Args:
+        connection: Where it comes from.
+        head: Of the answer.
+        data: All of it.
+        cut: Bytes after which the connection breaks, -1 for never.
+        hurt: It comes in small pieces at times.
+
     Attributes:
-        stream: The connection.
+        connection: What was given.
+        head: What was given.
+        cut_short: Why the body of the request was not sent to its end.
         left: Bytes not received yet.
-        will_close: The connection ends with it.
+        ended: All was received, or no more shall be.
     """
 
-    will_close = False
-
-    def __init__(self, connection: Connection, data: bytes, *, cut: int, timeout: Optional[float], hurt: bool) -> None:
-        self.stream = connection
+    def __init__(self, connection: Connection, head: Head, data: bytes, *, cut: int, hurt: bool) -> None:
+        self.connection = connection
+        self.head = head
+        self.cut_short = connection.cut_short
         self._data = data
         self._position = 0
         self._cut = cut
-        self._timeout = timeout
         self._hurt = hurt
-        self._closed = False
-        self.release: Any = lambda: None
+        self.ended = False
+        if not data:
+            self._end()
 
     @property
     def reader(self) -> Body:
@@ -423,15 +434,13 @@ class Body:
     @property
     def left(self) -> int:
         """Bytes not received yet."""
-        return 0 if self._closed else len(self._data) - self._position
-
-    def isclosed(self) -> bool:
-        """Tell if all was received."""
-        return self._closed
+        return 0 if self.ended else len(self._data) - self._position
 
     def close(self) -> None:
-        """Receive no more."""
-        self._closed = True
+        """Close the connection, unless all was received."""
+        if not self.ended:
+            self.ended = True
+            self.connection.close()
 
     def receive(self, view: memoryview) -> int:
         """Receive some bytes; 0 at the end.
@@ -439,10 +448,9 @@ class Body:
         Raises:
             ServerGone: The body ended too early.
         """
-        if not self.left:
-            self.close()
+        if self.ended:
             return 0
-        connection = self.stream
+        connection = self.connection
         kernel = connection._kernel
         count = min(len(view), self.left)
         if count > 1 and self._hurt and kernel.dice.chance(0.2):
@@ -467,13 +475,14 @@ class Body:
                 raise ServerGone("connection lost before the end of a response")
             done += count
 
-    readinto = receive
-
     def took(self, count: int) -> None:
         """Count bytes that were received."""
         self._position += count
         if self._position >= len(self._data):
-            self.close()
+            self._end()
+
+    def _end(self) -> None:
+        self.ended = self.connection.is_idle = True
 
 
 class Response(NamedTuple):
@@ -482,12 +491,7 @@ class Response(NamedTuple):
     status_code: int
     reason: str
     headers: Mapping[str, str]
-
-
-class Line:
-    """The connection that served the last request."""
-
-    connection: Optional[Connection] = None
+    raw: Body
 
 
 _REASONS = {200: "OK", 204: "No Content", 206: "Partial Content", 403: "Forbidden", 404: "Not Found"}
@@ -497,7 +501,7 @@ class Adapter:
     """In place of the adapters of requests: connects to servers of this network.
 
     Attributes:
-        line: Tells which connection served the last request.
+        connection: What served the last request.
         base_url: Scheme and host.
         name: The server, for messages.
     """
@@ -516,44 +520,39 @@ class Adapter:
         from .kernel import active
 
         self._kernel = active()
-        self.line = Line()
+        self.connection: Optional[Connection] = None
         self.name = f"{host}:{port}"
         self.base_url = f"http://{self.name}"
         self._cancel = cancel
-        self._idle: Optional[Connection] = None
-        self._closed = False
 
-    def send(self, prepared: Any, *, stream: bool = True, timeout: Optional[float] = None, **_: Any) -> Response:
+    def send(self, prepared: Any, *, timeout: Optional[float] = None, **_: Any) -> Response:
         """Send a request and receive the head of the answer."""
         connection = self._connected()
-        self._idle = None
-        self.line.connection = connection
+        self.connection = connection
         connection.uses += 1
-        connection.cut_short = connection.response = connection.early = None
+        connection.is_idle = False
+        connection.cut_short = connection.early = None
         headers = dict(prepared.headers)
         request = Request(
             prepared.method, prepared.url[len(self.base_url) :], headers, int(headers.get("Content-Length", 0))
         )
         try:
             answer = Exchange(connection, request, timeout, self._kernel.dice).run(prepared.body)
-            connection.response = self._body(connection, request, answer, timeout)
+            body = self._body(connection, request, answer)
         except BaseException:
             connection.close()
             raise
-        connection.response.release = lambda: self._release(connection)
-        return Response(answer.status, _REASONS.get(answer.status, "Status"), answer.headers)
+        return Response(answer.status, body.head.reason, answer.headers, body)
 
     def close(self) -> None:
-        """Close the idle connection. The adapter may still be used."""
-        if self._idle is not None:
-            self._idle.close()
-            self._idle = None
-        self._closed = True
-        self.line.connection = None
+        """Close the connection. The adapter may still be used."""
+        if self.connection is not None:
+            self.connection.close()
+        self.connection = None
 
     def _connected(self) -> Connection:
-        connection = self._idle
-        if connection is not None:
+        connection = self.connection
+        if connection is not None and connection.is_open and connection.is_idle:
             if not connection.broken and happens(self._kernel, connection.service.trouble, "idle"):
                 connection.end()
                 connection.broken = True
@@ -564,10 +563,9 @@ class Adapter:
         service = self._kernel.network.services.get(self.name)
         if service is None or not service.reachable() or happens(self._kernel, service.trouble, "refused"):
             raise Unreachable(f"cannot connect to {self.name}: connection refused")
-        self._closed = False
         return Connection(self._kernel, service, self.name, self._cancel)
 
-    def _body(self, connection: Connection, request: Request, answer: Answer, timeout: Optional[float]) -> Body:
+    def _body(self, connection: Connection, request: Request, answer: Answer) -> Body:
         dice, trouble = self._kernel.dice, connection.service.trouble
         data, cut = answer.body, -1
         payload = answer.status in (200, 206) and request.method == "GET"
@@ -577,13 +575,9 @@ class Adapter:
             data = damaged(data, dice)
             self._kernel.network.damaged += 1
             self._kernel.note("damaged on its way down")
-        return Body(connection, data, cut=cut, timeout=timeout, hurt=trouble.midway > 0)
-
-    def _release(self, connection: Connection) -> None:
-        if self._closed or connection.sock is None or self._idle not in (None, connection):
-            connection.close()
-        else:
-            self._idle = connection
+        fields = {name.lower(): value for name, value in answer.headers.items()}
+        head = Head(11, answer.status, _REASONS.get(answer.status, "Status"), fields)
+        return Body(connection, head, data, cut=cut, hurt=trouble.midway > 0)
 
 
 class Prepared:

@@ -118,7 +118,7 @@ _SHARED = frozenset(
         "ovirt_imageio.common.version",
         "ovirt_imageio.common.imagesapi",
         "ovirt_imageio.common.extents",
-        "ovirt_imageio.common.backends.http.connections",
+        "ovirt_imageio.common.backends.http.exchange",
         "ovirt_imageio.common.backends.http.errors",
         "ovirt_imageio.client.version",
     ]

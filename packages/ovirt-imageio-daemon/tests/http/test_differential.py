@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ovirt_imageio.daemon.errors import HttpError
-from ovirt_imageio.daemon.http.chunked import ChunkedDecoder
+from ovirt_imageio.daemon.http.message import BodyDecoder
 from ovirt_imageio.daemon.http.parser import Head, check_incomplete, parse_head
 
 EXAMPLES = int(os.environ.get("IMAGEIO_FUZZ_EXAMPLES", "500"))
@@ -231,7 +231,7 @@ def test_chunks(data: bytes, following: bytes, step: int) -> None:
 
 def decoded(data: bytes, step: int) -> tuple[bytes, bytes, bool] | HttpError:
     """Payload, what follows, and whether the body has ended, of a body that comes in small pieces."""
-    decoder, payload, buffer = ChunkedDecoder(), b"", b""
+    decoder, payload, buffer = BodyDecoder(), b"", b""
     try:
         for start in range(0, len(data), step):
             more, buffer = decoder.decode(buffer + data[start : start + step])

@@ -929,7 +929,7 @@ def test_unix_socket_gets_a_large_send_buffer(address):
         wanted = like.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         with HttpBackend(server.url) as backend:
             backend.read_into(0, bytearray(1))
-            stream = backend._unix.adapter.line.connection.stream
+            stream = backend._unix.adapter.connection.stream
             with socket.socket(fileno=os.dup(stream.fileno())) as ours:
                 assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == wanted
 

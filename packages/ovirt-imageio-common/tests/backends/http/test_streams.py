@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
 
-"""Streams and their readers against the other end of a socket pair, which the test holds."""
+"""Streams against the other end of a socket pair, which the test holds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import threading
 import pytest
 
 from ovirt_imageio.common.backends.http.errors import Unreachable, Untrusted
-from ovirt_imageio.common.backends.http.streams import Reader, Stream, TlsStream
+from ovirt_imageio.common.backends.http.streams import Stream, TlsStream
 from ovirt_imageio.common.errors import ConnectionTimeout, ProtocolError, ServerGone
 
 PATIENCE = 20.0
@@ -135,17 +135,6 @@ def test_connection_that_is_gone(pair):
         stream.sendall(b"x")
     stream.interrupt()
     assert received(stream, 1) == b""
-
-
-def test_socket_lives_as_long_as_its_reader(pair):
-    stream, server = pair
-    reader = stream.makefile()
-    stream.close()
-    server.sendall(b"late")
-    assert reader.read(4) == b"late"
-    reader.close()
-    reader.close()
-    assert stream.fileno() == -1
 
 
 # TLS.
@@ -296,79 +285,3 @@ def test_tls_server_hears_why_it_is_not_trusted(pki):
     thread.join()
     theirs.close()
     assert "ALERT_UNKNOWN_CA" in str(errors[0])
-
-
-# Readers.
-
-
-@pytest.fixture
-def reader(pair):
-    """A reader, and what sends to it."""
-    stream, server = pair
-    reader = stream.makefile()
-    assert isinstance(reader, Reader)
-    yield reader, server
-    reader.close()
-
-
-def test_line_that_comes_in_parts(reader):
-    reader, server = reader
-    server.sendall(b"one\r\ntw")
-    assert reader.readline() == b"one\r\n"
-    server.sendall(b"o\r\n")
-    assert reader.readline(100) == b"two\r\n"
-
-
-def test_line_that_is_longer_than_the_limit(reader):
-    reader, server = reader
-    server.sendall(b"0123456789\n")
-    assert reader.readline(4) == b"0123"
-    assert reader.readline(7) == b"456789\n"
-
-
-def test_end_within_a_line_is_no_line(reader):
-    reader, server = reader
-    server.sendall(b"HTTP/1.1 200")
-    server.close()
-    with pytest.raises(ServerGone, match="closed the connection without an answer"):
-        reader.readline()
-
-
-def test_read_gives_what_is_asked_for_or_all(reader):
-    reader, server = reader
-    server.sendall(b"head\n0123456789")
-    reader.readline()
-    assert reader.read(0) == b""
-    assert reader.read(4) == b"0123"
-    server.sendall(b"more")
-    assert reader.read(8) == b"456789mo"
-    server.shutdown(socket.SHUT_WR)
-    assert reader.read(-1) == b"re"
-    assert reader.read() == b""
-    assert reader.read(3) == b""
-
-
-def test_read_into_fills_the_buffer_up_to_the_end(reader):
-    reader, server = reader
-    server.sendall(b"head\n0123")
-    reader.readline()
-    view = memoryview(bytearray(6))
-    server.sendall(b"456789")
-    assert reader.readinto(view) == 6
-    assert view == b"012345"
-    server.shutdown(socket.SHUT_WR)
-    assert reader.readinto(view) == 4
-    assert view[:4] == b"6789"
-
-
-def test_receive_all_takes_what_came_before_first(reader):
-    reader, server = reader
-    server.sendall(b"head\n0123")
-    reader.readline()
-    view = memoryview(bytearray(2))
-    assert reader.receive_all(view) == 2
-    assert view == b"01"
-    server.sendall(b"4567")
-    view = memoryview(bytearray(6))
-    assert reader.receive_all(view) == 6
-    assert view == b"234567"

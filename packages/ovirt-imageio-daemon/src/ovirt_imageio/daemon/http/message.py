@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Union
 
 from ovirt_imageio.common.errors import PeerGone
+from ovirt_imageio.common.http.chunked import BadChunks, ChunkedDecoder, LongTrailers
 
 from ..errors import DeadlineExpired, HttpError
-from .chunked import ChunkedDecoder
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -27,6 +27,23 @@ LOCAL = "local"
 """Names of services, see `Request.service`."""
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class BodyDecoder(ChunkedDecoder):
+    """Decodes the chunked body of a request. The error that it raises is the answer."""
+
+    __slots__ = ()
+
+    def frame(self, data: bytes, start: int = 0) -> int:
+        """Read one line of framing; see ChunkedDecoder.
+
+        Raises:
+            HttpError: 400 if this is no framing, 431 if there are too many trailers.
+        """
+        try:
+            return super().frame(data, start)
+        except BadChunks as e:
+            raise HttpError(431 if isinstance(e, LongTrailers) else 400, str(e), close=True) from e
 
 
 class RequestBody:
@@ -48,7 +65,7 @@ class RequestBody:
         self._connection = connection
         self.length = length
         self.left = length
-        self.decoder = ChunkedDecoder() if length is None else None
+        self.decoder = BodyDecoder() if length is None else None
         self.expected = expected
 
     @property

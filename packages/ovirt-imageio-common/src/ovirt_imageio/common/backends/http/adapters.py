@@ -1,9 +1,10 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Adapters of requests: one pool a server, connections of our own.
+"""Adapters of requests that send by connections of our own.
 
-They are used without a `requests.Session`: an adapter reads no environment, no netrc
-and no cookies, and follows no redirect, which is what contract and speed ask for.
+requests prepares requests and knows responses; what lies between is `BaseAdapter.send`. The
+adapters are used without a `requests.Session`: they read no environment, no netrc and no cookies,
+and follow no redirect, which is what contract and speed ask for.
 """
 
 from __future__ import annotations
@@ -17,78 +18,129 @@ from typing import Any
 from urllib.parse import quote
 
 import requests
-import requests.adapters
-import requests_unixsocket.adapters
+from requests.adapters import BaseAdapter
+from requests.structures import CaseInsensitiveDict
+from requests_unixsocket import DEFAULT_SCHEME
 
 from ovirt_imageio.common import defaults, hosts
 from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.errors import ConnectionTimeout
 from ovirt_imageio.common.sockets import connect_tcp, connect_unix, peer_credentials
 
-from .connections import Line, Opener, Pool
 from .errors import Unreachable, unreachable
+from .exchange import Connection
 from .streams import Stream, TlsStream
 
 _USER = "ovirtimg"
 
+_PORTS = {"http": 80, "https": 443}
+
 _IDLE, _INTERVAL, _PROBES = 30, 10, 3  # seconds, seconds, count: a dead host shows in a minute
 
 
-class Adapter(requests.adapters.HTTPAdapter, abc.ABC):
-    """What the adapters have in common: a single pool.
+class Adapter(BaseAdapter, abc.ABC):
+    """Sends requests to one server. One thread.
 
-    Attributes:
-        line: Tells which connection served the last request.
+    One connection is kept. Another is made where a request begins before the answer to the
+    last one was received.
+
+    Args:
         base_url: Scheme and host, to make URLs for requests with.
         name: The server, for messages.
+        host: For the field `Host`.
+
+    Attributes:
+        base_url: What was given.
+        name: What was given.
+        connection: What served the last request, None before the first.
     """
 
-    pool: Pool
-
-    def __init__(self, *, base_url: str, name: str) -> None:
+    def __init__(self, *, base_url: str, name: str, host: str) -> None:
         super().__init__()
-        self.line = Line()
         self.base_url = base_url
         self.name = name
+        self.connection: Connection | None = None
+        self._host = host
+        self._idle: Connection | None = None
 
-    def get_connection(self, url: Any, proxies: Any = None) -> Any:
-        """Return the pool. Called by requests before 2.32."""
-        return self.pool
+    def send(
+        self,
+        request: requests.PreparedRequest,
+        stream: bool = True,
+        timeout: Any = None,
+        verify: Any = True,
+        cert: Any = None,
+        proxies: Any = None,
+    ) -> requests.Response:
+        """Send a request, and receive the head of its answer.
 
-    def get_connection_with_tls_context(self, request: Any, verify: Any, proxies: Any = None, cert: Any = None) -> Any:
-        """Return the pool. Called by requests from 2.32 on."""
-        return self.pool
+        Args:
+            request: Its headers lack `Host`, and have the length of the body. The body is bytes or
+                a `StreamedBody`.
+            stream: The body of the answer is never received here.
+            timeout: Seconds that the server may be silent; None means for ever.
+            verify: Not used: the adapter was told how to verify the server.
+            cert: Not used.
+            proxies: Not used.
 
-    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-        """Do nothing: the stream verifies, with the context it was given."""
+        Returns:
+            The answer, whose `raw` is the `Exchange`.
 
-    def request_url(self, request: Any, proxies: Any) -> str:
-        """Return the path: there is no forwarding proxy."""
-        return str(request.path_url)
-
-    def build_response(self, req: Any, resp: Any) -> requests.Response:
-        """Make the response, without looking for cookies, nor at the head again."""
+        Raises:
+            Unreachable: No connection; nothing was sent.
+            As Connection.exchange.
+        """
+        connection = self._take() or Connection(self._connect(), self.name, self._free)
+        self.connection = connection
+        try:
+            exchange = connection.exchange(str(request.method), self._head(request), request.body, timeout)
+        except BaseException:
+            connection.close()
+            raise
         response = requests.Response()
-        response.status_code = resp.status
-        response.headers = resp.headers
-        response.reason = resp.reason
-        response.url = req.url
-        response.raw = resp
-        response.request = req
+        response.status_code = exchange.head.status
+        response.headers = CaseInsensitiveDict(exchange.head.fields)
+        response.reason = exchange.head.reason
+        response.url = str(request.url)
+        response.raw = exchange
+        response.request = request
         return response
 
     def close(self) -> None:
-        """Close idle connections. The adapter may still be used."""
-        pool, self.pool = self.pool, self._make_pool()
-        pool.close()
-        self.line.connection = None
+        """Close the connection. The adapter may still be used."""
+        connection, self._idle = self._idle, None
+        if connection is not None:
+            connection.close()
+        self.connection = None
 
     @abc.abstractmethod
-    def _make_pool(self) -> Pool:
-        """Return a new pool, without connections."""
+    def _connect(self) -> Stream:
+        """Connect to the server.
 
-    def _new_pool(self, host: str, port: int | None, connect: Opener) -> Pool:
-        return Pool(host, port, open_stream=connect, line=self.line)
+        Raises:
+            Unreachable: There is none.
+        """
+
+    def _take(self) -> Connection | None:
+        """Return the idle connection, unless the server has ended it."""
+        connection, self._idle = self._idle, None
+        if connection is None or connection.is_usable():
+            return connection
+        connection.close()
+        return None
+
+    def _free(self, connection: Connection) -> None:
+        """Keep a connection whose exchange has ended."""
+        if self._idle is None and connection is self.connection:
+            self._idle = connection
+        else:
+            connection.close()
+
+    def _head(self, request: requests.PreparedRequest) -> bytes:
+        lines = [f"{request.method} {request.path_url} HTTP/1.1\r\nHost: {self._host}"]
+        lines += [f"{name}: {value}" for name, value in request.headers.items()]
+        lines.append("\r\n")
+        return "\r\n".join(lines).encode("latin-1")
 
 
 class TcpAdapter(Adapter):
@@ -116,21 +168,17 @@ class TcpAdapter(Adapter):
     ) -> None:
         scheme = "https" if context else "http"
         netloc = f"{hosts.in_url(host)}:{port}"
-        super().__init__(base_url=f"{scheme}://{netloc}", name=netloc)
-        self._host = host
-        self._port = port
+        super().__init__(base_url=f"{scheme}://{netloc}", name=netloc, host=_host_field(host, port, scheme))
+        self._address = (host, port)
         self._context = context
         self._timeout = timeout
         self._connect_timeout = connect_timeout
         self._cancel = cancel
-        self.pool = self._make_pool()
-
-    def _make_pool(self) -> Pool:
-        return self._new_pool(hosts.without_zone(self._host), self._port, self._connect)
 
     def _connect(self) -> Stream:
+        host, port = self._address
         try:
-            sock = connect_tcp(self._host, self._port, self._connect_timeout, cancel=self._cancel)
+            sock = connect_tcp(host, port, self._connect_timeout, cancel=self._cancel)
         except (OSError, ConnectionTimeout) as e:
             raise unreachable(f"cannot connect to {self.name}", e) from e
         try:
@@ -143,7 +191,7 @@ class TcpAdapter(Adapter):
                 self._timeout,
                 connect_timeout=self._connect_timeout,
                 context=self._context,
-                server_hostname=hosts.without_zone(self._host),
+                server_hostname=hosts.without_zone(host),
                 cancel=self._cancel,
             )
         except BaseException:
@@ -151,7 +199,7 @@ class TcpAdapter(Adapter):
             raise
 
 
-class UnixAdapter(Adapter, requests_unixsocket.adapters.UnixAdapter):  # type: ignore[misc]
+class UnixAdapter(Adapter):
     """Connects to a Unix socket that root, this user or the service's user listens on.
 
     Tickets and data pass in plain text, so another user's program gets no request.
@@ -172,15 +220,11 @@ class UnixAdapter(Adapter, requests_unixsocket.adapters.UnixAdapter):  # type: i
         cancel: Cancel | None = None,
     ) -> None:
         shown = "@" + address[1:] if address.startswith("\0") else address
-        super().__init__(base_url=f"http+unix://{quote(address, safe='')}", name=shown)
+        super().__init__(base_url=f"{DEFAULT_SCHEME}{quote(address, safe='')}", name=shown, host="localhost")
         self._address = address
         self._timeout = timeout
         self._connect_timeout = connect_timeout
         self._cancel = cancel
-        self.pool = self._make_pool()
-
-    def _make_pool(self) -> Pool:
-        return self._new_pool("localhost", None, self._connect)
 
     def _connect(self) -> Stream:
         try:
@@ -194,6 +238,14 @@ class UnixAdapter(Adapter, requests_unixsocket.adapters.UnixAdapter):  # type: i
         # The sender's buffer rules a Unix socket; the server sets its own.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, defaults.HTTP_SNDBUF)
         return Stream(sock, self.name, self._timeout, cancel=self._cancel)
+
+
+def _host_field(host: str, port: int, scheme: str) -> str:
+    """Return the field `Host`; RFC 9110 §7.2."""
+    name = hosts.in_url(hosts.without_zone(host))
+    if not name.isascii():
+        name = name.encode("idna").decode("ascii")
+    return name if port == _PORTS[scheme] else f"{name}:{port}"
 
 
 def trusted_users() -> frozenset[int]:

@@ -27,15 +27,15 @@ def check_range_reply(reply: Reply, offset: int, length: int) -> None:
     Source: RFC 9110, 14.4 and 15.3.7.
     """
     what = f"{length} bytes at {offset}"
-    if reply.headers.get("Content-Encoding", "identity") != "identity":
-        raise ProtocolError(f"{reply.name} encoded {what} as {reply.headers['Content-Encoding']!r}")
+    if reply.fields.get("content-encoding", "identity") != "identity":
+        raise ProtocolError(f"{reply.name} encoded {what} as {reply.fields['content-encoding']!r}")
     if reply.body.left != length:
         raise ProtocolError(f"{reply.name} answered {reply.body.left} bytes instead of {what}")
     if reply.status == 200:
         if offset:
             raise ProtocolError(f"{reply.name} answered the whole image instead of {what}")
         return
-    text = reply.headers.get("Content-Range", "")
+    text = reply.fields.get("content-range", "")
     try:
         found = imagesapi.parse_content_range(text)
     except ValueError as e:

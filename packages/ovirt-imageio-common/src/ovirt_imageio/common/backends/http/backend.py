@@ -39,8 +39,8 @@ from ovirt_imageio.common.extents import Extent, clip
 
 from .answers import check_range_reply, read_checksum
 from .channel import Reply
-from .connections import StreamedBody
 from .errors import ConnectionLost, NotSupported, Refused, ServerSilent, Unreachable, WritesLost, not_there
+from .exchange import StreamedBody
 from .listing import read_listing
 from .origin import Origin
 from .peers import DownloadPeer, UploadPeer, Watched, relay

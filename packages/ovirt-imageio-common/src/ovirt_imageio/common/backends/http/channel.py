@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 from types import TracebackType
-from typing import Any, Callable, Hashable, Mapping
+from typing import Any, Callable, Hashable, Mapping, cast
 from urllib.parse import unquote
 
 import requests
@@ -22,8 +22,8 @@ from ovirt_imageio.common.units import KiB, MiB
 from ovirt_imageio.common.version import __version__
 
 from .adapters import Adapter
-from .connections import BodyResponse, Carried, Connection
 from .errors import NotHttp, refusal
+from .exchange import Exchange
 
 _TEXT_LIMIT = 4 * KiB  # of an error's text
 _DOCUMENT_LIMIT = 64 * MiB  # of JSON that is read as a whole
@@ -39,38 +39,34 @@ class Reply:
     """A response whose body was not read yet. It must be finished or closed.
 
     Args:
-        response: Its head.
-        connection: Where its body comes from.
+        response: Its head; the `Exchange` as its `raw`.
         name: The server.
         what: The request, without the ticket's id.
         ticket_id: It is a secret: what the server says of it is abbreviated.
 
     Attributes:
         status: Status code.
-        headers: Names in any case.
+        fields: Of its head, by names in lower case.
         body: To receive the payload from.
         name: The server, for messages.
         what: The request, for messages.
     """
 
-    def __init__(
-        self, response: requests.Response, connection: Connection, *, name: str, what: str, ticket_id: str
-    ) -> None:
-        assert connection.response is not None
+    __slots__ = ("_ticket_id", "body", "fields", "name", "reason", "status", "what")
+
+    def __init__(self, response: requests.Response, *, name: str, what: str, ticket_id: str) -> None:
         self.status = response.status_code
         self.reason = response.reason or ""
-        self.headers = response.headers
-        self.body: BodyResponse = connection.response
+        self.body = cast(Exchange, response.raw)
+        self.fields = self.body.head.fields
         self.name = name
         self.what = what
         self._ticket_id = ticket_id
-        self.cut_short = connection.cut_short
-        self._connection = connection
 
     @property
     def is_local(self) -> bool:
         """The server is on this very host, reached by TCP."""
-        return self.body.stream.is_local
+        return self.body.connection.stream.is_local
 
     @property
     def life(self) -> Hashable:
@@ -79,10 +75,10 @@ class Reply:
         Servers of version 3 tell. Of others only a connection is known to be the same; one that ends with its
         response, as it says, tells nothing, and is taken for the same server's.
         """
-        told: str | None = self.headers.get(imagesapi.INSTANCE)
+        told = self.fields.get(imagesapi.INSTANCE.lower())
         if told is not None:
             return told
-        return self.name if self.body.will_close else self.body.stream
+        return self.name if self.body.head.closes else self.body.connection
 
     def require(self, *statuses: int) -> Reply:
         """Return the reply if it has one of the statuses.
@@ -92,13 +88,13 @@ class Reply:
             ProtocolError: It said something that is no answer to this request.
         """
         if self.status in statuses:
-            if self.cut_short is not None:
+            if self.body.cut_short is not None:
                 self.close()
                 raise ProtocolError(
                     f"{self.what}: {self.name} answered {self.status} before it had the body"
-                ) from self.cut_short
+                ) from self.body.cut_short
             return self
-        raise self.error() from self.cut_short
+        raise self.error() from self.body.cut_short
 
     def error(self) -> ImageioError:
         """Read the body and return what the response means as an error."""
@@ -120,25 +116,21 @@ class Reply:
 
     def finish(self) -> None:
         """Give the connection back; what is left of the body must be little."""
-        if self.cut_short is None and not self.body.isclosed():
-            self._read(_TEXT_LIMIT)
-        if self.cut_short is not None or not self.body.isclosed():
+        if not self.body.ended:
+            if self.body.cut_short is None:
+                self._read(_TEXT_LIMIT)
             self.close()
-        else:
-            self.body.release()
 
     def close(self) -> None:
-        """Close the connection. Idempotent."""
+        """Close the connection, unless the body was received. Idempotent."""
         self.body.close()
-        self._connection.close()
-        self.body.release()
 
     def _text(self) -> str:
         """Read the text of an error; a broken connection must not hide the status."""
         try:
             data = self._read(_TEXT_LIMIT, strict=False)
             self.finish()
-        except (ImageioError, http.client.HTTPException):
+        except ImageioError:
             self.close()
             return ""
         text = data.decode("utf-8", "replace")
@@ -154,7 +146,7 @@ class Reply:
                 break
             parts.append(bytes(block[:count]))
             left -= count
-        if not left and strict and not self.body.isclosed():
+        if not left and strict and not self.body.ended:
             self.close()
             raise ProtocolError(f"{self.what}: {self.name} sent more than {limit} bytes")
         return b"".join(parts)
@@ -168,7 +160,7 @@ class Reply:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is None or (self.body.isclosed() and self.cut_short is None):
+        if error is None:
             self.finish()
         else:
             self.close()
@@ -252,9 +244,7 @@ class Channel:
             response = self._send(prepared, seconds, replay)
         finally:
             prepared.body = None
-        connection = self.adapter.line.connection
-        assert connection is not None
-        return Reply(response, connection, name=self.name, what=_describe(method, suffix), ticket_id=self._ticket_id)
+        return Reply(response, name=self.adapter.name, what=_describe(method, suffix), ticket_id=self._ticket_id)
 
     def clone(self) -> Channel:
         """Return another channel to the same image, for another thread."""
@@ -263,11 +253,10 @@ class Channel:
     def interrupt(self) -> None:
         """Break the connection in use, for good. Any thread may call it."""
         self._interrupted = True
-        connection = self.adapter.line.connection
-        stream: Any = None if connection is None else connection.sock
-        if stream is not None:
+        connection = self.adapter.connection
+        if connection is not None:
             with contextlib.suppress(OSError):  # it was closed meanwhile
-                stream.interrupt()
+                connection.stream.interrupt()
 
     def close(self) -> None:
         """Close the connection."""
@@ -287,7 +276,7 @@ class Channel:
         try:
             return self._send_once(prepared, timeout)
         except ServerGone:
-            connection = self.adapter.line.connection
+            connection = self.adapter.connection
             if self._interrupted or not replay or connection is None or connection.uses < 2:
                 raise
             self.adapter.close()
@@ -295,10 +284,8 @@ class Channel:
 
     def _send_once(self, prepared: requests.PreparedRequest, timeout: float | None) -> requests.Response:
         try:
-            return self.adapter.send(prepared, stream=True, timeout=timeout)
-        except Carried as e:
-            raise e.error from e.error.__cause__
-        except (requests.RequestException, http.client.HTTPException) as e:
+            return self.adapter.send(prepared, timeout=timeout)
+        except http.client.HTTPException as e:
             raise NotHttp(f"{prepared.method} at {self.name}: {e}") from e
 
 

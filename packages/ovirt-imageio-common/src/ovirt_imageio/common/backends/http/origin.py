@@ -162,7 +162,7 @@ class Origin:
             )
             reply = anonymous.request("OPTIONS", headers={imagesapi.CHALLENGE: challenge})
             reply.document()
-            if sameserver.holds(key, challenge, reply.headers.get(imagesapi.PROOF, "")):
+            if sameserver.holds(key, challenge, reply.fields.get(imagesapi.PROOF.lower(), "")):
                 return
         raise Unreachable(f"the program at {channel.name} does not prove that it is the server of the image")
 
@@ -222,8 +222,8 @@ def read_offer(reply: Reply) -> Offer:
         reply.document()
         return Offer(largest_get=_FOREIGN_GET)
     reply.require(200)
-    allow = reply.headers.get("Allow")
-    server = reply.headers.get("Server", "")
+    allow = reply.fields.get("allow")
+    server = reply.fields.get("server", "")
     document = _parse(reply.document())
     max_writers = document.get("max_writers", 1)
     may_put = allow is None or "PUT" in [method.strip() for method in allow.split(",")]

@@ -8,7 +8,7 @@ from ovirt_imageio.common.backends.base import Operation, Peer
 from ovirt_imageio.common.buffers import Buffer, borrow
 from ovirt_imageio.common.errors import PeerGone
 
-from .connections import BodyResponse
+from .exchange import Exchange
 from .streams import Stream
 
 
@@ -57,9 +57,9 @@ class DownloadPeer:
         splice_fd: See `common.backends.base.Peer`.
     """
 
-    def __init__(self, body: BodyResponse) -> None:
+    def __init__(self, body: Exchange) -> None:
         self._body = body
-        self.splice_fd = body.stream.splice_fd
+        self.splice_fd = body.connection.stream.splice_fd
 
     def begin(self) -> None:
         """Do nothing: nothing is sent."""

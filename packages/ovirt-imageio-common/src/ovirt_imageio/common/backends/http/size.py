@@ -80,7 +80,7 @@ def _of_all(reply: Reply) -> int | None:
 
 
 def _of_head(reply: Reply) -> int | None:
-    text = reply.headers.get("Content-Length", "")
+    text = reply.fields.get("content-length", "")
     return int(text) if reply.status == 200 and text.isascii() and text.isdigit() else None
 
 
@@ -98,6 +98,6 @@ def _range_from_start(reply: Reply) -> int | None:
 
 def _content_range(reply: Reply) -> imagesapi.ContentRange | None:
     try:
-        return imagesapi.parse_content_range(reply.headers.get("Content-Range", ""))
+        return imagesapi.parse_content_range(reply.fields.get("content-range", ""))
     except ValueError:
         return None

@@ -1,14 +1,11 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Byte streams to a server: what stands in the place of a socket under http.client.
+"""Byte streams to a server.
 
 A stream is a blocking socket with time limits of the kernel, so that splice(2) can be
 used on it and needs no poll(2) before each call. `TlsStream` encrypts with two memory
 BIOs and moves up to 1 MiB by one system call, where `ssl.SSLSocket` makes two for
 each record of 16 KiB.
-
-http.client closes a connection while its response is still being read, and trusts
-the socket to live as long as the file made from it. `Stream` counts as a socket does.
 """
 
 from __future__ import annotations
@@ -27,7 +24,6 @@ from ovirt_imageio.common.units import KiB
 
 from .errors import ConnectionLost, NoTls, ServerSilent, Untrusted, unreachable
 
-_HEAD = 16 * KiB  # received at a time while a head is expected: a small body comes along
 _RAW = 256 * KiB  # of TLS, received and sent at a time
 _RECORD = 16 * KiB  # largest TLS record, RFC 8446 §5.1
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, 0 seconds; of a Unix socket it means nothing
@@ -47,8 +43,8 @@ class Stream:
         self._sock = sock
         self._name = name
         self._timeout: float | None = None
-        self._readers = 0
-        self._closing = False
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
         self._cancel = cancel
         self._wake = None if cancel is None else cancel.add(self.interrupt)
         self.settimeout(timeout)
@@ -91,6 +87,17 @@ class Stream:
         except OSError as e:
             raise self._failure(e, "took") from e
 
+    def recv(self, limit: int) -> bytes:
+        """Receive 1 to limit bytes, none at the end of the stream.
+
+        Raises:
+            As recv_into.
+        """
+        try:
+            return self._sock.recv(limit) or self._no_bytes()
+        except OSError as e:
+            raise self._failure(e, "sent") from e
+
     def recv_into(self, view: memoryview) -> int:
         """Receive at least one byte into view; 0 at the end of the stream.
 
@@ -130,20 +137,7 @@ class Stream:
 
     def answered(self) -> bool:
         """Tell without waiting if there is something to receive, or an end."""
-        poll = select.poll()
-        poll.register(self._sock, select.POLLIN)
-        return bool(poll.poll(0))
-
-    def makefile(self, mode: str = "rb", buffering: int = -1) -> Reader:
-        """Return a reader that keeps the socket open until it is closed itself."""
-        self._readers += 1
-        return Reader(self, self._name)
-
-    def reader_closed(self) -> None:
-        """Called by a reader, once."""
-        self._readers -= 1
-        if self._closing and not self._readers:
-            self._close()
+        return bool(self._poll.poll(0))
 
     def interrupt(self) -> None:
         """End both directions at once. Any thread may call it."""
@@ -152,12 +146,7 @@ class Stream:
         self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close the socket, or leave that to the reader that still uses it."""
-        self._closing = True
-        if not self._readers:
-            self._close()
-
-    def _close(self) -> None:
+        """Close the socket. Idempotent."""
         if self._cancel is not None:
             self._cancel.remove(self._wake)
         self._sock.close()
@@ -167,6 +156,10 @@ class Stream:
         if self._cancel is not None:
             self._cancel.check()
         return 0
+
+    def _no_bytes(self) -> bytes:
+        self._ended()
+        return b""
 
     def _failure(self, error: OSError, verb: str) -> ServerGone | ConnectionTimeout:
         self._ended()
@@ -212,7 +205,7 @@ class TlsStream(Stream):
         try:
             self._handshake()
         except BaseException:
-            super()._close()
+            super().close()
             raise
         self.settimeout(timeout)
 
@@ -240,6 +233,11 @@ class TlsStream(Stream):
                 return count
             self._send_pending()
             self._receive()
+
+    def recv(self, limit: int) -> bytes:
+        """Receive what is there, see Stream."""
+        block = bytearray(limit)
+        return bytes(block[: self.recv_into(memoryview(block))])
 
     def recv_all(self, view: memoryview) -> int:
         """Receive until view is full, see Stream."""
@@ -335,7 +333,8 @@ class TlsStream(Stream):
         if self._outgoing.pending:
             super().sendall(self._outgoing.read())
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close the socket, and tell the server in time. Idempotent."""
         try:
             self._tls.unwrap()
         except (ssl.SSLError, OSError, ValueError):
@@ -345,96 +344,4 @@ class TlsStream(Stream):
                 self._sock.send(self._outgoing.read(), socket.MSG_DONTWAIT)
         except OSError:
             pass  # it was a courtesy
-        super()._close()
-
-
-class Reader:
-    """What http.client reads heads and bodies from.
-
-    Unlike io.BufferedReader it tells how much it holds, so that the rest of a body can
-    be taken from the socket by somebody else, and an end within a head is an error.
-    """
-
-    def __init__(self, stream: Stream, name: str) -> None:
-        self._stream = stream
-        self._name = name
-        self._buffer = b""
-        self.closed = False
-
-    def take(self, limit: int) -> bytes:
-        """Return what was received already, at most limit bytes, maybe none."""
-        data, self._buffer = self._buffer[:limit], self._buffer[limit:]
-        return data
-
-    def peek(self, limit: int) -> bytes:
-        """Return what comes next and leave it there; of plain streams, see `Stream.peek`."""
-        return self._buffer[:limit] or self._stream.peek(limit)
-
-    def receive(self, view: memoryview) -> int:
-        """Receive at least one byte into view; 0 at the end of the stream."""
-        if self._buffer:
-            data = self.take(len(view))
-            view[: len(data)] = data
-            return len(data)
-        return self._stream.recv_into(view)
-
-    def receive_all(self, view: memoryview) -> int:
-        """Receive until view is full; less at the end of the stream, or when it pauses."""
-        first = 0
-        if self._buffer:
-            data = self.take(len(view))
-            first = len(data)
-            view[:first] = data
-            if first == len(view):
-                return first
-        return first + self._stream.recv_all(view[first:])
-
-    def readline(self, limit: int = -1) -> bytes:
-        """Read a line with its end; without one only if limit bytes came before it.
-
-        Raises:
-            ServerGone: The stream ended.
-        """
-        while True:
-            end = self._buffer.find(b"\n") + 1
-            if end and (limit < 0 or end <= limit):
-                return self.take(end)
-            if 0 <= limit <= len(self._buffer):
-                return self.take(limit)
-            self._fill()
-
-    def read(self, size: int = -1) -> bytes:
-        """Read size bytes, less only at the end of the stream; -1 reads to the end."""
-        parts = [self.take(size if size >= 0 else len(self._buffer))]
-        left = size - len(parts[0])
-        while size < 0 or left:
-            block = memoryview(bytearray(_HEAD if size < 0 else min(left, _RAW)))
-            count = self._stream.recv_into(block)
-            if not count:
-                break
-            parts.append(bytes(block[:count]))
-            left -= count
-        return b"".join(parts)
-
-    def readinto(self, view: memoryview) -> int:
-        """Fill view; less only at the end of the stream."""
-        done = 0
-        while done < len(view):
-            count = self.receive(view[done:])
-            if not count:
-                break
-            done += count
-        return done
-
-    def close(self) -> None:
-        """Let the stream go. Idempotent."""
-        if not self.closed:
-            self.closed = True
-            self._stream.reader_closed()
-
-    def _fill(self) -> None:
-        block = memoryview(bytearray(_HEAD))
-        count = self._stream.recv_into(block)
-        if not count:
-            raise ConnectionLost(f"{self._name} closed the connection without an answer")
-        self._buffer += bytes(block[:count])
+        super().close()

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ovirt_imageio.daemon.errors import HttpError
-from ovirt_imageio.daemon.http.chunked import ChunkedDecoder
+from ovirt_imageio.common.http.chunked import BadChunks, ChunkedDecoder, LongTrailers
 
 
 def decode(data: bytes) -> bytes:
@@ -69,13 +68,10 @@ def test_any_split_gives_the_same_payload(chunks: list[bytes], data: st.DataObje
     ],
 )
 def test_malformed(data: bytes) -> None:
-    with pytest.raises(HttpError) as e:
+    with pytest.raises(BadChunks):
         ChunkedDecoder().decode(data)
-    assert e.value.status == 400
-    assert e.value.close
 
 
 def test_trailers_are_bounded() -> None:
-    with pytest.raises(HttpError) as e:
+    with pytest.raises(LongTrailers):
         ChunkedDecoder().decode(b"0\r\n" + b"a: bbbbbbbbbb\r\n" * 10000)
-    assert e.value.status == 431

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-from ..errors import HttpError
+from ovirt_imageio.common.errors import ProtocolError
 
 _LINE_LIMIT = 4096  # bytes of a line with its extensions
 _TRAILERS_LIMIT = 16 * 1024
@@ -22,8 +22,12 @@ _size_line = re.compile(rb"([0-9A-Fa-f]+)[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?\Z")
 _trailer_line = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*\Z").match
 
 
-def _bad(text: str) -> HttpError:
-    return HttpError(400, text, close=True)
+class BadChunks(ProtocolError):
+    """The peer broke the rules of the chunked coding."""
+
+
+class LongTrailers(BadChunks):
+    """The peer sent more trailer fields than are read."""
 
 
 class ChunkedDecoder:
@@ -59,7 +63,8 @@ class ChunkedDecoder:
             Where the line ends; start if data holds no complete line, so more is needed.
 
         Raises:
-            HttpError: 400 if this is no framing, 431 if there are too many trailers.
+            BadChunks: This is no framing.
+            LongTrailers: There are too many trailers.
         """
         if self._after_data:
             have = data[start : start + 2]
@@ -67,15 +72,15 @@ class ChunkedDecoder:
                 self._after_data = False
                 return start + 2
             if have not in (b"", b"\r"):
-                raise _bad("a chunk is longer than its size says")
+                raise BadChunks("a chunk is longer than its size says")
             return start
         end = data.find(b"\n", start, start + _LINE_LIMIT)
         if end < 0:
             if len(data) - start >= _LINE_LIMIT:
-                raise _bad("the line before a chunk is too long")
+                raise BadChunks("the line before a chunk is too long")
             return start
         if end == start or data[end - 1] != 0x0D:
-            raise _bad("a line of the chunked body does not end with CR LF")
+            raise BadChunks("a line of the chunked body does not end with CR LF")
         self._line(data[start : end - 1])
         return end + 1
 
@@ -102,7 +107,7 @@ class ChunkedDecoder:
         if not self._in_trailers:
             match = _size_line(line)
             if not match or len(match[1]) > _MAX_DIGITS:
-                raise _bad("a chunk does not begin with its size")
+                raise BadChunks("a chunk does not begin with its size")
             self.remaining = int(match[1], 16)
             self._in_trailers = not self.remaining
         elif not line:
@@ -110,6 +115,6 @@ class ChunkedDecoder:
         else:
             self._trailers += len(line)
             if self._trailers > _TRAILERS_LIMIT:
-                raise HttpError(431, "the trailers are too large", close=True)
+                raise LongTrailers("the trailers are too large")
             if not _trailer_line(line):
-                raise _bad("a trailer field is malformed")
+                raise BadChunks("a trailer field is malformed")
