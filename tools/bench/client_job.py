@@ -132,25 +132,29 @@ def _peers(nbd_url, url, cafile, up):
     return run
 
 
-def read(url, cafile, length):
-    """Read an image in pieces through ImageioClient."""
+def read(url, cafile, size, length):
+    """Read the beginning of an image in pieces through ImageioClient."""
     from ovirt_imageio import client
 
-    return _through_client(client, url, cafile, int(length), "read")
+    return _through_client(client, url, cafile, int(size), int(length), "read")
 
 
-def write(url, cafile, length):
-    """Write an image in pieces through ImageioClient."""
+def write(url, cafile, size, length):
+    """Write the beginning of an image in pieces through ImageioClient."""
     from ovirt_imageio import client
 
-    return _through_client(client, url, cafile, int(length), "write")
+    return _through_client(client, url, cafile, int(size), int(length), "write")
 
 
-def _through_client(client, url, cafile, length, what):
-    buffer = bytearray(os.urandom(MIB) * (length // MIB))
+def _bytes(length):
+    """Some bytes that do not repeat soon."""
+    return bytearray((os.urandom(min(length, MIB)) * (length // MIB + 1))[:length])
+
+
+def _through_client(client, url, cafile, size, length, what):
+    buffer = _bytes(length)
     c = client.ImageioClient(url, cafile)
     call = getattr(c, what)
-    size = c.size()
     call(0, buffer)
 
     def run():
@@ -172,7 +176,7 @@ def plain_write(address, path, size, length):
 
 
 def _plain(address, path, size, length, put):
-    buffer = bytearray(os.urandom(MIB) * (length // MIB))
+    buffer = _bytes(length)
     view = memoryview(buffer)
     c = http.client.HTTPConnection("localhost", blocksize=MIB)
     c.sock = socket.socket(socket.AF_UNIX)

@@ -20,6 +20,7 @@ from bench.servers import BenchError, Implementation, Keys
 
 PEER_REQUIREMENT = "ovirt-imageio==2.5.1"
 OLDEST_PYTHON, NEWEST_PYTHON = 9, 13  # 3.x, that the packages support
+KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 

@@ -16,7 +16,9 @@ from bench import load
 from bench.machine import Usage, run_apart, usage
 from bench.rows import ROWS, Goal, Row, Sample
 from bench.servers import BenchError, Daemon, Implementation, QemuNbd, Server, nbdcopy
-from bench.setup import GIB, MIB, Setup, compare_images, same_bytes
+from bench.setup import GIB, KIB, MIB, Setup, compare_images, same_bytes
+
+_MOST_PIECES = 16384  # of one run: small ones take long
 
 _JOB = str(Path(__file__).with_name("client_job.py"))
 
@@ -119,26 +121,35 @@ def _between_servers(setup: Setup, implementation: Implementation, *, job: str) 
     return _of_job(setup, sample, done)
 
 
-def _in_pieces(setup: Setup, implementation: Implementation, *, job: str) -> Sample:
-    """ImageioClient.read and write, 8 MiB at a time, from a file of the server."""
+def _in_pieces(setup: Setup, implementation: Implementation, *, job: str, length: int) -> Sample:
+    """ImageioClient.read and write, some bytes at a time, from a file of the server."""
+    size = min(setup.size, _MOST_PIECES * length)
     sample: Sample = {}
     image = setup.dense() if job == "read" else setup.target("stream.raw")
     with Daemon(implementation, setup.memory, setup.keys) as daemon:
         url = daemon.url(daemon.ticket(f"file://{image}", setup.size))
-        with costs(sample, setup.size, daemon=daemon):
-            done = run_job(implementation, job, url, setup.keys.ca_file, str(8 * MIB))
-    return _of_job(setup, sample, done)
+        with costs(sample, size, daemon=daemon):
+            done = run_job(implementation, job, url, setup.keys.ca_file, str(size), str(length))
+    return _of_pieces(sample, done, size, length)
 
 
-def _in_pieces_plain(setup: Setup, *, job: str) -> Sample:
+def _in_pieces_plain(setup: Setup, *, job: str, length: int) -> Sample:
     """The same requests by http.client, to our daemon."""
+    size = min(setup.size, _MOST_PIECES * length)
     sample: Sample = {}
     image = setup.dense() if job == "read" else setup.target("stream.raw")
     with Daemon(setup.ours, setup.memory, setup.keys) as daemon:
         path = f"/images/{daemon.ticket(f'file://{image}', setup.size)}"
-        with costs(sample, setup.size, daemon=daemon):
-            done = run_job(setup.ours, f"plain-{job}", daemon.local, path, str(setup.size), str(8 * MIB))
-    return _of_job(setup, sample, done)
+        with costs(sample, size, daemon=daemon):
+            done = run_job(setup.ours, f"plain-{job}", daemon.local, path, str(size), str(length))
+    return _of_pieces(sample, done, size, length)
+
+
+def _of_pieces(sample: Sample, done: dict[str, float], size: int, length: int) -> Sample:
+    if length >= MIB:
+        return {"MiB/s": size / MIB / done["wall"], **sample, "client CPU s/GiB": done["cpu"] / (size / GIB)}
+    count = size // length
+    return {"requests/s": count / done["wall"], "client CPU µs/request": done["cpu"] / count * 1e6}
 
 
 def _add_client_rows() -> None:
@@ -150,16 +161,19 @@ def _add_client_rows() -> None:
         goals = (Goal("MiB/s", ratio), Goal("MiB/s", 1.4, "nbdcopy"))
         measure = partial(_between_servers, job=job)
         ROWS[name] = Row(name, title, measure, goals, baseline=_stream_nbdcopy)
+    large = (Goal("client CPU s/GiB", 1.1, "http.client"),)
+    small = (Goal("client CPU µs/request", 0.7),)
     for job in ("read", "write"):
-        name = f"client-{job}"
-        ROWS[name] = Row(
-            name,
-            f"ImageioClient.{job}, 8 MiB at a time, local socket",
-            partial(_in_pieces, job=job),
-            (Goal("client CPU s/GiB", 1.1, "http.client"),),
-            baseline=partial(_in_pieces_plain, job=job),
-            baseline_name="http.client",
-        )
+        for suffix, length, words, wanted in (("", 8 * MIB, "8 MiB", large), ("-4k", 4 * KIB, "4 KiB", small)):
+            name = f"client-{job}{suffix}"
+            ROWS[name] = Row(
+                name,
+                f"ImageioClient.{job}, {words} at a time, local socket",
+                partial(_in_pieces, job=job, length=length),
+                wanted,
+                baseline=partial(_in_pieces_plain, job=job, length=length),
+                baseline_name="http.client",
+            )
 
 
 def _add_library_rows() -> None:
