@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Optional
 
@@ -54,7 +54,7 @@ class Change:
         version: What it writes, `ZERO` for zeroes.
         serial: Place in the order of changes of this model.
         acknowledged: It was answered with success.
-        epoch: The life of the ticket in which that was, None if that is not sure.
+        epoch: The ticket, and which of its lives that was in; None if that is not sure.
     """
 
     first: int
@@ -62,7 +62,7 @@ class Change:
     version: int
     serial: int
     acknowledged: bool = False
-    epoch: Optional[int] = None
+    epoch: Hashable = None
 
 
 @dataclass
@@ -109,14 +109,14 @@ class Model:
                 self._history[sector].append(change)
             return change
 
-    def acknowledge(self, change: Change, epoch: Optional[int]) -> None:
-        """Note that a change was answered with success, in an epoch of the ticket."""
+    def acknowledge(self, change: Change, epoch: Hashable) -> None:
+        """Note that a change was answered with success, in an epoch of its ticket."""
         with self._lock:
             change.acknowledged, change.epoch = True, epoch
             self._unflushed.append(change)
 
-    def flush_begins(self, epoch: int) -> list[Change]:
-        """Return what a flush that begins now has to cover."""
+    def flush_begins(self, epoch: Hashable) -> list[Change]:
+        """Return what a flush that begins now has to cover: what was acknowledged in the epoch of its ticket."""
         with self._lock:
             return [change for change in self._unflushed if change.epoch == epoch]
 

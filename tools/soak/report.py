@@ -11,7 +11,8 @@ from typing import Any
 
 from .model import Verdict
 
-_COLUMNS = ("rounds", "storage", "daemon", "proxy", "replace", "writes", "flushes", "failed", "bytes", "lost")
+_FAULTS = ("storage", "daemon", "proxy", "origin", "refusal", "replace")
+_COLUMNS = ("rounds", *_FAULTS, "writes", "flushes", "failed", "bytes", "lost")
 
 _HEAD = """\
 # Soak
@@ -27,6 +28,11 @@ before, sector by sector.
 without power does. qemu-nbd and nbdkit lose less when they are killed, for what they wrote to a
 file stays in the page cache of the host: raw images all of it, qcow2 images what lies in clusters
 that no table refers to yet.
+
+`proxy-origin` is a proxy whose ticket lives on while its origin and the storage behind it are killed with
+whatever was not flushed, and brought back. `two-tickets` is one storage for two tickets that spell its URL in two
+ways, each with writers and flushes of its own; now and then the storage answers a flush with an error, and drops what
+anybody wrote since the last one.
 
 Made by
 
@@ -72,7 +78,7 @@ def totals(results: dict[str, Any]) -> Counter[str]:
 
 def faults(total: Counter[str]) -> int:
     """Return how often something was killed or replaced."""
-    return sum(total[kind] for kind in ("storage", "daemon", "proxy", "replace"))
+    return sum(total[kind] for kind in _FAULTS)
 
 
 def summary(results: dict[str, Any]) -> str:
@@ -88,8 +94,9 @@ def page(results: dict[str, Any], command: str) -> str:
     """Return the page for the documentation, in Markdown."""
     total = totals(results)
     lines = [_HEAD + "```console", f"$ {command}", summary(results), "```", ""]
-    lines.append("| storage | rounds | killed: storage | daemon | proxy | tickets replaced | writes acknowledged |")
-    lines[-1] += " flushes acknowledged | requests failed | bytes compared | bytes lost |"
+    lines.append("| storage | rounds | killed: storage | daemon | proxy | origin and storage | flushes refused |")
+    lines[-1] += " tickets replaced | writes acknowledged | flushes acknowledged | requests failed |"
+    lines[-1] += " bytes compared | bytes lost |"
     lines.append("|---" * (len(_COLUMNS) + 1) + "|")
     for name, row in [*sorted(results["targets"].items()), ("**all**", total)]:
         lines.append(f"| {name} | " + " | ".join(f"{row.get(column, 0):,}" for column in _COLUMNS) + " |")

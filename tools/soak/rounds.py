@@ -4,7 +4,7 @@
 
 writer 0..3 ──► each in sectors of its own: PUT, zero, with flush or without,
                 small ones and long ones, some repeated when they failed
-flusher     ──► PATCH flush over a connection of its own
+flusher     ──► PATCH flush over a connection of its own; one for each ticket of the storage
 main        ──► kill -9 at random moments, up to three times
 then        ──► kill -9 of storage, start it, read the image, compare each byte
 """
@@ -16,16 +16,15 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Optional
 
 from imageio_testing.httppeer import ConnectionEnded, HttpPeer, MalformedResponse
 
 from .model import SECTOR, Change, Model, Verdict, content
-from .targets import TICKET, Target
+from .targets import Target
 
 WRITERS = 4
-_PATH = f"/images/{TICKET}"
 _TRIES = 20
 
 
@@ -36,10 +35,16 @@ class RoundFailed(Exception):
 class _Client:
     """Sends requests to whoever serves at the target's address, on a connection that it keeps."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, number: int) -> None:
         self._target = target
+        self._ticket = target.ticket(number)
         self._peer: Optional[HttpPeer] = None
         self._address = ""
+
+    @property
+    def epoch(self) -> Hashable:
+        """The ticket, and which of its lives this is."""
+        return (self._ticket, self._target.epoch)
 
     def request(self, method: str, query: str, headers: list[tuple[str, str]], body: bytes) -> bool:
         """Tell whether the request was answered with success."""
@@ -48,7 +53,7 @@ class _Client:
                 self.close()
                 self._address = self._target.address
                 self._peer = HttpPeer.unix(self._address)
-            response = self._peer.request(method, _PATH + query, headers=headers, body=body)
+            response = self._peer.request(method, f"/images/{self._ticket}{query}", headers=headers, body=body)
         except (OSError, ConnectionEnded, MalformedResponse):
             self.close()
             return False
@@ -93,7 +98,8 @@ class Round:
         """
         self._target.add_ticket()
         jobs = [threading.Thread(target=self._guarded, args=(self._write, n), daemon=True) for n in range(WRITERS)]
-        jobs.append(threading.Thread(target=self._guarded, args=(self._flush_now_and_then, WRITERS), daemon=True))
+        for number in range(WRITERS, WRITERS + self._target.ticket_count):
+            jobs.append(threading.Thread(target=self._guarded, args=(self._flush_now_and_then, number), daemon=True))
         for job in jobs:
             job.start()
         try:
@@ -113,6 +119,7 @@ class Round:
     def _inject(self) -> None:
         # A daemon needs long to start, and has no data of its own: storage is killed more often.
         kinds = [*self._target.faults, "replace", *["storage"] * 3 * ("storage" in self._target.faults)]
+        kinds += self._target.more * len(kinds)
         for _ in range(self._rng.choice([1, 1, 2, 3])):
             time.sleep(self._rng.random() * self._seconds)
             fault = self._rng.choice(kinds)
@@ -137,7 +144,7 @@ class Round:
         for _ in range(_TRIES):
             try:
                 with HttpPeer.unix(self._target.address) as peer:
-                    response = peer.request("GET", _PATH)
+                    response = peer.request("GET", f"/images/{self._target.ticket(0)}")
                 if response.status == 200 and len(response.body) == self._target.size:
                     return response.body
                 why = f"{response.status} {response.text}"
@@ -149,7 +156,7 @@ class Round:
     # Clients.
 
     def _guarded(self, work: Callable[[_Client, random.Random, int], None], number: int) -> None:
-        client = _Client(self._target)
+        client = _Client(self._target, number)
         try:
             work(client, random.Random(f"{self._seed}:{number}"), number)
         except BaseException as e:
@@ -176,7 +183,7 @@ class Round:
                 time.sleep(0.02 * (again + 1))
 
     def _change(self, client: _Client, change: Change, zero: bool, flush: bool, *, chunked: bool) -> bool:
-        epoch = self._target.epoch
+        epoch = client.epoch
         covered = self._model.flush_begins(epoch) if flush else []
         offset, length = change.first * SECTOR, change.count * SECTOR
         headers: list[tuple[str, str]] = []
@@ -193,7 +200,7 @@ class Round:
         if not done:
             return False
         # A new life of the ticket owes nothing of the one before.
-        same = epoch == self._target.epoch
+        same = epoch == client.epoch
         self._count("writes")
         self._model.acknowledge(change, epoch if same else None)
         if flush:
@@ -202,10 +209,10 @@ class Round:
 
     def _flush_now_and_then(self, client: _Client, rng: random.Random, number: int) -> None:
         while not self._stop.wait(rng.random() * 0.05):
-            epoch = self._target.epoch
+            epoch = client.epoch
             covered = self._model.flush_begins(epoch)
             if client.request("PATCH", "", [], b'{"op": "flush"}'):
-                self._flushed(covered if epoch == self._target.epoch else [])
+                self._flushed(covered if epoch == client.epoch else [])
             else:
                 self._count("failed flushes")
 

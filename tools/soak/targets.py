@@ -9,16 +9,30 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Optional, Protocol
 
 from imageio_testing.daemon import Daemon
+from imageio_testing.ports import held_port
 from imageio_testing.qemu import make_image
 from imageio_testing.volatile import Volatile
 from ovirt_imageio.common.qemu.nbd import Server
 
 TICKET = "soak"
+
+_EIO = 5
+
+
+def as_it_is(url: str) -> str:
+    """Spell a URL as storage does."""
+    return url
+
+
+def as_uri(url: str) -> str:
+    """Spell the URL of an export on a Unix socket otherwise: as a URI, with a dot in the path."""
+    folder, slash, name = url[len("nbd:unix:") :].rpartition("/")
+    return f"nbd+unix:///?socket={folder}/.{slash}{name}"
 
 
 class Storage(Protocol):
@@ -123,8 +137,13 @@ class Forgetful:
     def start(self) -> None:
         """It serves already."""
 
+    def refuse_flush(self) -> None:
+        """Answer the next flush with an error, and forget that it should have written anything: as a page cache."""
+        self._server.flush_errors = [_EIO]
+
     def kill(self) -> None:
         """Lose all, or a part of what no flush covers."""
+        self._server.flush_errors = []
         chance = self._rng.choice([0.0, 0.5])
         self._server.crash(lambda: self._rng.random() < chance)
 
@@ -141,59 +160,95 @@ class Target:
         storage: What keeps the data.
         daemons: The way to it: the last one talks to storage, those before are its proxies.
         size: Bytes.
+        more: Faults of its own, which come more often: `origin` ends the last daemon and storage, and brings both
+            back behind a proxy whose ticket lives on; `refusal` lets storage answer a flush with an error.
+        spellings: Spell the URL of storage, for a ticket each.
 
     Attributes:
         faults: Names of what can be killed, `storage` where that is a server.
-        epoch: Counts the lives of the ticket.
+        more: As given.
+        epoch: Counts the lives of the tickets.
     """
 
-    def __init__(self, name: str, storage: Storage, daemons: list[Daemon], size: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        storage: Storage,
+        daemons: list[Daemon],
+        size: int,
+        *,
+        more: Sequence[str] = (),
+        spellings: Sequence[Callable[[str], str]] = (as_it_is,),
+    ) -> None:
         self.name = name
         self.storage = storage
         self.daemons = daemons
         self.size = size
         self.epoch = 0
+        self._tickets = {f"{TICKET}-{n}" if n else TICKET: spell for n, spell in enumerate(spellings)}
         ways = ["daemon"] if len(daemons) == 1 else ["proxy", "daemon"]
         self.faults = ways + ([] if isinstance(storage, File) else ["storage"])
+        self.more = list(more)
 
     @property
     def address(self) -> str:
         """Of the Unix socket where clients connect."""
         return self.daemons[0].local_socket
 
+    @property
+    def ticket_count(self) -> int:
+        """Tickets of the storage."""
+        return len(self._tickets)
+
+    def ticket(self, number: int) -> str:
+        """Return the ticket of a client."""
+        return list(self._tickets)[number % len(self._tickets)]
+
     def add_ticket(self) -> None:
-        """Begin a new life of the ticket, everywhere."""
+        """Begin a new life of the tickets, everywhere."""
         self.epoch += 1
-        self._each_ticket(lambda daemon, url: self._renew(daemon, url))
+        self._each_ticket(self._renew)
 
     def replace_ticket(self) -> None:
-        """Put the same ticket again, which cancels what runs. What was owed stays owed."""
+        """Put the same tickets again, which cancels what runs. What was owed stays owed."""
         self._each_ticket(self._put)
 
     def kill(self, fault: str) -> None:
         """Kill something and start it again; what needs a new ticket gets it."""
+        if fault == "refusal":
+            assert isinstance(self.storage, Forgetful)
+            self.storage.refuse_flush()
+            return
         if fault == "storage":
             self.storage.kill()
             self.storage.start()
             return
         daemon = self.daemons[0 if fault == "proxy" else -1]
         daemon.kill()
+        if fault == "origin":
+            self.storage.kill()
+            self.storage.start()
+            daemon.start()
+            for ticket, spell in self._tickets.items():
+                self._put(daemon, ticket, spell(self.storage.url))
+            return
         daemon.start()
         self.add_ticket()
 
-    def _each_ticket(self, do: Callable[[Daemon, str], None]) -> None:
-        url = self.storage.url
-        for daemon in reversed(self.daemons):
-            do(daemon, url)
-            url = f"http://localhost:{daemon.port}/images/{TICKET}"
+    def _each_ticket(self, do: Callable[[Daemon, str, str], None]) -> None:
+        for ticket, spell in self._tickets.items():
+            url = spell(self.storage.url)
+            for daemon in reversed(self.daemons):
+                do(daemon, ticket, url)
+                url = f"http://localhost:{daemon.port}/images/{ticket}"
 
-    def _renew(self, daemon: Daemon, url: str) -> None:
+    def _renew(self, daemon: Daemon, ticket: str, url: str) -> None:
         with contextlib.suppress(Exception):
-            daemon.remove_ticket(TICKET)
-        self._put(daemon, url)
+            daemon.remove_ticket(ticket)
+        self._put(daemon, ticket, url)
 
-    def _put(self, daemon: Daemon, url: str) -> None:
-        daemon.add_ticket(url, size=self.size, ticket_id=TICKET)
+    def _put(self, daemon: Daemon, ticket: str, url: str) -> None:
+        daemon.add_ticket(url, size=self.size, ticket_id=ticket)
 
 
 class Targets:
@@ -232,6 +287,9 @@ class Targets:
         plain: dict[str, dict[str, object]] = {"daemon": {"loop_nbd": False, "splice": False, "max_connections": 3}}
         workers = self._daemon("workers", plain)
         proxy = self._daemon("proxy")
+        # A proxy finds its origin again where that was.
+        port = self._stack.enter_context(held_port())
+        origin = self._daemon("origin", {"remote": {"host": "127.0.0.1", "port": port}})
         size = self._size
         rows: list[tuple[str, str, Callable[[Path], Storage], list[Daemon]]] = [
             ("file", "", lambda folder: File(folder, size), [daemon]),
@@ -245,6 +303,9 @@ class Targets:
             ("proxy-file", "", lambda folder: File(folder, size), [proxy, daemon]),
             ("proxy-nbd-qcow2", "qemu-nbd", lambda folder: QemuNbd(folder, size, "qcow2"), [proxy, daemon]),
             ("proxy-forgetful", "", lambda folder: Forgetful(size, multi_conn=False, rng=self._rng), [proxy, daemon]),
+            ("proxy-origin", "", lambda folder: Forgetful(size, multi_conn=True, rng=self._rng), [proxy, origin]),
+            ("two-tickets", "", lambda folder: Forgetful(size, multi_conn=True, rng=self._rng), [daemon]),
+            ("two-tickets-workers", "", lambda folder: Forgetful(size, multi_conn=False, rng=self._rng), [workers]),
         ]
         targets = []
         for name, program, make, daemons in rows:
@@ -272,4 +333,6 @@ class Targets:
         storage = make(folder)
         storage.start()
         self._stack.callback(storage.close if isinstance(storage, Forgetful) else storage.kill)
-        return Target(name, storage, daemons, self._size)
+        more = [fault for word, fault in (("origin", "origin"), ("two-tickets", "refusal")) if word in name]
+        spellings = (as_it_is, as_uri) if "two-tickets" in name else (as_it_is,)
+        return Target(name, storage, daemons, self._size, more=more, spellings=spellings)

@@ -8,8 +8,10 @@ import pytest
 from soak import __main__ as soak
 from soak import report
 from soak.model import SECTOR, Model, content
+from soak.targets import Target, as_it_is, as_uri
 
 from imageio_testing.qemu import needs_qemu
+from ovirt_imageio.common.backends.identity import identity
 
 
 def image(*versions):
@@ -68,6 +70,15 @@ def test_flush_of_another_life_of_the_ticket_covers_nothing():
     assert model.compare(image(0)).lost == 0
 
 
+def test_flush_of_one_ticket_covers_nothing_of_another():
+    model = Model(2)
+    first = written(model, 0, 1, epoch=("a", 1)).version
+    second = written(model, 1, 1, epoch=("b", 1)).version
+    flushed(model, epoch=("b", 1))
+    assert model.compare(image(0, second)).lost == 0
+    assert model.compare(image(first, 0)).lost == 2 * SECTOR
+
+
 def test_flushed_zeroes_are_zeroes():
     model = Model(1)
     old = written(model, 0, 1).version
@@ -116,20 +127,65 @@ def test_only_an_unanswered_write_of_some_storage_may_leave_zeroes(zeroes_first,
     assert (verdict.torn, verdict.lost) == ((1, 0) if allowed else (0, SECTOR))
 
 
+class Recorder:
+    """A daemon that remembers what was asked of it."""
+
+    def __init__(self, port, calls):
+        self.port = port
+        self.local_socket = ""
+        self._calls = calls
+
+    def __getattr__(self, name):
+        return lambda *args, **keys: self._calls.append((self.port, name, *args, *keys.values()))
+
+
+class Disk:
+    zeroes_first = False
+    url = "nbd:unix:/run/sock"
+
+    def __init__(self, calls):
+        self._calls = calls
+
+    def start(self):
+        self._calls.append("start")
+
+    def kill(self):
+        self._calls.append("kill")
+
+
+def test_origin_is_brought_back_behind_a_ticket_that_lives_on():
+    calls = []
+    target = Target("t", Disk(calls), [Recorder(1, calls), Recorder(2, calls)], 8, more=["origin"])
+    target.kill("origin")
+    put = (2, "add_ticket", "nbd:unix:/run/sock", 8, "soak")
+    assert calls == [(2, "kill"), "kill", "start", (2, "start"), put]
+    assert target.epoch == 0, "the proxy's ticket is another one"
+
+
+def test_two_tickets_spell_one_storage_in_two_ways():
+    calls = []
+    target = Target("t", Disk(calls), [Recorder(1, calls)], 8, spellings=(as_it_is, as_uri))
+    target.replace_ticket()
+    urls = {ticket: url for _, _, url, _, ticket in calls}
+    assert urls == {"soak": "nbd:unix:/run/sock", "soak-1": "nbd+unix:///?socket=/run/./sock"}
+    assert identity(urls["soak"]) == identity(urls["soak-1"])
+    assert [target.ticket(number) for number in range(3)] == ["soak", "soak-1", "soak"]
+
+
 @pytest.mark.system
 @needs_qemu
 @pytest.mark.timeout(100)
 def test_few_rounds_lose_nothing(tmp_path, capsys):
     results = tmp_path / "results.json"
     page = tmp_path / "page.md"
-    args = ["file", "nbd-qcow2", "forgetful", "forgetful-single", "proxy-forgetful", "--writing", "0.1", "--size", "2"]
-    args += ["--results", str(results)]
+    args = ["file", "nbd-qcow2", "forgetful", "forgetful-single", "proxy-forgetful", "proxy-origin", "two-tickets"]
+    args += ["--writing", "0.1", "--size", "2", "--results", str(results)]
     assert soak.main([*args, "--rounds", "2"]) == 0, capsys.readouterr().out
-    assert soak.main([*args, "--rounds", "5", "--report", str(page)]) == 0, capsys.readouterr().out
+    assert soak.main([*args, "--rounds", "7", "--report", str(page)]) == 0, capsys.readouterr().out
     found = report.load(results)
-    assert set(found["targets"]) == set(args[:5])
+    assert set(found["targets"]) == set(args[:7])
     total = report.totals(found)
-    assert (total["rounds"], total["bytes"], total["lost"]) == (5, 10 * soak.MIB, 0)
+    assert (total["rounds"], total["bytes"], total["lost"]) == (7, 14 * soak.MIB, 0)
     assert total["writes"] > 0
-    assert "5 rounds" in page.read_text()
+    assert "7 rounds" in page.read_text()
     assert soak.main([*args, "--seed", "2"]) == 2, "results of two seeds were mixed"

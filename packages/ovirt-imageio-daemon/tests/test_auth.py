@@ -601,9 +601,11 @@ def wait_for_one(store, transfer):
     store.run(closed())
 
 
-def test_full_storage_takes_a_second_ticket_when_the_first_is_idle(store):
+@pytest.mark.parametrize("spelling", ["nbd:unix:/none/sock", "nbd:unix:/none/./sock", "nbd+unix:///?socket=/none/sock"])
+def test_full_storage_takes_a_second_ticket_when_the_first_is_idle(store, spelling):
     store.limit = 4
-    first, second, other = store.add(uuid="1"), store.add(uuid="2"), store.add(uuid="3", url="file:///other")
+    first, second = store.add(uuid="1", url="nbd:unix:/none/sock"), store.add(uuid="2", url=spelling)
+    other = store.add(uuid="3", url="file:///other")
     lend(store, other, 1)
     lend(store, first, 3)
     lend(store, second, 1)
