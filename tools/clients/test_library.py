@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tarfile
 
 import pytest
 
@@ -127,7 +128,24 @@ def test_sdk_4_6_backs_up_in_steps(host, library, tmp_path):
     assert img.compare(str(tmp_path / "disk"), str(tmp_path / "inc.qcow2"), fmt_a="qcow2", fmt_b="qcow2")
 
 
-def test_sdk_4_6_reads_and_writes_the_beginning(host, library, tmp_path):
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+def test_sdk_4_6_uploads_a_disk_of_an_ova(host, library, tmp_path, fmt):
+    """upload_from_ova.py looks at the image within the archive, measures it, and uploads it."""
+    make_image(tmp_path / "image", fmt, SIZE, FILLS)
+    (tmp_path / "vm.ovf").write_text("<Envelope/>")
+    with tarfile.open(tmp_path / "vm.ova", "w", format=tarfile.USTAR_FORMAT) as ova:
+        ova.add(tmp_path / "vm.ovf", "vm.ovf")
+        ova.add(tmp_path / "image", "disk1")
+    img.create(str(tmp_path / "disk"), "qcow2", size=SIZE)
+    with transfer(host, tmp_path / "disk", "qcow2", "write") as url:
+        out = library.run("sdk_4_6", "ova", tmp_path / "vm.ova", "disk1", host.cafile, url, "")
+    found = json.loads(out.splitlines()[-1])
+    assert (found["format"], found["virtual-size"]) == (fmt, SIZE)
+    assert found["required"] > sum(fill.length for fill in FILLS)
+    assert img.compare(str(tmp_path / "image"), str(tmp_path / "disk"), fmt_a=fmt, fmt_b="qcow2")
+
+
+def test_sdk_4_6_reads_the_beginning_again_and_again(host, library, tmp_path):
     """image_transfer.py shows that a transfer works."""
     raw_volume(tmp_path / "disk", SIZE, pattern(4096))
     ticket_id = host.add_ticket(f"file://{tmp_path}/disk", SIZE, ["read"])

@@ -3,11 +3,12 @@
 
 """What the examples of ovirt-engine-sdk-python 4.6.3 do once they have a transfer.
 
-    sdk_4_6.py upload|download|backup|checksum|look FILE FORMAT CAFILE TRANSFER_URL PROXY_URL
+    sdk_4_6.py upload|download|backup|ova|checksum|look FILE FORMAT CAFILE TRANSFER_URL PROXY_URL
 
 Sources, all in the source distribution from PyPI: examples/upload_disk.py, download_disk.py, backup_vm.py (FORMAT is
-the backing file), checksum_disk.py and checksum_image.py, image_transfer.py. PROXY_URL is empty for --use-proxy,
-where the proxy's URL is the one of the transfer.
+the backing file), upload_from_ova.py and upload_ova_as_vm_or_template.py (FORMAT is the member), checksum_disk.py and
+checksum_image.py, image_transfer.py. PROXY_URL is empty for --use-proxy, where the proxy's URL is the one of the
+transfer.
 """
 
 from __future__ import annotations
@@ -47,6 +48,15 @@ def move(what: str, path: str, fmt: str, cafile: str, url: str, proxy_url: str) 
             client.download(url, path, cafile, **options)
 
 
+def upload_from_ova(path: str, member: str, cafile: str, url: str, proxy_url: str) -> dict[str, Any]:
+    """Look at a disk in an OVA, and upload it."""
+    info = client.info(path, member=member)
+    measure = client.measure(path, "qcow2", member=member)
+    with client.ProgressBar() as pb:
+        client.upload(path, url, cafile, secure=True, progress=pb, proxy_url=proxy_url, member=member)
+    return {"format": info["format"], "virtual-size": info["virtual-size"], "required": measure["required"]}
+
+
 def checksum(path: str, cafile: str, url: str) -> dict[str, Any]:
     """Checksums of the disk, by the daemon, and of the image, by the library."""
     parsed = urlparse(url)
@@ -60,10 +70,11 @@ def checksum(path: str, cafile: str, url: str) -> dict[str, Any]:
 
 
 def look(cafile: str, url: str, proxy_url: str) -> dict[str, Any]:
-    """Read the beginning of the disk."""
+    """Read the beginning of the disk, again and again: so image_transfer.py keeps its connection."""
     with client.ImageioClient(url, cafile=cafile, proxy_url=proxy_url or url) as transfer:
         buf = bytearray(4096)
-        transfer.read(0, buf)
+        for _ in range(3):
+            transfer.read(0, buf)
         return {"size": transfer.size(), "first": bytes(buf[:8]).hex()}
 
 
@@ -72,6 +83,9 @@ def main() -> None:
     what, path, fmt, cafile, url, proxy_url = sys.argv[1:]
     if what == "checksum":
         print(json.dumps(checksum(path, cafile, url)))
+    elif what == "ova":
+        found = upload_from_ova(path, fmt, cafile, url, proxy_url or url)
+        print("\n" + json.dumps(found))
     elif what == "look":
         print(json.dumps(look(cafile, url, proxy_url)))
     else:
