@@ -29,7 +29,7 @@ class Storages:
     """Pools by what they have open. Loop thread only."""
 
     def __init__(self) -> None:
-        self._sharers: dict[Hashable, list[Sharer]] = {}
+        self._sharers: dict[Hashable, dict[Sharer, None]] = {}
 
     def __len__(self) -> int:
         """How many storages are known."""
@@ -42,16 +42,13 @@ class Storages:
             identity: Of its storage, see `backends.identity`.
             sharer: The pool.
         """
-        sharers = self._sharers.setdefault(identity, [])
-        if sharer not in sharers:
-            sharers.append(sharer)
+        self._sharers.setdefault(identity, {})[sharer] = None
 
     def leave(self, identity: Hashable, sharer: Sharer) -> None:
         """Forget a pool, and its storage with the last one. Idempotent."""
-        sharers = [other for other in self._sharers.get(identity, ()) if other is not sharer]
-        if sharers:
-            self._sharers[identity] = sharers
-        else:
+        sharers = self._sharers.get(identity, {})
+        sharers.pop(sharer, None)
+        if not sharers:
             self._sharers.pop(identity, None)
 
     def flush_refused(self, identity: Hashable, error: BaseException) -> None:
