@@ -24,7 +24,7 @@ from .realm import check
 from .seeds import Runner
 
 _CHUNK = 100
-_SHARE_OF = 1000
+_SHARE_OF = 500
 _MOST = 20000
 """Seeds that are run at once, of which a bug's share is told, and at most for a bug."""
 
@@ -41,6 +41,7 @@ def arguments(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     p.add_argument("--bugs", action="store_true", help="plant each bug, and count how many seeds find it")
     p.add_argument("--results", type=Path, help="file to keep results in, and to go on from")
     p.add_argument("--report", type=Path, help="page to write when all seeds are done")
+    p.add_argument("--note", default="", help="what a reader of the page must know besides")
     p.add_argument("--command", default="make simulate", help="what the page says that it was made by")
     return p.parse_args(argv)
 
@@ -102,7 +103,7 @@ def show(seed: int, bug: Optional[Bug]) -> int:
 
 
 def examine(bug: Bug, jobs: int) -> dict[str, Any]:
-    """Plant a bug, and return the first seed that finds it and how many of a thousand do."""
+    """Plant a bug, and return the first seed that finds it and how many of the first ones do."""
     parts = [(first, _CHUNK, bug.name) for first in range(1, _MOST, _CHUNK)]
     found: dict[int, str] = {}
     with ProcessPoolExecutor(jobs) as pool:
@@ -145,7 +146,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if left > 0:
         print(f"{left:,} seeds are left: time is over")
     elif args.report:
-        args.report.write_text(report.page(results, args.command), encoding="utf-8")
+        args.report.write_text(report.page(results, args.command, args.note), encoding="utf-8")
     missed = [name for name, row in results.get("bugs", {}).items() if not row["first"]]
     return 1 if missed or (results["broken"] and not args.bug) else 0
 

@@ -41,7 +41,7 @@ BUGS = (
         "no claim",
         "Two downloads to one name do not exclude each other.",
         (_client("inuse", "        return linux.lock_bytes(fd, _BYTE)\n", "        return True\n"),),
-        (4, 35, 65),
+        (4, 14, 35),
     ),
     Bug(
         "part by name",
@@ -59,7 +59,7 @@ BUGS = (
         "qemu unseen",
         "An image that a running qemu has open is replaced.",
         (_client("standing", "        if locks.is_open_in_qemu(self._fd):\n", "        if False:\n"),),
-        (87, 120, 150),
+        (43, 55, 65),
     ),
     Bug(
         "shallow verify",
@@ -77,7 +77,7 @@ BUGS = (
         "unsealed plan",
         "A resumed partial upload does not care that the plan is another now.",
         (_client("journal", "            if plan != self._plan:\n", "            if False:\n"),),
-        (629, 858),
+        (1821, 3147, 3804),
     ),
     Bug(
         "cut clusters",
@@ -97,7 +97,7 @@ BUGS = (
                 "                    executor._checkpoints.record([step])\n",
             ),
         ),
-        (127, 174, 355),
+        (137, 159, 174),
     ),
     Bug(
         "one step too many",
@@ -107,7 +107,7 @@ BUGS = (
                 "plan", "            end = min(step.end, stop if inside else start)\n", "            end = step.end\n"
             ),
         ),
-        (15, 71, 72),
+        (15, 16, 71),
     ),
     Bug(
         "counted twice",
@@ -119,7 +119,7 @@ BUGS = (
                 "position = request.position\n            job._counted = job.position\n            raise\n",
             ),
         ),
-        (77, 116, 189),
+        (46, 50, 77),
     ),
     Bug(
         "last block unseen",
@@ -143,7 +143,7 @@ BUGS = (
                 "        self._owes_flush = False\n",
             ),
         ),
-        (274, 467, 600),
+        (44, 114, 274),
     ),
     Bug(
         "one flush",
@@ -156,13 +156,13 @@ BUGS = (
                 "                elif self._pair is not None:\n                    self._pair.owes_flush = False\n",
             ),
         ),
-        (7, 15, 16),
+        (15, 16, 25),
     ),
     Bug(
         "name before data",
         "The image gets its name before it is on stable storage.",
         (_client("staging", "        self.sync()\n        part.check_name()\n", "        part.check_name()\n"),),
-        (255, 315, 375),
+        (255, 308, 315),
     ),
     Bug(
         "folder not synced",
@@ -180,7 +180,7 @@ BUGS = (
                 "        if failures < 0:\n            raise gave_up",
             ),
         ),
-        (285, 361, 483),
+        (413, 451),
     ),
     Bug(
         "step taken twice",
@@ -246,6 +246,18 @@ BUGS = (
             ),
         ),
         (573,),
+    ),
+    Bug(
+        "restart unseen",
+        "A flush counts though the server was restarted since it acknowledged the writes.",
+        (
+            Patch(
+                _COMMON + "backends.http.backend",
+                "        if self.unflushed and (self._in_doubt or life != self.life):\n",
+                "        if False:\n",
+            ),
+        ),
+        (187, 723),
     ),
     Bug(
         "attributes lost",

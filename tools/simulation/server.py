@@ -284,7 +284,7 @@ class Server:
     def _done(self) -> Answer:
         """Answer a write or a flush; servers of version 3 tell which life of theirs has carried it out."""
         tells = self.name.startswith("imageio/3.")
-        return Answer(200, {"Imageio-Instance": f"life-{self.life}"} if tells else {})
+        return Answer(200, {imagesapi.INSTANCE: f"life-{self.life}"} if tells else {})
 
     def _extents(self, image: Image, query: dict[str, list[str]]) -> Answer:
         if query["context"] == [imagesapi.CONTEXT_DIRTY]:

@@ -36,7 +36,7 @@ def test_no_seed_breaks_a_promise():
     assert {outcome.seed: outcome.broken for outcome in outcomes if outcome.broken} == {}
     assert {outcome.story for outcome in outcomes} == {"Upload", "Download", "Backup", "Snapshot", "Crowd"}
     total = report.summed(outcomes)["counts"]
-    assert min(total[name] for name in ("succeeded", "failed", "killed", "power loss", "Control-C")) > 0
+    assert min(total[name] for name in ("succeeded", "failed", "killed", "power loss")) > 0
 
 
 def test_seed_replays_bit_for_bit():
@@ -73,7 +73,7 @@ def test_each_kind_of_fault_befalls_a_seed():
     counts = report.summed([outcome for outcome, _ in run(range(1, 201))])["counts"]
     known = {name for name in counts if name.startswith(("server: ", "disk: "))}
     assert known <= set(report.FAULTS)
-    assert set(report.FAULTS) - set(counts) <= {"server: crash"}
+    assert set(report.FAULTS) <= set(counts)
 
 
 def test_bugs_are_many_and_have_names():
@@ -164,7 +164,8 @@ def test_broken_promise_is_told(capsys):
 
 def test_page_tells_which_bugs_were_found():
     rows = {"no claim": {"first": 4, "share": 57, "said": "a | b"}, "endless": {"first": 0, "share": 0, "said": ""}}
-    text = report.page({**report.empty(), "bugs": rows}, "make simulate")
+    text = report.page({**report.empty(), "bugs": rows}, "make simulate", "A note.")
+    assert "seeds an hour. A note.\n" in text
     assert f"| {BUGS[0].what} | 4 | 57 | `a \\| b` |" in text
     assert "| not found | 0 |  |" in text
 

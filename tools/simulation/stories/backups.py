@@ -110,6 +110,10 @@ class Backup(Download):
         if self.base != "wrong":
             super().keeps_name(run)
 
+    def is_complete(self, path: str) -> bool:
+        """See Download; on a wrong backing file a whole image shows something else."""
+        return super().is_complete(path) or (self.base == "wrong" and path.endswith(".part"))
+
     def may_fail(self, run: Run) -> bool:
         """See Story."""
         if self.base in ("itself", "below") and kind(run.error) == "ValueError":

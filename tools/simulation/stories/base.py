@@ -36,10 +36,10 @@ _ENDINGS = (
     (1, "Cancel"),
     (1, "interrupt"),
     (1, "outage"),
-    (0, "crash"),
+    (2, "crash"),
 )
-"""How runs end, and how often each way. A server that forgets what no flush covers and comes back with
-the ticket is left out: the client cannot tell it from one that was unreachable, see the page."""
+"""How runs end, and how often each way. At an outage the server is unreachable for a while; at a crash it also
+forgets what no flush covers. It comes back with the same tickets."""
 
 
 def url(ticket: str) -> str:
@@ -179,6 +179,8 @@ class Story:
             world.count(run)
         if ending == "power":
             world.power_loss()
+        if self.dice.chance(0.1):
+            self.restart()
         if not world.broken:
             self.at_rest()
 
@@ -293,6 +295,15 @@ class Story:
 
         world.kernel.behind(back)
         return False
+
+    def restart(self) -> None:
+        """Let the server lose power while no run is there."""
+        world = self.world
+        world.kernel.counts["server: crash"] += 1
+        keep = self.dice.pick((0.0, 0.5, 1.0))
+        world.tell(f"the server is restarted, keeps {keep}")
+        world.server.crash(keep)
+        world.server.restart()
 
     def cancel_at(self, ending: str) -> Optional[int]:
         """Return after how many bytes the caller cancels."""

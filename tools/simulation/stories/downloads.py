@@ -231,11 +231,11 @@ class Download(Story):
         if run.error is not None:
             # The next run takes the lock that another one could not read.
             left -= {".image.imageio"} if self.world.kernel.disk_faults.failed else set()
-            left = {name for name in left if not self._is_complete(f"{FOLDER}/{name}")}
+            left = {name for name in left if not self.is_complete(f"{FOLDER}/{name}")}
         if left:
             self.world.complain(f"{run} left {', '.join(sorted(left))}")
 
-    def _is_complete(self, path: str) -> bool:
+    def is_complete(self, path: str) -> bool:
         """Tell if a file is the whole image, which is kept if it cannot get its name."""
         try:
             return self.read(path) == self.expected()

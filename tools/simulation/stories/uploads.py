@@ -24,13 +24,13 @@ class Upload(Story):
         super().__init__(world)
         dice = self.dice
         self._version = 0
-        self._fmt = dice.weighted((2, "raw"), (1, "qcow2"))
+        self._fmt = dice.pick(("raw", "qcow2"))
         self.size = size(dice) if self._fmt == "raw" else whole(size(dice))
         self.serve(dice.weighted((5, "new"), (2, "2.x"), (1, "plain"), (1, "old")))
         self._is_zero = dice.chance(0.5)
         whole_disk = self.size + dice.pick((0, 0, 0, UNIT, 10 * UNIT))
         self._disk = Image(bytes(whole_disk) if self._is_zero else images.make(dice, "old", whole_disk))
-        self._chain = self._fmt == "raw" or dice.chance(0.6)
+        self._chain = self._fmt == "raw" or dice.chance(0.3)
         self._change_source()
         self._remember()
         self.options = {
