@@ -215,13 +215,27 @@ def test_inactivity_timeout_ends_who_is_idle_with_a_ticket(impatient: Victim) ->
 
 def test_client_that_takes_a_byte_now_and_then_is_left(impatient: Victim) -> None:
     """An answer of the loop, too large for the socket's buffer, taken drop by drop."""
-    with impatient.target(inactivity_timeout=60) as target, target.unix() as sock:
+    with impatient.target(inactivity_timeout=1) as target, target.unix() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.sendall(request("GET", target.path, "Range: bytes=0-65535") * 100)
         sock.setblocking(False)
         while impatient.connections():
             with contextlib.suppress(OSError):
                 sock.recv(1)
+
+
+@pytest.mark.parametrize("length", [1000, 1 << 20], ids=["in the loop", "by a worker"])
+def test_ticket_that_allows_long_silence_allows_it_within_a_body(impatient: Victim, length: int) -> None:
+    """Beside it a client of a usual ticket is left."""
+    begun = request("PUT", "PATH", f"Content-Length: {length}") + bytes(length // 2)
+    with impatient.target(inactivity_timeout=60) as slow, impatient.target(inactivity_timeout=1) as usual:
+        with slow.unix() as waited_for, usual.unix() as left:
+            waited_for.sendall(begun.replace(b"PATH", slow.path.encode()))
+            left.sendall(begun.replace(b"PATH", usual.path.encode()))
+            while not has_ended(left):
+                impatient.connections()
+            waited_for.sendall(bytes(length - length // 2))
+            assert b" 200 " in waited_for.recv(20)
 
 
 # Limits.

@@ -72,6 +72,18 @@ def test_client_without_inactivity_timeout_is_waited_for(run: Run, connection: C
     assert connection.buffer == b"ab"
 
 
+def test_ticket_with_more_patience_than_usual_has_it_within_bodies(connection: Connection) -> None:
+    connection.timeouts = Timeouts(body=5, inactivity=60)
+    found = []
+    for patience in (1, 60, 61, math.inf):
+        connection.inactivity_timeout = patience
+        found.append(connection.body_timeout)
+    assert found == [5, 5, 61, 5]
+    connection.timeouts = Timeouts(body=100, inactivity=60)
+    connection.inactivity_timeout = 61
+    assert connection.body_timeout == 100
+
+
 def test_tcp_client_that_vanished_is_noticed_by_the_kernel(run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
         connection = Connection(run.loop, server.accept()[0])

@@ -196,7 +196,8 @@ class Daemon(Section):
     )
     body_timeout = _seconds(
         60.0,
-        "Time a client may neither send nor take a byte of a body.",
+        "Time a client may neither send nor take a byte of a body; the inactivity_timeout of its ticket, where that is "
+        "longer than the daemon's and than this.",
         minimum=0.1,
         live=True,
     )

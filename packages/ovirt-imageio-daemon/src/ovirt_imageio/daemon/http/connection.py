@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import select
 import socket
 import struct
@@ -66,7 +67,7 @@ class Timeouts(NamedTuple):
     Attributes:
         handshake: For the TLS handshake.
         head: From the first to the last byte of a request's head.
-        body: For a body that is read in the loop; otherwise to move 64 KiB.
+        body: For a body that is read in the loop; otherwise to move 64 KiB; see `Connection.body_timeout`.
         inactivity: To send or take anything at all, also between requests.
     """
 
@@ -150,6 +151,14 @@ class Connection:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.service} {self.peer} fd={self.fd}>"
+
+    @property
+    def body_timeout(self) -> float:
+        """Seconds for the next 64 KiB of a body: more than usual where a ticket allows longer silence than usual."""
+        patience = self.inactivity_timeout
+        if self.timeouts.inactivity < patience < math.inf:
+            return max(self.timeouts.body, patience)
+        return self.timeouts.body
 
     @property
     def client(self) -> str:
@@ -479,7 +488,7 @@ class Connection:
 
     async def _send_raw(self, data: bytes | bytearray | memoryview) -> None:
         left = len(data)
-        goal, until = left - LEAST, self.loop.now + self.timeouts.body
+        goal, until = left - LEAST, self.loop.now + self.body_timeout
         while True:
             try:
                 sent = self.socket.send(data)
@@ -492,7 +501,7 @@ class Connection:
                 return
             data = memoryview(data)[sent:]
             if left <= goal:
-                goal, until = left - LEAST, self.loop.now + self.timeouts.body
+                goal, until = left - LEAST, self.loop.now + self.body_timeout
             with self.waits():
                 await self.loop.writable(self.fd, min(self.inactivity_timeout, until - self.loop.now))
 

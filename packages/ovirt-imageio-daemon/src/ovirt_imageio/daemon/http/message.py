@@ -141,7 +141,7 @@ class RequestBody:
         """Let the connection's buffer hold that many bytes."""
         await self.accept()
         connection = self._connection
-        deadline = connection.loop.now + connection.timeouts.body
+        deadline = connection.loop.now + connection.body_timeout
         parts, have = [connection.buffer], len(connection.buffer)
         try:
             while have < length:
@@ -156,7 +156,7 @@ class RequestBody:
         await self.accept()
         connection, decoder = self._connection, self.decoder
         assert decoder is not None
-        deadline = connection.loop.now + connection.timeouts.body
+        deadline = connection.loop.now + connection.body_timeout
         parts, have = [], 0
         while not decoder.done:
             data, connection.buffer = decoder.decode(connection.buffer)

@@ -186,7 +186,7 @@ class WorkerPeer:
     def patience(self) -> float:
         """Seconds that the client may still send nothing."""
         connection = self._connection
-        left = min(connection.inactivity_timeout - self._silent, connection.timeouts.body - self._waited)
+        left = min(connection.inactivity_timeout - self._silent, connection.body_timeout - self._waited)
         return max(left, 0.0)
 
     def take_unsent(self) -> bytes:
@@ -268,7 +268,7 @@ class WorkerPeer:
             self._check_pace(verb)
 
     def _check_pace(self, verb: str) -> None:
-        if self._waited > self._connection.timeouts.body:
+        if self._waited > self._connection.body_timeout:
             raise ClientTimeout(f"{self._connection.peer} {verb} next to nothing")
 
     def _buffered_into(self, view: memoryview) -> int:
