@@ -698,6 +698,16 @@ def test_idle_worker_ends(run: Run) -> None:
         assert not thread.is_alive()
 
 
+def test_crypto_runs_in_the_loop_where_the_system_starts_no_thread(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The handshake of each client was cut off, also while workers were there."""
+    monkeypatch.setattr(run.loop._crypto, "_start_thread", lambda: None)
+
+    async def main() -> int:
+        return await run.loop.crypto(threading.get_ident, timeout=10)
+
+    assert run(main()) == threading.get_ident()
+
+
 def test_workers_that_hang_are_waited_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
     gate, now, waits = threading.Event(), [1000.0], []
     hanging = workers.Workers(lambda *_: None, limit=5)

@@ -227,7 +227,8 @@ class Loop:
     async def crypto(self, call: Callable[..., T], *args: Any, timeout: float) -> T:
         """Run ``call(*args)``, which takes a while but waits for nothing, beside the loop.
 
-        As `worker`, in a queue of its own.
+        As `worker`, in a queue of its own. Where the system starts no thread for that, it is run here: a client
+        that is greeted late is better off than one that is cut off without an answer.
 
         Args:
             call: What to call.
@@ -238,7 +239,13 @@ class Loop:
             Overloaded: Its turn did not come in time.
             Exception: Whatever the call raised.
         """
-        return await self._work(self._crypto, timeout, call, args)
+        try:
+            return await self._work(self._crypto, timeout, call, args)
+        except Overloaded:
+            if self._crypto.threads:
+                raise
+        await self.turn()
+        return call(*args)
 
     async def _work(
         self, workers: Workers, timeout: float, call: Callable[..., T], args: tuple[Any, ...], *, first: bool = False
