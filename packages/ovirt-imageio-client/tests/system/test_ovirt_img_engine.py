@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import uuid
 from functools import partial
 from typing import NamedTuple
@@ -283,6 +286,61 @@ def test_missing_folder_is_told_before_the_disk_is_locked(site, ovirt_img, tmp_p
     done = ovirt_img("download-disk", "-c", SECTION, disk.id, "none/my.qcow2")
     assert only_line(done) == f"ovirt-img: {tmp_path}/none: Not a directory"
     assert len(site.engine.transfers) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "command",
+    [["download-disk", "0cd81a7e-1f1a-4e3b-9a8f-5b3f7a1f0c52"], ["upload-disk", "-s", "nfs1"]],
+    ids=["download-disk", "upload-disk"],
+)
+def test_signal_ends_the_wait_for_an_engine_that_is_silent(site, tmp_path, command, number):
+    """libcurl, which waits for the answer to a login, comes back for no signal."""
+    (tmp_path / "my.raw").write_bytes(bytes(4096))
+    (tmp_path / "password").write_text("secret")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(60)
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        options = ["-o", "json", "--username", "a@internal", "--password-file", str(tmp_path / "password")]
+        arguments = [*command, "--engine-url", address, *options, str(tmp_path / "my.raw")]
+        with subprocess.Popen(
+            [sys.executable, "-m", "ovirt_imageio.client.cli", *arguments],
+            env=site.environ(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+        ) as waiting:
+            try:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.settimeout(60)
+                    assert connection.recv(4) == b"POST"
+                    waiting.send_signal(number)
+                    out, errors = waiting.communicate(timeout=60)
+            finally:
+                waiting.kill()
+    assert waiting.returncode == 128 + number
+    assert errors == f"ovirt-img: interrupted by {number.name}\n"
+    assert json.loads(out.splitlines()[-1])["kind"] == "Interrupted"
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_engine_that_does_not_answer_is_given_up(monkeypatch, held):
+    """A signal that is held back shortens the wait, and comes when it is over."""
+    never = threading.Event()
+    before = signal.signal(signal.SIGHUP, signal.default_int_handler)
+    try:
+        with contextlib.ExitStack() as stack:
+            if held:
+                stack.enter_context(pytest.raises(KeyboardInterrupt))
+                stack.enter_context(engine._uninterrupted())
+                monkeypatch.setattr(engine, "_LAST_WISHES", 0)
+                signal.raise_signal(signal.SIGHUP)
+            with pytest.raises(engine.EngineError, match="did not answer in 0 seconds"):
+                engine._bounded(never.wait, 3600 if held else 0)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+        never.set()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

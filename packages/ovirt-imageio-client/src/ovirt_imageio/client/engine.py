@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import queue
 import re
 import signal
+import threading
 import time
 from types import TracebackType
 from typing import Any, Callable, Iterator, NamedTuple
@@ -32,6 +34,17 @@ _API = "/ovirt-engine/api"
 
 _REQUEST_TIMEOUT = 60
 """Seconds for one answer of the engine."""
+
+_LAST_WISHES = 3
+"""Seconds for an answer when a signal asks to end."""
+
+_LOGOUT = 1
+"""Seconds for a logout, of which nothing depends."""
+
+_LOOK = 0.2
+"""Seconds between two looks if such a signal is held back."""
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _CURL_ERROR = re.compile(r"Error while sending HTTP request: \((\d+), ['\"](.*)['\"]\)")
 _AUTH_ERROR = re.compile(r"^Error during SSO authentication \w+ ?: ")
@@ -95,15 +108,49 @@ def load_sdk() -> Any:
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Hold back signals that ask to end: nobody could cancel a transfer whose id is lost."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _bounded(call: Callable[[], Any], seconds: float = _REQUEST_TIMEOUT) -> Any:
+    """Call the SDK in a thread, which is left behind if need be.
+
+    A login and a logout of it wait for ever, inside of libcurl: no signal ends that. Here a signal
+    does; one that is held back leaves the engine `_LAST_WISHES` seconds more.
+
+    Raises:
+        EngineError: There was no answer in that many seconds.
+        As call.
+    """
+    result: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            result.put((call(), None))
+        except BaseException as e:
+            result.put((None, e))
+
+    threading.Thread(target=run, name="engine", daemon=True).start()
+    begun = time.monotonic()
+    while True:
+        with contextlib.suppress(queue.Empty):
+            value, error = result.get(timeout=_LOOK)
+            break
+        waited = time.monotonic() - begun
+        if signal.sigpending().intersection(_ENDING):
+            seconds = min(seconds, waited + _LAST_WISHES)
+        if waited >= seconds:
+            raise EngineError(f"the engine did not answer in {waited:.0f} seconds")
+    if error is not None:
+        raise error
+    return value
+
+
 class Engine:
-    """A connection to an engine. One thread uses it.
+    """A connection to an engine, which is logged in inside of its context. One thread uses it.
 
     Args:
         settings: How to reach it.
@@ -138,6 +185,8 @@ class Engine:
         self._system = self._connection.system_service()
 
     def __enter__(self) -> Engine:
+        with self._errors("log in to the engine"):
+            _bounded(self._connection.authenticate)
         return self
 
     def __exit__(
@@ -147,8 +196,8 @@ class Engine:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            self._connection.close()
-        except self._sdk.Error as e:
+            _bounded(self._connection.close, _LOGOUT)
+        except (self._sdk.Error, EngineError) as e:
             log.debug("Cannot log out: %s", e)
 
     def create_disk(self, *, storage_domain: str, disk_id: str | None, **properties: Any) -> str:
@@ -220,15 +269,16 @@ class Engine:
         try:
             wanted = self._wanted(disk_id, direction, storage_domain)
             with _uninterrupted(), self._errors(f"start the {direction}"):
-                transfer = transfers.add(wanted)
+                transfer = _bounded(lambda: transfers.add(wanted))
                 service = transfers.image_transfer_service(transfer.id)
             log.info("Transfer %s %ss disk %s", transfer.id, direction, disk_id)
             yield self._ready(service, transfer.id)
-        except BaseException:
+        except BaseException as e:
+            seconds = _REQUEST_TIMEOUT if isinstance(e, Exception) else _LAST_WISHES
             if service is not None:
-                self._cancel(service, transfer.id, direction)
+                self._cancel(service, transfer.id, direction, seconds)
             elif direction == "upload":
-                self._remove(disk_id)
+                self._remove(disk_id, seconds)
             raise
         self._finalize(service, transfer.id, disk_id=disk_id, direction=direction)
 
@@ -310,20 +360,20 @@ class Engine:
         with self._errors(f"look at transfer {transfer_id}"):
             return service.get()
 
-    def _cancel(self, service: Any, transfer_id: str, direction: str) -> None:
+    def _cancel(self, service: Any, transfer_id: str, direction: str, seconds: float) -> None:
         try:
-            service.cancel()
-        except self._sdk.Error as e:
+            _bounded(service.cancel, seconds)
+        except (self._sdk.Error, EngineError) as e:
             log.warning("Cannot cancel transfer %s, do it in the engine: %s", transfer_id, self._reason(e))
             return
         what = "its disk is removed" if direction == "upload" else "the disk is as it was"
         log.warning("Transfer %s is cancelled, %s", transfer_id, what)
 
-    def _remove(self, disk_id: str) -> None:
+    def _remove(self, disk_id: str, seconds: float) -> None:
         """Remove a disk that no transfer owns."""
         try:
-            self._system.disks_service().disk_service(disk_id).remove()
-        except self._sdk.Error as e:
+            _bounded(self._system.disks_service().disk_service(disk_id).remove, seconds)
+        except (self._sdk.Error, EngineError) as e:
             log.warning("Cannot remove disk %s, do it in the engine: %s", disk_id, self._reason(e))
 
     def _polls(self, what: str, *, at_least: float = 0.0) -> Iterator[None]:
@@ -348,6 +398,8 @@ class Engine:
 
     def _reason(self, error: Any) -> str:
         """What the engine or curl said, without the frame that the SDK puts around it."""
+        if isinstance(error, EngineError):
+            return str(error)
         detail = getattr(error.fault, "detail", None)
         text = str(detail or error).strip("[]")
         curl = _CURL_ERROR.fullmatch(text)
