@@ -109,6 +109,11 @@ def test_data_end_with_the_file(tmp_path, options, fills):
         assert len(data) - end < 512
 
 
+def test_vmdk_with_its_directory_at_its_end_is_not_known():
+    head = struct.pack("<4sIIQQQQIQQ", b"KDMV", 1, 3, 2048, 128, 0, 0, 512, 0, 2**64 - 1)
+    assert end_of_data("vmdk", reader(head.ljust(4096, b"\0")), 4096) == 0
+
+
 @pytest.mark.parametrize("fmt", ["vdi", "qcow", "qcow2", "vmdk", "parallels", "qed", "vhdx"])
 def test_header_that_is_cut_off_has_no_end(fmt):
     head = b"KDMV\0\0\0\1" if fmt == "vmdk" else b"QFI\xfb\0\0\0\1"

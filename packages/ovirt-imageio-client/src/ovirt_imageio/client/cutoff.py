@@ -154,6 +154,7 @@ def _qcow2_allocated(entries: bytes, index: int, width: int, cluster: int) -> in
 
 _VMDK = struct.Struct("<4sIIQQQQIQQ")
 _VMDK_COMPRESSED = 1 << 16
+_VMDK_AT_END = (1 << 64) - 1
 _VMDK_NO_GRAIN = 1  # what smaller numbers mean is no place
 
 
@@ -164,7 +165,7 @@ def _vmdk(read: Read, size: int) -> int:
     if len(head) < _VMDK.size:
         return _VMDK.size
     _, _, flags, capacity, grain, _, _, entries, _, directory = _VMDK.unpack(head)
-    if flags & _VMDK_COMPRESSED or not 0 < grain <= 1 << 20 or not 0 < entries <= 1 << 20:
+    if flags & _VMDK_COMPRESSED or directory == _VMDK_AT_END or not 0 < grain <= 1 << 20 or not 0 < entries <= 1 << 20:
         return 0  # a compressed grain that is cut off cannot be unpacked; qemu refuses the others
     count = min(-(-capacity // (grain * entries)), _MOST_TABLES)
     end = directory * _SECTOR + 4 * count

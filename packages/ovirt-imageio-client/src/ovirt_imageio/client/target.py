@@ -133,6 +133,8 @@ class Target:
         Args:
             kill: Do not wait for it: what was not flushed does not matter.
         """
+        # A worker that was left behind must not find another file by the number.
+        self._held = None if self._held is None else -1
         server, self._server = self._server, None
         if server is not None:
             server.stop(kill=kill)
