@@ -21,6 +21,8 @@ from imageio_testing.imageserver import Image, ScriptedServer, response
 from imageio_testing.qemu import Backing, Fill, fill_image, make_image, needs_qemu
 from ovirt_imageio import client
 from ovirt_imageio.client.layers import UnsafeImage
+from ovirt_imageio.client.local import Source
+from ovirt_imageio.client.unchanged import SourceChanged
 from ovirt_imageio.common.backends.memory import Memory, MemoryBackend
 from ovirt_imageio.common.checksum import checksum
 from ovirt_imageio.common.errors import AuthorizationError, ProtocolError, TransferError, UnsupportedOperation
@@ -152,6 +154,19 @@ def test_checksum_of_a_local_image_takes_any_block_size(raw, block_size):
     ]
     expected = hashlib.blake2b(b"".join(digests), digest_size=32).hexdigest()
     assert client.checksum(raw, block_size=block_size)["checksum"] == expected
+
+
+def test_checksum_of_an_image_that_changes_meanwhile_is_none(raw, monkeypatch):
+    os.utime(raw, (0, 0))  # the clock of a file system may be coarse
+
+    def open_(source, open_=Source.open):
+        with open(raw, "r+b") as f:
+            f.write(b"new")
+        return open_(source)
+
+    monkeypatch.setattr(Source, "open", open_)
+    with pytest.raises(SourceChanged, match=f"{raw} was changed while it was read"):
+        client.checksum(raw)
 
 
 @pytest.mark.parametrize("block_size", [0, -1])

@@ -142,6 +142,7 @@ def checksum(
     Raises:
         ValueError: The algorithm is not supported, or the block size below 1.
         UnsafeImage: The image refers to something that was not allowed.
+        SourceChanged: The image was written to meanwhile.
         OperationCancelled: cancel said so.
         OSError: The image cannot be read.
     """
@@ -149,6 +150,7 @@ def checksum(
     layers = look(filename, fmt=fmt, member=member, allow_external=allow_external)
     with Source(layers, trusted=allow_external, cancel=cancel) as source:
         result = local_checksum(source.open, block_size=block_size, algorithm=algorithm, cancel=cancel)
+        source.check_unchanged()
     return {"algorithm": result.algorithm, "block_size": result.block_size, "checksum": result.checksum}
 
 
