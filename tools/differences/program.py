@@ -138,6 +138,20 @@ def incremental_without_backing_file():
     return [data[0:1].decode(), data[4096:4097].decode()]
 
 
+def source_that_is_written_to():
+    """When the upload tells of progress."""
+    _make("source.raw")
+
+    class Writer:
+        size = None
+
+        def update(self, count):
+            with open("source.raw", "r+b") as f:
+                f.write(b"y")
+
+    return _upload("source.raw", progress=Writer())
+
+
 def external_data():
     return _upload(_create("external.qcow2", "-o", "data_file=data.raw"))
 
@@ -205,6 +219,69 @@ def filename_of_a_member():
     with tarfile.open("a.ova", "w") as tar:
         tar.add("member.qcow2")
     return "json:" in client.info("a.ova", member="member.qcow2")["filename"]
+
+
+def full_name_of_a_backing_file():
+    _qemu_img("create", "-q", "-f", "qcow2", "-b", _create("base.qcow2"), "-F", "qcow2", "top.qcow2")
+    return os.path.isabs(client.info("top.qcow2")["full-backing-filename"])
+
+
+def missing_member():
+    with tarfile.open("some.ova", "w") as tar:
+        tar.add(_make("disk.raw"))
+    return client.info("some.ova", member="none")
+
+
+def member_of_no_tar_file():
+    return client.info(_make("disk.raw"), member="none")
+
+
+def missing_bitmap():
+    return list(client.extents(_create("plain.qcow2"), bitmap="none"))
+
+
+def name_in_bytes():
+    return client.info(_make("disk.raw").encode())["format"]
+
+
+def zero_outside():
+    with client.ImageioClient(_URLS["disk"]) as c:
+        c.zero(_MiB, 1)
+
+
+def read_from_outside():
+    with client.ImageioClient(_URLS["disk"]) as c:
+        c.read_from(io.BytesIO(b"ab"), _MiB - 1, 2)
+
+
+def write_to_outside():
+    with client.ImageioClient(_URLS["disk"]) as c:
+        c.write_to(io.BytesIO(), _MiB - 1, 2)
+
+
+def write_nothing():
+    with client.ImageioClient(_URLS["disk"]) as c:
+        c.write(0, b"")
+
+
+class _Slow:
+    taken = 0
+
+    def write(self, data):
+        self.taken += 1
+        return 1
+
+
+def writer_that_takes_a_part():
+    writer = _Slow()
+    with client.ImageioClient(_URLS["disk"]) as c:
+        c.write_to(writer, 0, 10)
+    return writer.taken
+
+
+def phase_that_was_not_set():
+    with client.ProgressBar(output=io.StringIO()) as bar:
+        return bar.phase
 
 
 def url_with_a_query():

@@ -126,3 +126,34 @@ def test_progress_that_cannot_be_written(generations, site, ovirt_img, tmp_path)
         with open("/dev/full", "w") as full:
             statuses.append(ovirt_img(generation, "download-disk", disk.id, tmp_path / "disk", stdout=full).returncode)
     assert statuses == [1, 0]
+
+
+@needs_qemu
+@needs_engine_sdk
+@holds(
+    "`ovirt-img upload-disk`, missing image",
+    "`ovirt-img --password-file`",
+    "`ovirt-img upload-disk` without `--description`",
+    "`ovirt-img upload-disk`, last line of text",
+)
+def test_arguments_of_upload_disk(generations, site, ovirt_img, tmp_path):
+    """A second line of the password file is part of the password for 2.5.1."""
+    make_image(tmp_path / "named.raw", "raw", MiB, [])
+    arguments = ["upload-disk", "-s", "nfs1", "named.raw"]
+    lines = []
+    for generation in generations:
+        assert ovirt_img(generation, *arguments).returncode == 0
+        disk = next(disk for disk in site.engine.disks.values() if disk.name == "named")
+        lines.append(disk.description)
+        del site.engine.disks[disk.id]
+    assert lines == ["Uploaded by ovirt-img", "Uploaded by ovirt-img from named.raw"]
+    texts = [
+        ovirt_img(generation, *arguments).stdout.replace("\r", "\n").splitlines()[-1] for generation in generations
+    ]
+    assert [text.startswith("Disk: ") for text in texts] == [False, True]
+    missing = [ovirt_img(generation, "upload-disk", "-s", "nfs1", "none").returncode for generation in generations]
+    assert missing == [2, 1]
+    (tmp_path / "password").write_text(f"{site.server.password}\nsecond\n")
+    assert [ovirt_img(generation, *arguments).returncode for generation in generations] == [1, 0]
+    (tmp_path / "password").unlink()
+    assert [ovirt_img(generation, *arguments).returncode for generation in generations] == [1, 2]

@@ -141,6 +141,20 @@ def test_abstract_socket(generations, pki, tmp_path, monkeypatch):
         assert reaches(socket.AF_UNIX, f"\0{name}")
 
 
+@holds("`[control] socket = \\u0000NAME`")
+def test_abstract_control_socket(generations, tmp_path, monkeypatch):
+    theirs, ours = generations
+    monkeypatch.chdir(tmp_path)
+    for generation in generations:
+        show(generation, tmp_path, "[control]\nsocket = \\u0000NAME\n")
+    with started(theirs, tmp_path):
+        assert (tmp_path / "\\u0000NAME").is_socket()
+    command = [ours.command("ovirt-imageio"), "-c", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "[control] socket = " in done.stderr
+
+
 @holds("names of loggers, text of log lines", "unknown section or key")
 def test_log(generations, pki, tmp_path):
     with running(generations, pki, tmp_path, unheard={"of": 1}) as hosts:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 
 import pytest
 
@@ -31,9 +32,27 @@ CASES = (
         old=lambda r: r.header("Allow") is None,
         here=lambda r: r.header("Allow") is not None,
     ),
-    Case("longer path below an image or its parts", get("/images/disk/extents/x"), (200, 404)),
-    Case("longer path below an image or its parts", get("/images/disk/x"), (403, 404)),
+    Case("longer path below an image, its parts, or `/info/`", get("/images/disk/extents/x"), (200, 404)),
+    Case("longer path below an image, its parts, or `/info/`", get("/images/disk/x"), (403, 404)),
     Case("path without an id, `/images/`", get("/images/"), (400, 404)),
+    Case("path without an id, `/images/`", get("/images//checksum/algorithms"), (200, 404)),
+    Case("path that begins with `//`", get("//images/disk"), (200, 404)),
+    Case("target in absolute form, or `*`", get("http://localhost/images/disk"), (404, 200)),
+    Case("target in absolute form, or `*`", request("OPTIONS", "*"), (404, 200)),
+    Case("another `Expect`", get("/images/disk", Expect="tea"), (200, 417)),
+    Case("OPTIONS of anything but an image", request("OPTIONS", "/images/disk/extents"), (405, 200)),
+    Case(
+        "preflight for a ticket that there is not",
+        request("OPTIONS", "/images/none", Origin="https://page", Access_Control_Request_Method="PUT"),
+        (403, 200),
+    ),
+    Case(
+        "`Access-Control-Max-Age`",
+        get("/images/disk", Origin="https://page"),
+        (200, 200),
+        old=lambda r: r.header("Access-Control-Max-Age") == "86400",
+        here=lambda r: r.header("Access-Control-Max-Age") is None,
+    ),
     Case("`%2F` in an id", get("/images/disk%2Fextents"), (200, 403)),
     Case(
         "403",
@@ -134,3 +153,34 @@ def test_requests_of_a_stranger(hosts):
                     count += 1
             served.append(count)
     assert served == [150, 100]
+
+
+@holds("longer path below an image, its parts, or `/info/`")
+def test_path_below_info(hosts):
+    statuses = []
+    for host in hosts:
+        with host.connect() as peer:
+            statuses.append(peer.request("GET", "/info/x").status)
+    assert statuses == [200, 404]
+
+
+@holds("empty line before a request")
+def test_empty_line(hosts):
+    data = b"\r\n" + request("OPTIONS", "/images/*", Connection="close")
+    theirs, ours = (everything(host.local, data) for host in hosts)
+    assert theirs == b""
+    assert ours.startswith(b"HTTP/1.1 200 ")
+
+
+@holds("plain HTTP to the port of TLS")
+def test_plain_http(hosts):
+    answers = []
+    for host in hosts:
+        with socket.create_connection(("localhost", host.port)) as s:
+            s.settimeout(30)
+            s.sendall(get("/info/"))
+            try:
+                answers.append(s.recv(100)[:12])
+            except ConnectionError:
+                answers.append(b"")
+    assert answers == [b"", b"HTTP/1.1 400"]

@@ -16,6 +16,9 @@ from .page import cases, holds
 
 pytestmark = qemu.needs_qemu
 
+SPACE = "space behind the value of `Range` or `Content-Range`"
+NUMBER = "number of a query written `+N`, `1_000`, or with spaces"
+
 CASES = (
     Case("chunked upload", put("/images/disk", b"1\r\nx\r\n0\r\n\r\n", Transfer_Encoding="chunked"), (400, 200)),
     Case("upload without a length", request("PUT", "/images/disk"), (400, 411)),
@@ -43,6 +46,10 @@ CASES = (
         old=lambda r: not r.body,
     ),
     Case("suffix of no bytes, `bytes=-0`", get("/images/disk", Range="bytes=-0"), (206, 416)),
+    Case("suffix range of nothing, `bytes=-0`", get("/images/disk", Range="bytes=-0"), (206, 416)),
+    Case("range that begins past the end, `bytes=N-`", get("/images/disk", Range=f"bytes={2 * MiB}-"), (400, 416)),
+    Case(SPACE, get("/images/disk", Range="bytes=0-0 "), (416, 206)),
+    Case(SPACE, put("/images/disk", Content_Range="bytes 0-9/* "), (400, 200)),
     Case("unit in capitals, `Bytes=` or `BYTES`", get("/images/disk", Range="Bytes=0-9"), (416, 206)),
     Case("unit in capitals, `Bytes=` or `BYTES`", put("/images/disk", Content_Range="BYTES 0-9/*"), (400, 200)),
     Case("unknown unit of a range", get("/images/disk", Range="lines=0-1"), (416, 200)),
@@ -84,6 +91,11 @@ CASES = (
         here=lambda r: r.header("Content-Disposition") == 'attachment; filename="a b"',
     ),
     Case("algorithms of variable length", get("/images/disk/checksum?algorithm=shake_128"), (500, 400)),
+    Case(
+        "algorithms that are no function of `hashlib`, as `sha512_256`",
+        get("/images/disk/checksum?algorithm=sha512_256"),
+        (500, 200),
+    ),
     Case("empty image over NBD", get("/images/empty/extents"), (500, 200), here=lambda r: r.body == b"[]\n"),
     Case(
         "empty file",
@@ -94,7 +106,9 @@ CASES = (
     ),
     Case("empty image over NBD", get("/images/empty/checksum"), (500, 200)),
     Case("query that names a key twice", put("/images/disk?flush=n&flush=y"), (200, 400)),
-    Case("number of a query written `+N` or `1_000`", get("/images/disk/checksum?block_size=1_048_576"), (200, 400)),
+    Case(NUMBER, get("/images/disk/checksum?block_size=1_048_576"), (200, 400)),
+    Case(NUMBER, get("/images/disk/checksum?block_size=%201048576"), (200, 400)),
+    Case("number above 2⁶³ − 1 in JSON", patch(f'{{"op": "zero", "size": {1 << 63}}}'), (416, 400)),
     Case("JSON that is no object", patch("[]"), (500, 400)),
     Case("JSON with a byte order mark, or in UTF-16", patch('\ufeff{"op": "flush"}'), (200, 400)),
     Case("`true` for a number in JSON", patch('{"op": "zero", "size": true}'), (200, 400)),
