@@ -193,3 +193,14 @@ def test_socket_is_woken_by_its_shutdown():
         thread.start()
         assert a.recv(1) == b""
         thread.join()
+
+
+def test_call_is_waited_for_where_the_system_starts_no_thread(monkeypatch):
+    def none(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none)
+    cancel = Cancel()
+    assert cancel.call(threading.get_ident, name="x") == threading.get_ident()
+    with pytest.raises(ZeroDivisionError):
+        cancel.call(lambda: 1 / 0, name="x")

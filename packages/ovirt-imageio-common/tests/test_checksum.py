@@ -77,6 +77,40 @@ def test_zero_extents_are_not_read():
     assert result.checksum == by_hand(data, BLOCK)[0]
 
 
+@pytest.mark.parametrize("most", [0, 1, 2])
+def test_checksum_is_the_same_where_the_system_starts_no_more_threads(monkeypatch, most):
+    """The second of three, say, could not be started, and the checksum of a daemon was 500."""
+    data = b"".join(bytes([number]) * BLOCK for number in range(1, 9))
+    start, started = threading.Thread.start, []
+
+    def limited(thread):
+        if len(started) == most:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    sources = [Source(data) for _ in range(3)]
+    result = checksum.checksum(sources, len(data), extents=extents_of(data), block_size=BLOCK, blocks=True)
+    assert (result.checksum, result.blocks) == by_hand(data, BLOCK)
+    assert sum(len(source.reads) for source in sources) == 8
+    assert len(started) == most
+
+
+def test_failure_without_threads_is_told(monkeypatch):
+    class Broken(Source):
+        def read_into(self, offset, buf):
+            raise OSError("bad sector")
+
+    def none(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none)
+    data = bytes(range(1, 129)) * (4 * BLOCK // 128)
+    with pytest.raises(OSError, match="bad sector"):
+        checksum.checksum([Broken(data), Broken(data)], len(data), extents=extents_of(data), block_size=BLOCK)
+
+
 @pytest.mark.parametrize("sources", [1, 2])
 def test_long_zero_runs_beside_data_of_their_block_are_not_read(sources):
     quarter = BLOCK // 4

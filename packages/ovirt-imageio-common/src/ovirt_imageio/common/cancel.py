@@ -106,6 +106,8 @@ class Cancel:
     def call(self, function: Callable[..., T], *args: Any, name: str) -> T:
         """Call what nothing can wake, in a thread that is left behind if need be.
 
+        Where the system starts no thread the call is waited for.
+
         Args:
             function: It changes nothing, for it may go on when this has returned.
             args: Its arguments.
@@ -130,7 +132,10 @@ class Cancel:
             with contextlib.suppress(RuntimeError):  # the other has done it
                 latch.release()
 
-        threading.Thread(target=run, name=name, daemon=True).start()
+        try:
+            threading.Thread(target=run, name=name, daemon=True).start()
+        except RuntimeError:  # the system starts no more threads
+            run()
         with self.waking(release):
             latch.acquire()
         if not result:

@@ -19,7 +19,7 @@ import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import Any, Iterable, Iterator, NamedTuple, Protocol, Sequence
+from typing import Any, Callable, Iterable, Iterator, NamedTuple, Protocol, Sequence
 
 from ovirt_imageio.common import defaults
 from ovirt_imageio.common.blockruns import SHORTEST_GAP, Gaps, block_runs
@@ -365,6 +365,28 @@ class _Unwatched:
     def advance(self, n: int) -> None: ...
 
 
+class _Task:
+    """A call that runs once, in the first thread that takes it.
+
+    An executor that could not start a thread has queued the call all the same, for those that it has.
+    """
+
+    def __init__(self, call: Callable[[], bytes]) -> None:
+        self.promise: Future[bytes] = Future()
+        self._call = call
+        self._free = threading.Lock()
+
+    def run(self) -> None:
+        """Run the call, unless another thread took it."""
+        if not self._free.acquire(blocking=False) or not self.promise.set_running_or_notify_cancel():
+            return
+        try:
+            self.promise.set_result(self._call())
+        except BaseException as e:
+            self.promise.set_exception(e)
+            del self  # the error's traceback keeps this frame: all would live on in a cycle
+
+
 class _Hashing:
     """Blocks on their way from several sources to one hash."""
 
@@ -411,7 +433,12 @@ class _Hashing:
             count = min(self._total.block_size, stop - at)
             # One more for each source, so that none waits for us.
             self._land(2 * len(self._sources) - 1)
-            self._flying.append((threads.submit(self._hash_any, at, count), count, 1))
+            task = _Task(functools.partial(self._hash_any, at, count))
+            self._flying.append((task.promise, count, 1))
+            try:
+                threads.submit(task.run)
+            except RuntimeError:  # the system starts no more threads
+                task.run()
 
     def _hash_any(self, offset: int, length: int) -> bytes:
         source = self._idle.get()
