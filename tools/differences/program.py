@@ -331,6 +331,25 @@ def ticket_without_uuid():
         c.add_ticket({})
 
 
+def sections_of_logging():
+    return admin.load_config("conf").logger_root.level
+
+
+def empty_id():
+    with admin.Client(admin.load_config("conf")) as c:
+        c.get_ticket("")
+
+
+def id_with_a_space():
+    with admin.Client(admin.load_config("conf")) as c:
+        c.del_ticket("a b")
+
+
+def connection_of_admin():
+    with admin.Client(admin.load_config("conf")) as c:
+        return _kind(c.con)
+
+
 def client_after_a_failure():
     """Somebody listens at the second time."""
     import socket

@@ -112,6 +112,13 @@ CASES = (
     Case("JSON that is no object", patch("[]"), (500, 400)),
     Case("JSON with a byte order mark, or in UTF-16", patch('\ufeff{"op": "flush"}'), (200, 400)),
     Case("`true` for a number in JSON", patch('{"op": "zero", "size": true}'), (200, 400)),
+    Case(
+        "OPTIONS of a ticket to write, storage can only be read",
+        request("OPTIONS", "/images/locked"),
+        (200, 200),
+        old=lambda r: "zero" in json.loads(r.body)["features"] and r.header("Allow") == "OPTIONS,GET,PUT,PATCH",
+        here=lambda r: "zero" not in json.loads(r.body)["features"] and r.header("Allow") == "OPTIONS,GET",
+    ),
     Case("write, storage can only be read", put("/images/locked"), (500, 403)),
 )
 
