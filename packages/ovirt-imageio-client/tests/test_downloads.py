@@ -168,6 +168,30 @@ def test_raw_image_is_written_to_its_part_whatever_has_that_name(tmp_path):
     assert not path.exists()
 
 
+@needs_qemu
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+@pytest.mark.parametrize("place", ["part", "in place", "device"])
+def test_what_a_download_is_writing_is_not_uploaded(tmp_path, fmt, place):
+    one = random_data(1)
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(2 * SIZE))
+    with contextlib.ExitStack() as stack:
+        source = tmp_path / "disk.part"
+        if place == "in place":
+            (tmp_path / "mounted").write_bytes(b"")
+            stack.enter_context(mount(path, tmp_path / "mounted", "--bind"))
+            path, source = tmp_path / "mounted", path
+        elif place == "device":
+            path = source = stack.enter_context(loop_device(path))
+        first = stack.enter_context(ScriptedServer(Image(one)))
+        second = stack.enter_context(ScriptedServer(Image(bytearray(4 * SIZE))))
+        with running(client.download, first.url, path, None, fmt=fmt) as ended:
+            with pytest.raises((ImageInUse, img.QemuImgError), match="a download|lock"):
+                client.upload(source, second.url, None)
+            assert second.requests == []
+        assert ended == [None]
+
+
 @pytest.mark.parametrize("spelling", ["same", "link", "hard link"])
 def test_second_upload_with_one_journal_is_refused_before_it_touches_anything(tmp_path, spelling):
     (tmp_path / "disk").write_bytes(random_data(1))

@@ -49,6 +49,24 @@ def test_image_is_open_for_as_long_as_qemu_has_it(tmp_path, fmt, read_only, flag
         assert not locks.is_open_in_qemu(fd)
 
 
+@pytest.mark.parametrize("read_only", [False, True])
+def test_writer_is_told_from_a_reader_and_forbids_no_reading(tmp_path, read_only):
+    qemu.make_image(tmp_path / "disk", "raw", MiB)
+    with opened(tmp_path / "disk", os.O_RDONLY) as fd:
+        with Server(str(tmp_path / "disk"), "raw", read_only=read_only):
+            assert locks.is_written_in_qemu(fd) is not read_only
+            assert not locks.is_reading_forbidden(fd)
+        assert not locks.is_written_in_qemu(fd)
+
+
+def test_reading_is_forbidden_with_all_else(tmp_path):
+    qemu.make_image(tmp_path / "disk", "raw", MiB)
+    with opened(tmp_path / "disk") as fd, opened(tmp_path / "disk") as other:
+        locks.forbid_all(other)
+        assert locks.is_reading_forbidden(fd)
+        assert not locks.is_written_in_qemu(fd)
+
+
 def test_backing_files_are_open_as_well(tmp_path):
     qemu.make_image(tmp_path / "base", "raw", MiB)
     qemu.make_image(tmp_path / "middle", "qcow2", MiB, backing=Backing(tmp_path / "base", "raw"))

@@ -115,6 +115,7 @@ def upload(
         UnsafeImage: The image refers to something that was not allowed.
         UnsupportedImage: It is packed, encrypted, or a part of another image.
         DamagedImage: It is cut off, or damaged.
+        ImageInUse: A download is writing it, or another program lets none read it.
         SourceChanged: It was written to meanwhile; of a block device this is not noticed.
         TransferError: The image does not fit, or a failure did not pass.
         CannotResume: Image or disk changed since, or the journal is of something else.

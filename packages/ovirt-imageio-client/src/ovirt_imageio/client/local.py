@@ -25,6 +25,7 @@ from typing import Any, Sequence
 
 from ovirt_imageio.client import formats
 from ovirt_imageio.client.explained import Explained
+from ovirt_imageio.client.inuse import ImageInUse, is_locked
 from ovirt_imageio.client.layers import InvalidImage, Layer, UnsupportedImage
 from ovirt_imageio.client.unchanged import Unchanged
 from ovirt_imageio.client.window import Window
@@ -71,10 +72,20 @@ class _Held:
         """Make sure that it was not written to."""
         self._unchanged.check(self.fd)
 
-    def tell_writer(self) -> None:
-        """Tell if a qemu may write to it: one that opens a qcow2 image is refused by qemu itself."""
-        if self._layer.driver == "raw" and locks.is_written_in_qemu(self.fd):
-            log.warning("%s is open for writing in a running qemu: what is read of it may be torn", self._layer.path)
+    def look_for_writer(self) -> None:
+        """Refuse what a download is writing, and what no qemu would open; tell if a qemu may write to it.
+
+        Formats other than raw are opened by qemu, which looks for itself.
+        """
+        path = self._layer.path
+        if is_locked(self.fd):
+            raise ImageInUse(f"a download is writing {path}: it is no image yet")
+        if self._layer.driver != "raw":
+            return
+        if locks.is_reading_forbidden(self.fd):
+            raise ImageInUse(f"{path} is being written by another program, such as a download, that lets none read it")
+        if locks.is_written_in_qemu(self.fd):
+            log.warning("%s is open for writing in a running qemu: what is read of it may be torn", path)
 
     def close(self) -> None:
         """Close it. A worker that was left behind finds no other file by its number."""
@@ -97,6 +108,7 @@ class Source:
         hides_zeroes: What reads as zeroes is not told by the extents, or not all of it: look at the data.
 
     Raises:
+        ImageInUse: A download is writing a file of it, or another program lets none read it.
         OSError: The file cannot be opened.
         QemuNbdError: qemu-nbd is missing, or cannot open the image.
     """
@@ -122,7 +134,7 @@ class Source:
             for layer in layers:
                 self._held.append(_Held(layer))
                 self._stack.callback(self._held[-1].close)
-                self._held[-1].tell_writer()
+                self._held[-1].look_for_writer()
             self._open(layers, connections, trusted)
         except BaseException:
             self._stack.close()

@@ -26,7 +26,7 @@ _PERMISSIONS = 64
 
 _RANGES = ((0, 1), (_USED, _PERMISSIONS), (_FORBIDDEN, _PERMISSIONS))
 
-_WRITE = 1
+_READ, _WRITE = 0, 1
 
 _READ_TO_RESIZE = 4
 """Permissions that all versions of qemu know."""
@@ -54,6 +54,18 @@ def is_written_in_qemu(fd: int) -> bool:
         As `is_open_in_qemu`.
     """
     return _are_locked(fd, ((_USED + _WRITE, 1),))
+
+
+def is_reading_forbidden(fd: int) -> bool:
+    """Tell if another program lets none read an image: a qemu would not open it.
+
+    Args:
+        fd: The image's file or device, opened in any way.
+
+    Returns:
+        As `is_open_in_qemu`.
+    """
+    return _are_locked(fd, ((_FORBIDDEN + _READ, 1),))
 
 
 def _are_locked(fd: int, ranges: Iterable[tuple[int, int]]) -> bool:
