@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import re
 import socket
@@ -158,6 +159,8 @@ class App:
             raise OperationCancelled("secret")
         if how == "bug":
             raise KeyError("secret")
+        if how.isupper():
+            raise OSError(getattr(errno, how), "secret", "/path")
         raise OSError("secret /path")
 
     async def stream(self, request: Request) -> Response:
@@ -432,6 +435,17 @@ def test_failing_storage_tells_the_log_not_the_client(client: Client, caplog: py
     ]
     assert "Traceback" not in caplog.text
     assert client.get("/echo").status == 200
+
+
+@pytest.mark.parametrize(("name", "status"), [("EMFILE", 503), ("ENFILE", 503), ("ENOSPC", 507), ("EDQUOT", 507)])
+def test_lack_of_something_has_a_status_and_its_details_are_logged(
+    client: Client, caplog: pytest.LogCaptureFixture, name: str, status: int
+) -> None:
+    with caplog.at_level(logging.INFO):
+        answer = client.get(f"/fail/{name}")
+    assert (answer.status, answer.headers.get("retry-after")) == (status, "1" if status == 503 else None)
+    assert b"secret" not in answer.body
+    assert "secret: '/path'" in caplog.text
 
 
 @pytest.mark.parametrize(("path", "level"), [("/fail/bug", logging.INFO), ("/fail/other", logging.DEBUG)])

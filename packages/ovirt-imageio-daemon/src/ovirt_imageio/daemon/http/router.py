@@ -43,7 +43,7 @@ from ovirt_imageio.common.errors import (
     ServerGone,
 )
 
-from ..errors import NO_SPACE, DeadlineExpired, HttpError, origin_refusal, origin_status
+from ..errors import NO_SPACE, DeadlineExpired, HttpError, Overloaded, origin_refusal, origin_status
 from . import report
 from .cors import cors_fields, cors_fields_of_refused, is_preflight
 from .head import HeadWriter
@@ -63,6 +63,7 @@ _NO_BODY_STATUS = frozenset([204, 304])
 _ERROR_FIELDS = (("Content-Type", "text/plain; charset=UTF-8"), ("Cache-Control", "no-store"))
 _HTTP_1_0 = (1, 0)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_SCARCE = (errno.EMFILE, errno.ENFILE)  # descriptors, of the process and of the system
 
 Guard = Callable[[Request], None]
 # Called with request, status and seconds when a response was sent, or given up.
@@ -357,7 +358,7 @@ class Router:
     def _http_error(self, request: Request, error: Exception) -> HttpError:
         """Return what the client is told; the details of a 500 go to the log."""
         answer = _answer_to(error)
-        if answer is None or answer is NO_SPACE or origin_status(error) >= 500:
+        if answer is None or answer is NO_SPACE or isinstance(error, OSError) or origin_status(error) >= 500:
             report.failed(request, error)
             return answer or HttpError(500, "the server could not do that")
         if answer.status >= 500 or self._shall_be_told(request.connection):
@@ -384,6 +385,8 @@ def _answer_to(error: Exception) -> HttpError | None:
         return HttpError(408, "the body did not come in time", close=True)
     if isinstance(error, AuthorizationError) or origin_status(error) not in (0, 500):
         return origin_refusal(error)
+    if isinstance(error, OSError) and error.errno in _SCARCE:
+        return Overloaded()
     if isinstance(error, (OSError, RequestError)) and error.errno in _FULL:
         return NO_SPACE
     return None
