@@ -142,6 +142,8 @@ def _bars(title: str, bars: Sequence[tuple[str, float]], *, better: str) -> str:
     top = max([1.25, *(ratio for _, ratio in bars)])
     height = 62 + step * len(bars)
     one = left + width / top
+    # On the side of the line that has room: the label is longer than what the right margin leaves.
+    side, anchor = (1, "start") if one < left + width / 2 else (-1, "end")
     parts = [
         (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 70} {height}" '
@@ -149,7 +151,7 @@ def _bars(title: str, bars: Sequence[tuple[str, float]], *, better: str) -> str:
         ),
         f"<style>{_COLOURS}{_DARK}</style>",
         f'<text x="10" y="20" font-weight="bold">{html.escape(title)}</text>',
-        f'<text x="{one + 4:.0f}" y="38">2.5 = 1, further {better} is better</text>',
+        f'<text x="{one + side * 4:.0f}" y="38" text-anchor="{anchor}">2.5 = 1, further {better} is better</text>',
         f'<line class="one" x1="{one:.0f}" x2="{one:.0f}" y1="28" y2="{height - 8}"/>',
     ]
     for i, (name, ratio) in enumerate(bars):
