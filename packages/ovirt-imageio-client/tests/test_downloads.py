@@ -192,6 +192,22 @@ def test_what_a_download_is_writing_is_not_uploaded(tmp_path, fmt, place):
         assert ended == [None]
 
 
+@needs_qemu
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+def test_device_that_is_uploaded_is_not_downloaded_to(tmp_path, fmt):
+    one = random_data(1)
+    (tmp_path / "disk").write_bytes(one)
+    image = Image(bytearray(SIZE))
+    with loop_device(tmp_path / "disk") as device:
+        with ScriptedServer(image) as first, ScriptedServer(Image(bytearray(SIZE))) as second:
+            with running(client.upload, device, first.url, None) as ended:
+                with pytest.raises(ImageInUse, match=f"{device} is open in another program"):
+                    client.download(second.url, device, None, fmt=fmt)
+            assert ended == [None]
+            assert image.data == one
+            client.download(second.url, device, None, fmt="raw")
+
+
 @pytest.mark.parametrize("spelling", ["same", "link", "hard link"])
 def test_second_upload_with_one_journal_is_refused_before_it_touches_anything(tmp_path, spelling):
     (tmp_path / "disk").write_bytes(random_data(1))

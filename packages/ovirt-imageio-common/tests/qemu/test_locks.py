@@ -59,6 +59,16 @@ def test_writer_is_told_from_a_reader_and_forbids_no_reading(tmp_path, read_only
         assert not locks.is_written_in_qemu(fd)
 
 
+def test_reader_is_as_one_of_qemu(tmp_path):
+    qemu.make_image(tmp_path / "disk", "raw", MiB)
+    with opened(tmp_path / "disk") as fd, opened(tmp_path / "disk", os.O_RDONLY) as reader:
+        locks.use_for_reading(reader)
+        assert locks.is_open_in_qemu(fd)
+        assert not locks.is_written_in_qemu(fd)
+        with Server(str(tmp_path / "disk"), "raw"):
+            pass
+
+
 def test_reading_is_forbidden_with_all_else(tmp_path):
     qemu.make_image(tmp_path / "disk", "raw", MiB)
     with opened(tmp_path / "disk") as fd, opened(tmp_path / "disk") as other:

@@ -29,7 +29,7 @@ from ovirt_imageio.client.inuse import ImageInUse, is_locked
 from ovirt_imageio.client.layers import InvalidImage, Layer, UnsupportedImage
 from ovirt_imageio.client.unchanged import Unchanged
 from ovirt_imageio.client.window import Window
-from ovirt_imageio.common import defaults
+from ovirt_imageio.common import defaults, linux
 from ovirt_imageio.common.backends.base import Backend
 from ovirt_imageio.common.backends.file import FileBackend
 from ovirt_imageio.common.backends.nbd import NbdBackend
@@ -86,6 +86,9 @@ class _Held:
             raise ImageInUse(f"{path} is being written by another program, such as a download, that lets none read it")
         if locks.is_written_in_qemu(self.fd):
             log.warning("%s is open for writing in a running qemu: what is read of it may be torn", path)
+        if linux.is_block_device(self.fd):
+            # A download would write to it, and nothing would tell that.
+            locks.use_for_reading(self.fd)
 
     def close(self) -> None:
         """Close it. A worker that was left behind finds no other file by its number."""

@@ -77,14 +77,27 @@ def _are_locked(fd: int, ranges: Iterable[tuple[int, int]]) -> bool:
         raise
 
 
+def use_for_reading(fd: int) -> None:
+    """Let others know that an image is read until this descriptor is closed, as a qemu that only reads it does.
+
+    Args:
+        fd: The image's file or device, open for reading.
+    """
+    _lock(fd, _USED + _READ, 1)
+
+
 def forbid_all(fd: int) -> None:
     """Let no qemu open an image until this descriptor is closed. Those that have it open stay.
 
     Args:
         fd: The image's file or device, open for reading.
     """
+    _lock(fd, _FORBIDDEN, _READ_TO_RESIZE)
+
+
+def _lock(fd: int, start: int, length: int) -> None:
     try:
-        linux.lock_bytes(fd, _FORBIDDEN, _READ_TO_RESIZE, shared=True)
+        linux.lock_bytes(fd, start, length, shared=True)
     except OSError as e:
         if not linux.knows_no_locks(e):
             raise
