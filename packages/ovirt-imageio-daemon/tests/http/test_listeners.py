@@ -149,6 +149,31 @@ def test_lack_of_descriptors_does_not_spin(
     assert caplog.text.count("cannot accept") == 1
 
 
+def test_client_that_has_the_last_descriptor_is_served(start: Any, router: Router, clients: Any) -> None:
+    """accept(2) takes a descriptor before it looks whether a client waits."""
+    server = start(router)
+    real = server.listener._socket
+
+    class Listening:
+        left = 1
+
+        def accept(self) -> Any:
+            if not self.left:
+                raise OSError(errno.EMFILE, "Too many open files")
+            self.left -= 1
+            return real.accept()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+    with server.connect() as first:
+        assert ask(first, GET)
+    server.call(lambda: setattr(server.listener, "_socket", Listening()))
+    last = clients.enter_context(server.connect())
+    assert ask(last, GET)
+    assert ask(last, GET)
+
+
 def test_lack_of_descriptors_for_each_client_is_told_once_in_a_period(
     start: Any, router: Router, clients: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:

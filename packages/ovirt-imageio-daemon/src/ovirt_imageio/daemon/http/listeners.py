@@ -80,22 +80,27 @@ class Listener:
             await self._loop.readable(fd)  # so somebody waits for whom room is made
             if self.connections.full and not await self.connections.room(_PAUSE):
                 continue
-            for _ in range(batch):
-                if not await self._accept() or self.connections.full:
+            for number in range(batch):
+                if not await self._accept(waits=not number) or self.connections.full:
                     batch = 1
                     break
             else:
                 batch = min(2 * batch, _BATCH)
 
-    async def _accept(self) -> bool:
-        """Accept one connection; False if there is none for now."""
+    async def _accept(self, *, waits: bool) -> bool:
+        """Accept one connection; False if there is none for now.
+
+        Args:
+            waits: A client is known to wait. accept(2) takes a descriptor before it looks for one.
+        """
         try:
             sock, address = self._socket.accept()
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as e:
             if e.errno in _NO_RESOURCES:
-                await self._wait_for_resources(e)
+                if waits:
+                    await self._wait_for_resources(e)
                 return False
             log.info("%s: a connection failed before it was accepted: %s", self._router.name, e)
             return True
