@@ -28,6 +28,7 @@ from clients.wire import GO_PIECE, GoTransport
 from conformance.storage import pattern
 from imageio_testing.ports import held_port
 from imageio_testing.qemu import Fill, make_image, needs_qemu
+from imageio_testing.volatile import Volatile
 from ovirt_imageio.common.qemu import img
 
 TYPE = ("Content-Type", "application/octet-stream")
@@ -79,6 +80,16 @@ def test_raw_is_uploaded_to_file_storage(host, go, tmp_path):
     ticket_id = host.add_ticket(raw_volume(tmp_path / "volume", 0), SIZE, ["write"])
     upload(go, ticket_id, data, host.port)
     assert_content(host, tmp_path / "volume", data)
+
+
+def test_upload_is_on_stable_storage(host, go):
+    """A PUT without a query is flushed before its answer."""
+    data = pattern(SIZE)
+    with Volatile(SIZE) as disk:
+        ticket_id = host.add_ticket(disk.url, SIZE, ["write"])
+        upload(go, ticket_id, data, host.port)
+        assert disk.stable == data
+        assert host.remove_ticket(ticket_id) < 300
 
 
 def test_proxy_is_used_where_the_host_cannot_be_reached(host, engine_host, go, tmp_path):

@@ -34,6 +34,7 @@ import pytest
 from clients.host import Host, raw_volume
 from conformance.storage import pattern
 from imageio_testing.qemu import MiB, needs_qemu
+from imageio_testing.volatile import Volatile
 from ovirt_imageio.common.qemu import img
 from ovirt_imageio.common.qemu.nbd import Server
 
@@ -197,6 +198,28 @@ def test_disk_is_written_by_all_connections_at_once(host, tmp_path, storage, con
             v2v.flush()
             read = b"".join(threads.map(lambda offset: v2v.pread(offset, MiB), range(0, SIZE, MiB)))
     assert read == data
+
+
+@pytest.mark.parametrize("on_host", [False, True])
+def test_flush_covers_what_all_connections_wrote(host, on_host):
+    """What has FUA is stable when it is answered, all else when a flush is."""
+    data = pattern(SIZE)
+    with Volatile(SIZE) as disk:
+        ticket_id = host.add_ticket(disk.url, SIZE, ["write"], sparse=True)
+        with plugin(host, host.image_url(ticket_id), on_host=on_host) as v2v:
+            assert v2v.pwrite(0, data[:MiB], fua=True)[0] == 200
+            assert disk.stable[:MiB] == data[:MiB]
+            v2v.zero(0, 4096, fua=True)
+            assert disk.stable[:MiB] == bytes(4096) + data[4096:MiB]
+
+            def write(offset: int) -> int:
+                return v2v.pwrite(offset, data[offset : offset + MiB])[0]
+
+            with ThreadPoolExecutor(MAX_CONNECTIONS) as threads:
+                assert set(threads.map(write, range(MiB, SIZE, MiB))) == {200}
+            v2v.flush()
+            assert disk.stable == bytes(4096) + data[4096:]
+        assert host.remove_ticket(ticket_id) < 300
 
 
 @needs_qemu

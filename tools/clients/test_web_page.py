@@ -26,6 +26,7 @@ from clients.wire import pieces
 from conformance.storage import pattern
 from imageio_testing.httppeer import HttpPeer, Response
 from imageio_testing.qemu import Fill, make_image, needs_qemu
+from imageio_testing.volatile import Volatile
 from ovirt_imageio.common.qemu import img
 
 PIECE = 256 * 1024
@@ -152,6 +153,15 @@ def test_iso_is_uploaded_to_a_volume_of_its_size(door, host, tmp_path):
     ticket_id = add_ticket(door, host, raw_volume(tmp_path / "volume", SIZE), SIZE, ["write"], sparse=True)
     upload(door, ticket_id, DATA)
     assert_content(host, tmp_path / "volume", DATA)
+
+
+def test_last_piece_brings_all_to_stable_storage(door, host):
+    """The pieces before it are not flushed; a host that then loses power loses nothing."""
+    with Volatile(SIZE) as disk:
+        ticket_id = add_ticket(door, host, disk.url, SIZE, ["write"])
+        upload(door, ticket_id, DATA)
+        assert disk.stable == DATA
+        assert host.remove_ticket(ticket_id) < 300
 
 
 def test_upload_is_resumed_at_what_was_transferred(door, host, tmp_path):
