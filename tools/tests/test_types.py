@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from imageio_testing import pages
+from ovirt_imageio.common.backends.base import Reader, Writer
 
 pytest.importorskip("mypy", reason="mypy is not installed: see ci/requirements-lint.txt")
 
@@ -136,3 +138,10 @@ def copy(source: BinaryIO, target: BinaryIO, url: str) -> None:
 
 def test_streams_of_the_standard_library_are_taken(mypy):
     assert mypy({"streams.py": STREAMS}) == []
+
+
+@pytest.mark.parametrize("method", [Reader.readinto, Writer.write])
+def test_streams_need_no_name_of_their_parameter(method):
+    """Files have no such name: pyright takes none of them then, though mypy does."""
+    _, parameter = inspect.signature(method).parameters.values()
+    assert parameter.kind is inspect.Parameter.POSITIONAL_ONLY

@@ -90,14 +90,14 @@ class NullOperation:
 class Reader(Protocol):
     """Something to read a stream from, such as a binary file."""
 
-    def readinto(self, view: memoryview) -> int | None:
+    def readinto(self, view: memoryview, /) -> int | None:
         """Fill the beginning of view; 0 at the end."""
 
 
 class Writer(Protocol):
     """Something to write a stream to, such as a binary file."""
 
-    def write(self, view: memoryview) -> int | None:
+    def write(self, view: memoryview, /) -> int | None:
         """Write from the beginning of view; None means all of it."""
 
 
