@@ -69,7 +69,8 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
         command = add(name, run, text)
         command.add_argument("ticket_id", help="the ticket's uuid")
         if name == "mod-ticket":
-            command.add_argument("--timeout", type=int, required=True, help="seconds it is valid from now on")
+            text = "how long it is valid from now on"
+            command.add_argument("--timeout", metavar="SECONDS", type=int, required=True, help=text)
     for name, run, text in [
         ("list", _list, "List the transfers: what they do and how far they are."),
         ("status", _status, "Show how the daemon does."),

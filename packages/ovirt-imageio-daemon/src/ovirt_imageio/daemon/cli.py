@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-c",
         "--conf-dir",
+        metavar="DIR",
         default=config.DEFAULT_CONF_DIR,
         help=f"folder with conf.d/*.conf, in place of {config.DEFAULT_CONF_DIR}",
     )
