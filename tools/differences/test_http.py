@@ -39,6 +39,13 @@ CASES = (
     Case("path that begins with `//`", get("//images/disk"), (200, 404)),
     Case("target in absolute form, or `*`", get("http://localhost/images/disk"), (404, 200)),
     Case("target in absolute form, or `*`", request("OPTIONS", "*"), (404, 200)),
+    Case(
+        "error before the path is known, as 414",
+        request("OPTIONS", "/images/*?" + 9000 * "x"),
+        (414, 414),
+        old=lambda r: (r.header("Content-Type") or "").startswith("text/html"),
+        here=lambda r: (r.header("Content-Type") or "").startswith("text/plain"),
+    ),
     Case("another `Expect`", get("/images/disk", Expect="tea"), (200, 417)),
     Case("OPTIONS of anything but an image", request("OPTIONS", "/images/disk/extents"), (405, 200)),
     Case(
@@ -184,3 +191,12 @@ def test_plain_http(hosts):
             except ConnectionError:
                 answers.append(b"")
     assert answers == [b"", b"HTTP/1.1 400"]
+
+
+@holds("names of header fields", "order of keys in JSON")
+def test_what_has_no_meaning(hosts):
+    theirs, ours = (everything(host.local, request("OPTIONS", "/images/disk", Connection="close")) for host in hosts)
+    assert b"\r\ncontent-length: " in theirs
+    assert b"\r\nContent-Length: " in ours
+    assert theirs.index(b'"unix_socket"') < theirs.index(b'"features"')
+    assert ours.index(b'"features"') < ours.index(b'"unix_socket"')
