@@ -65,6 +65,28 @@ def writing(logger: logging.Logger, handler: logging.Handler, **options: Any) ->
         assert writer.close(10)
 
 
+def test_what_was_logged_before_can_be_waited_for(logger: logging.Logger) -> None:
+    gate = Gate()
+    with writing(logger, gate) as writer:
+        logger.info("first")
+        assert not writer.catch_up(0)
+        logger.info("second")
+        gate.open.set()
+        assert writer.catch_up(60)
+        assert gate.lines == ["first", "second"]
+        assert writer.catch_up(60)
+    assert writer.catch_up(0)  # it is closed: loggers write by themselves
+
+
+def test_log_has_the_start_when_the_daemon_is_ready(tmp_path: Path) -> None:
+    """A reader of the log that waits for the daemon alone finds what the start told."""
+    for number in range(3):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with Daemon(folder, tls=False) as daemon:
+            assert "Ready in" in daemon.log
+
+
 def test_lines_take_no_lock_of_their_handler(logger: logging.Logger) -> None:
     """A lock of None is no promise: logging of Python 3.13 enters it."""
     lines = io.StringIO()

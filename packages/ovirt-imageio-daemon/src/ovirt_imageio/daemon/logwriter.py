@@ -19,7 +19,7 @@ import logging
 import queue
 import threading
 from collections.abc import Sequence
-from typing import Optional, Tuple
+from typing import Tuple, Union
 
 _LIMIT = 10_000  # lines that wait, about 10 MB
 
@@ -37,7 +37,7 @@ class LogWriter:
     def __init__(self, loggers: Sequence[logging.Logger], *, limit: int = _LIMIT) -> None:
         self._loggers = loggers
         self._limit = limit
-        self._queue: queue.SimpleQueue[Optional[_Line]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Union[_Line, threading.Event, None]] = queue.SimpleQueue()
         self._lost = 0
         self._losing = threading.Lock()
         self._written = 0
@@ -55,6 +55,21 @@ class LogWriter:
             self._put_late(target, record)
         else:
             self._queue.put((target, record))
+
+    def catch_up(self, timeout: float) -> bool:
+        """Wait until what was logged before is written.
+
+        Args:
+            timeout: Seconds at most.
+
+        Returns:
+            False if it is not yet.
+        """
+        if not self._loggers or not self._thread.is_alive():
+            return True
+        written = threading.Event()
+        self._queue.put(written)
+        return written.wait(timeout)
 
     def close(self, timeout: float) -> bool:
         """Write what waits, and let the loggers write by themselves again.
@@ -102,13 +117,15 @@ class LogWriter:
         target: logging.Handler | None = None
         while True:
             line = self._queue.get()
-            if line is not None:
+            if isinstance(line, tuple):
                 target, record = line
                 self._write(target, record)
             if self._lost and target is not None and (line is None or self._queue.empty()):
                 with self._losing:
                     record = self._take_lost()
                 self._write(target, record)
+            if isinstance(line, threading.Event):
+                line.set()
             if line is None:
                 return
 

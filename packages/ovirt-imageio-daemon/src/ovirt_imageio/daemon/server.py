@@ -60,6 +60,9 @@ _ANSWER_TIMEOUT = 0.5
 # What the log may take for a line at the end.
 _LOG_TIMEOUT = 2.0
 
+# What a log that hangs may hold up the word that the daemon serves.
+_LOG_PATIENCE = 0.5
+
 # What a worker may take to come back after everything was cancelled.
 _WORKERS_TIMEOUT = 1.0
 
@@ -240,6 +243,8 @@ class Server:
             await self.tickets.add(self._ticket)
         where = [f"{service.name} on {service.address!r}" for service in self._services()]
         log.info("Ready in %.3f s: %s", time.monotonic() - started, ", ".join(where))
+        if self._log is not None:
+            self._log.catch_up(_LOG_PATIENCE)
         self._notifier.ready("Serving " + ", ".join(where))
 
     def _services(self) -> list[Service]:
