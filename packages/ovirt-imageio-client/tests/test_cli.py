@@ -470,6 +470,11 @@ def test_missing_file_is_one_line_and_status_1(capsys):
     assert lines(capsys) == ["ovirt-img: /none/disk: No such file or directory"]
 
 
+def test_empty_name_is_seen_in_the_line(capsys):
+    assert cli.main(["info", ""]) == 1
+    assert lines(capsys) == ["ovirt-img: '': No such file or directory"]
+
+
 def test_unreachable_server_is_one_line_with_a_hint(image, capsys):
     # Port 1 of this host: nobody but root could listen there, and nobody does.
     assert cli.main(["upload", image, "http://127.0.0.1:1/images/ticket"]) == 1

@@ -11,7 +11,7 @@ import pytest
 
 from imageio_testing.imageserver import Image, ScriptedServer, response
 from ovirt_imageio.client.remote import ImageioClient, OutOfBounds
-from ovirt_imageio.common.errors import AuthorizationError, PeerGone, UnsupportedOperation
+from ovirt_imageio.common.errors import AuthorizationError, ImageioError, PeerGone, UnsupportedOperation
 from ovirt_imageio.common.extents import ZeroExtent
 
 SIZE = 3 * 1024**2 + 5
@@ -77,7 +77,7 @@ def test_extents(client):
         list(client.extents("dirty"))
 
 
-@pytest.mark.parametrize("kind", [RuntimeError, ValueError, OutOfBounds])
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, ImageioError, OutOfBounds])
 def test_range_outside_the_image_is_refused_as_in_2x_and_as_elsewhere(client, kind):
     for call in (
         lambda: client.read(SIZE, bytearray(1)),

@@ -68,6 +68,25 @@ def test_what_stood_there_stays_until_the_end(tmp_path):
     assert os.listdir(tmp_path) == ["disk"]
 
 
+@pytest.mark.parametrize("name", ["disk", "none", "folder"])
+def test_name_of_a_folder_is_no_name_of_an_image(tmp_path, name):
+    """As for open(2): a slash at its end is not forgotten, and the file without it stays."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "disk").write_bytes(b"old")
+    with pytest.raises(IsADirectoryError) as e:
+        Staging(f"{tmp_path}/{name}/")
+    assert e.value.filename == f"{tmp_path}/{name}/"
+    assert sorted(os.listdir(tmp_path)) == ["disk", "folder"]
+    assert (tmp_path / "disk").read_bytes() == b"old"
+
+
+def test_name_that_is_empty_is_no_name_of_an_image(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        Staging("")
+    assert os.listdir(tmp_path) == []
+
+
 def test_link_is_followed_to_the_file_it_names(tmp_path):
     (tmp_path / "real").write_bytes(b"old")
     (tmp_path / "link").symlink_to("real")

@@ -43,7 +43,7 @@ def in_options(text: str) -> str:
 
 def _text(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
-        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        names = [str(name) or "''" for name in (error.filename, error.filename2) if name is not None]
         return ": ".join([*names, error.strerror])
     if isinstance(error, (ImageioError, OSError, ValueError, tarfile.TarError)):
         return str(error) or type(error).__name__

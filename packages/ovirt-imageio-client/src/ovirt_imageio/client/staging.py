@@ -288,8 +288,12 @@ def _final_name(filename: str) -> str:
     """Follow links to the name that the image gets.
 
     Raises:
-        FileNotFoundError: They lead to an open file that has none, as those in /proc/self/fd may.
+        IsADirectoryError: It ends like the name of a folder, which there need not be; as open(2).
+        FileNotFoundError: It is empty. Or they lead to an open file that has none, as those in /proc/self/fd may.
     """
+    if not os.path.basename(filename):
+        number = errno.EISDIR if filename else errno.ENOENT
+        raise OSError(number, os.strerror(number), filename)
     name = os.path.realpath(filename)
     if not os.path.lexists(name) and os.path.exists(filename):
         raise FileNotFoundError(errno.ENOENT, "it is an open file that no name leads to", filename)
