@@ -3,8 +3,9 @@
 
 """Programs that know HTTP and nothing of images: curl, wget, and qemu's driver of libcurl.
 
-They are run themselves: curl 7.88, wget 1.21 and qemu 7.2 of Debian 12 were tried. 2.5.1 has no HEAD and takes no
-chunks, so what needs those is tried with ours alone.
+2.5.1 has no HEAD and takes no chunks, so what needs those is tried with ours alone.
+
+Source: the programs themselves, which are run: curl 7.88, wget 1.21 and qemu 7.2 of Debian 12 were tried.
 """
 
 from __future__ import annotations
