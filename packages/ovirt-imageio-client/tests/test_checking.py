@@ -96,7 +96,7 @@ def test_image_whose_last_cluster_is_cut_off_is_refused(folder, kind):
         except ImageioError as e:
             assert re.search(r"disk.*(cut off|damaged|reading from file failed|after the end)", str(e))  # noqa: PT017
             return
-    # What is missing was no data.
+    # The missing part was no data.
     assert image.data[:MiB] == (folder / "disk.raw").read_bytes()
 
 

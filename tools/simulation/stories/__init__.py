@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What happens in a world: which transfer it is, what befalls its runs, and what must hold."""
+"""Stories of a world: which transfer it is, what befalls its runs, and what must hold."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class Pair(ABC):
 
     @property
     def debt(self) -> Any:
-        """What was written since the last flush, for another pair to answer for; None if there is nothing to tell."""
+        """Writes since the last flush, for another pair to answer for; None if there is nothing to tell."""
         return None
 
     def assume(self, debt: Any) -> None:  # noqa: B027 - most have nothing to do

@@ -15,7 +15,7 @@ class SourceChanged(TransferError):
 
 
 class Unchanged:
-    """What an open file tells of its content: its size, and the time of its last change.
+    """Marks of an open file's content: its size, and the time of its last change.
 
     Args:
         fd: Of a block device or a pipe nothing can be told.

@@ -34,7 +34,7 @@ an operation that fails with its connection, or whose own flush fails, can be tr
 
 Such an answer concerns everybody who wrote to the storage, for it may have dropped what
 anybody wrote. All pools of the storage hear of it, see `storages`, whichever asked for the
-flush; those that owe something fail from then on. What runs meanwhile may have written
+flush; those that owe something fail from then on. A request that runs meanwhile may have written
 before the answer, and be acknowledged after it:
 
     A  ── writes ─────────────────── is acknowledged ── flush: must fail

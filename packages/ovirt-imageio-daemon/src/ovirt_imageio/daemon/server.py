@@ -60,7 +60,7 @@ _ANSWER_TIMEOUT = 0.5
 # What the log may take for a line at the end.
 _LOG_TIMEOUT = 2.0
 
-# What a log that hangs may hold up the word that the daemon serves.
+# How long a log that hangs may hold up the word that the daemon serves.
 _LOG_PATIENCE = 0.5
 
 # What a worker may take to come back after everything was cancelled.

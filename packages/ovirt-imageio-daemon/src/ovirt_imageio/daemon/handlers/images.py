@@ -28,7 +28,7 @@ from .bodies import ImageBody, NoBody, receive, to_json
 
 _DOCUMENT_LIMIT = 64 * 1024
 _JSON = ("Content-Type", imagesapi.JSON)
-# Of the registry of HTTP content codings. What no coding is, as utf-8 is none, has no effect.
+# Of the registry of HTTP content codings. A word that is no coding, such as utf-8, has no effect.
 _CODINGS = frozenset(("br", "compress", "deflate", "gzip", "x-compress", "x-gzip", "zstd"))
 _is_token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z").match
 

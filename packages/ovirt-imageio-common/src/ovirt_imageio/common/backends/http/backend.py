@@ -219,7 +219,7 @@ class HttpBackend(Backend):
 
     @property
     def debt(self) -> Debt | None:
-        """What no flush covers yet; None if a flush covers all."""
+        """Writes that no flush covers yet; None if a flush covers all."""
         return Debt(self.life, self._in_doubt) if self.unflushed else None
 
     def assume(self, debt: Debt) -> None:

@@ -70,7 +70,7 @@ class Reply:
 
     @property
     def life(self) -> Hashable:
-        """What answered, as far as flushes are concerned: see `Backend.life`.
+        """The life of the server that answered, as far as flushes are concerned: see `Backend.life`.
 
         Servers of version 3 tell. Of others only a connection is known to be the same; one that ends with its
         response, as it says, tells nothing, and is taken for the same server's.

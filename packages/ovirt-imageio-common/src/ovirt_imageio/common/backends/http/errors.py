@@ -132,7 +132,7 @@ class BodyCut(ConnectionLost, RuntimeError):
 
 
 class WritesLost(ServerGone):
-    """What was written since the last flush may be lost: its server, or the ticket there, is another one now."""
+    """Writes since the last flush may be lost: its server, or the ticket there, is another one now."""
 
 
 class ServerSilent(AlsoOSError, ConnectionTimeout, socket.timeout):

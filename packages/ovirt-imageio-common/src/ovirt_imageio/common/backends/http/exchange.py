@@ -5,7 +5,7 @@
 A `Connection` lives as long as its stream. An `Exchange` begins with a request, and ends when the
 body of the answer was received. Then the connection is free for the next one.
 
-A server that refuses an upload answers and stops reading. What is sent then fails, but the answer
+A server that refuses an upload answers and stops reading. Sending fails then, but the answer
 tells why: sending stops quietly, `cut_short` is set, and the answer is read as after any request.
 
 Source: RFC 9112 §6 to §9.

@@ -37,7 +37,7 @@ class Head(NamedTuple):
 
     @property
     def is_interim(self) -> bool:
-        """Another head follows; RFC 9110 §15.2. What switches protocols is no HTTP after it."""
+        """Another head follows; RFC 9110 §15.2. A connection that switches protocols is no HTTP after it."""
         return self.status < 200 and self.status != 101
 
     @property

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What was received from a server, and not taken yet."""
+"""Bytes that were received from a server, and not taken yet."""
 
 from __future__ import annotations
 
