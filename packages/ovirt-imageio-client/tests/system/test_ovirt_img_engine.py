@@ -280,6 +280,17 @@ def test_forgotten_upload_that_the_engine_did_not_accept_is_told(site, ovirt_img
     assert only_line(done) == f"ovirt-img: the upload was not accepted: {text.format(disk_id)}"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_source_of_no_bytes_makes_no_disk(site, ovirt_img, tmp_path, stream):
+    (tmp_path / "empty").touch()
+    source, name = (["--size", "0", "--name", "x", "-"], "standard input") if stream else (["empty"], "empty")
+    before = len(site.engine.disks)
+    done = ovirt_img("upload-disk", "-q", "-c", SECTION, "-s", "nfs1", *source)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"ovirt-img: {name} has 0 bytes: an engine makes no disk of none"
+    assert len(site.engine.disks) == before
+
+
 def test_missing_folder_is_told_before_the_disk_is_locked(site, ovirt_img, tmp_path):
     disk = site.add_disk("some", SIZE)
     before = len(site.engine.transfers)

@@ -17,6 +17,7 @@ from ovirt_imageio.client.layers import look
 from ovirt_imageio.client.local import Source
 from ovirt_imageio.client.options import UsageError
 from ovirt_imageio.client.report import Report
+from ovirt_imageio.common.errors import TransferError
 from ovirt_imageio.common.qemu import img
 
 _ISO_OFFSET = 0x8000
@@ -156,6 +157,7 @@ def properties(args: argparse.Namespace) -> dict[str, Any]:
         Arguments of `Engine.create_disk`.
 
     Raises:
+        TransferError: The image has no bytes.
         As `client.info` and `client.measure`.
     """
     if args.filename == pipes.STREAM:
@@ -163,6 +165,8 @@ def properties(args: argparse.Namespace) -> dict[str, Any]:
     else:
         image = client.info(args.filename, **commands.image_arguments(args))
         size, iso = image["virtual-size"], image["format"] == "raw" and _is_iso(args)
+    if not size:
+        raise TransferError(f"{_name(args)} has 0 bytes: an engine makes no disk of none")
     fmt = args.format or ("raw" if iso else "qcow2")
     # The engine refuses CD images that are not preallocated.
     sparse = not (args.preallocated or iso)
