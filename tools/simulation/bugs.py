@@ -97,7 +97,7 @@ BUGS = (
                 "                    executor._checkpoints.record([step])\n",
             ),
         ),
-        (137, 159, 174),
+        (16, 137, 159),
     ),
     Bug(
         "one step too many",
@@ -107,7 +107,7 @@ BUGS = (
                 "plan", "            end = min(step.end, stop if inside else start)\n", "            end = step.end\n"
             ),
         ),
-        (15, 16, 71),
+        (15, 69, 71),
     ),
     Bug(
         "counted twice",
@@ -119,7 +119,7 @@ BUGS = (
                 "position = request.position\n            job._counted = job.position\n            raise\n",
             ),
         ),
-        (46, 50, 77),
+        (12, 77, 132),
     ),
     Bug(
         "last block unseen",
@@ -131,7 +131,7 @@ BUGS = (
                 "        for number, their in zip(numbers[:-1], theirs):\n",
             ),
         ),
-        (543, 846),
+        (543,),
     ),
     Bug(
         "flush forgotten",
@@ -143,7 +143,7 @@ BUGS = (
                 "        self._owes_flush = False\n",
             ),
         ),
-        (44, 114, 274),
+        (44, 203),
     ),
     Bug(
         "one flush",
@@ -156,7 +156,7 @@ BUGS = (
                 "                elif self._pair is not None:\n                    self._pair.owes_flush = False\n",
             ),
         ),
-        (15, 16, 25),
+        (15, 25, 40),
     ),
     Bug(
         "name before data",
@@ -193,25 +193,25 @@ BUGS = (
                 "            self._next = number + 1\n            return self._steps[number]\n",
             ),
         ),
-        (236, 372, 440),
+        (84, 100, 148),
     ),
     Bug(
         "nothing compared",
         "A resumed run does not look if what was done is there still.",
         (_client("transfer", "        if self._journal is None or not self._journal.done:\n", "        if True:\n"),),
-        (34, 72, 129),
+        (34, 153, 274),
     ),
     Bug(
         "sent is written",
         "After a failed upload the bytes that were sent count as written.",
         (_client("executor", "            if pair.acknowledges:\n", "            if True:\n"),),
-        (13, 77, 94),
+        (13, 187, 327),
     ),
     Bug(
         "error lost",
         "A worker that fails ends the others, but not the transfer.",
         (_client("executor", "        if self._error is not None:\n            raise self._error\n", ""),),
-        (45, 49, 54),
+        (16, 34, 37),
     ),
     Bug(
         "stale part",
@@ -235,7 +235,7 @@ BUGS = (
                 "            if",
             ),
         ),
-        (45, 94, 152),
+        (54, 94, 152),
     ),
     Bug(
         "trust after failure",
@@ -257,7 +257,7 @@ BUGS = (
                 "        if False:\n",
             ),
         ),
-        (187, 723),
+        (187, 439),
     ),
     Bug(
         "attributes lost",
