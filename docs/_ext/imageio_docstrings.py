@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the docstrings of this project need beside napoleon, and whether all are shown.
+"""Additions to napoleon for the docstrings of this project, and a check that all are shown.
 
 A drawing or an example stands indented between paragraphs; on a page it is literal text.
 When the build ends, a public name of the documented packages that stands on no page is a
