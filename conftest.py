@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the tests of all packages share."""
+"""Set-up that the tests of all packages share."""
 
 import signal
 
@@ -23,7 +23,7 @@ hypothesis.settings.load_profile("same")
 def pytest_configure() -> None:
     """Let SIGINT work in the programs that tests start, also where the tests run in the background.
 
-    What a shell without job control starts in the background ignores it, and its children do.
+    A shell without job control lets its background programs ignore SIGINT, and their children inherit that.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -14,7 +14,7 @@ import pytest
 
 CI = Path(__file__).resolve().parents[1]
 
-# What packages.sh and find-python.sh use of a bare system.
+# Programs of a bare system that packages.sh and find-python.sh use.
 TOOLS = ("bash", "dirname", "env", "cat", "chmod")
 
 RECORDER = """#!{bash}

@@ -179,7 +179,7 @@ def main() -> int:
             bounds = ", ".join(str(b) for b in (*r.goals, *r.limits))
             print(f"{r.name:24} {r.title}{': ' + bounds if bounds else ''}")
         return 0
-    # What was started and made is ended and removed then, too.
+    # Then, too, programs that were started end, and files that were made are removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         run(options)

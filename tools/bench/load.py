@@ -4,8 +4,8 @@
 
 Small requests: one thread, one epoll, every connection with one request in
 flight (a closed loop). Heads are made before the clock starts and answers are
-only counted, for what the generator costs is taken from the daemon on a small
-machine. Bulk: a thread a connection, one buffer each.
+only counted: on a small machine the generator takes its time from the daemon.
+Bulk: a thread a connection, one buffer each.
 """
 
 from __future__ import annotations

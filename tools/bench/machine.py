@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the kernel knows of a process: CPU, memory, threads, descriptors. See proc(5)."""
+"""Figures of a process that the kernel keeps: CPU, memory, threads, descriptors. See proc(5)."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def table(results: Sequence[tuple[Row, Samples]]) -> str:
 
 
 def goals_table(results: Sequence[tuple[Row, Samples]]) -> str:
-    """What was to be reached, and what was, in Markdown."""
+    """Return the goals, and the figures that were reached, in Markdown."""
     out = ["| row | goal | reached |", "|---|---|---|"]
     for row, samples in results:
         for text, measured, ok in verdicts(row, summarize(samples)):

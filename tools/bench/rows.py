@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a row of the table is: a measurement, its baseline, and the goals it has."""
+"""A row of the table: a measurement, its baseline, and its goals."""
 
 from __future__ import annotations
 

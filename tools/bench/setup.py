@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What rows work on: images on tmpfs and on disk, keys, and the two environments."""
+"""The set-up of rows: images on tmpfs and on disk, keys, and the two environments."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def settle(f: BinaryIO, *, keep: bool = True) -> None:
 def write_chequered_qcow2(path: Path, count: int) -> None:
     """Make a qcow2 image in which every other cluster of 512 bytes reads from a data cluster.
 
-    Written by hand, for a guest would need hours: one host cluster serves all
+    It is written here, since a guest would need hours. One host cluster serves all
     mapped guest clusters, which a read-only export allows (qemu's
     docs/interop/qcow2.txt, "L2 table entry").
     """
@@ -239,7 +239,7 @@ def compare_images(a: Path, fmt_a: str, b: Path, fmt_b: str) -> None:
 
 
 def machine_facts() -> dict[str, str]:
-    """What a reader must know of the machine to judge a figure."""
+    """Return the facts of the machine that a reader needs to judge a figure."""
     uname = os.uname()
     qemu = subprocess.run([shutil.which("qemu-nbd") or "qemu-nbd", "--version"], capture_output=True)
     return {

@@ -139,8 +139,8 @@ def _idle(setup: Setup, implementation: Implementation) -> Sample:
         with Daemon(implementation, setup.memory, setup.keys) as daemon:
             ticket = daemon.ticket(nbd.url, setup.size)
             path = f"/images/{ticket}"
-            # As many NBD connections as transfers that overlap need: a client that has its data asks
-            # again before the last request has given its connections back, now and then.
+            # Open as many NBD connections as overlapping transfers need. Now and then a client that has
+            # its data asks again before its last request has given the connections back.
             load.bulk_get_each(daemon, [ticket] * 8, 8 * MIB)
             threads, opened = usage(daemon.pid).threads, _unix_connections(nbd.socket)
             with contextlib.ExitStack() as stack:

@@ -1,12 +1,12 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What very many tickets cost a daemon, and how long it leaves other requests waiting.
+"""The cost of very many tickets for a daemon, and the wait of other requests meanwhile.
 
     PYTHONPATH=tools .venv/bin/python -m bench.tickets --count 100000
 
 A client asks for the options of the service all the time, one request after the other. A *stop* is the longest of
-its waits. It is told as time on the wall, and as the processor time that the daemon's loop had meanwhile: the latter
-does not grow where other programs want the processor.
+its waits. It is told as time on the wall, and as the processor time that the daemon's loop had meanwhile. Processor
+time does not grow where other programs want the processor.
 """
 
 from __future__ import annotations

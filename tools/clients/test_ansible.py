@@ -4,14 +4,15 @@
 """The ansible modules `ovirt_disk` and `ovirt_snapshot` of the collection ovirt.ovirt.
 
 Source: oVirt/ovirt-ansible-collection,
-    1.2.4-1 to 1.6.6-1, plugins/modules/ovirt_disk.py: the whole file by http.client; the daemon of the host, or
-        the proxy if that cannot be connected to. The answer to the upload is not read: the transfer is finalized
-        when the last byte was sent.
-    3.2.2-1-9-g827dcc9, plugins/modules/ovirt_snapshot.py: the same by the proxy alone, still.
-    2.0.0-1 and later, plugins/modules/ovirt_disk.py: the client library. Whether `proxy_url` and `max_workers` are
-        taken is seen in the signature.
+    - 1.2.4-1 to 1.6.6-1, plugins/modules/ovirt_disk.py: the whole file by http.client; the daemon of the host, or
+      the proxy if that cannot be connected to. The answer to the upload is not read. The transfer is finalized
+      when the last byte was sent.
+    - 3.2.2-1-9-g827dcc9, plugins/modules/ovirt_snapshot.py: the same by the proxy alone, still.
+    - 2.0.0-1 and later, plugins/modules/ovirt_disk.py: the client library. Whether `proxy_url` and `max_workers` are
+      taken is seen in the signature.
 
-The collection has no tests of it. What is not read is a race: the engine takes seconds before it removes the ticket.
+The collection has no tests of it. The answer that is not read is a race: the engine takes seconds before it removes
+the ticket.
 """
 
 from __future__ import annotations

@@ -4,12 +4,12 @@
 """KubeVirt's Containerized Data Importer: disks by extents with Go's net/http, and its own test set-up.
 
 Source: kubevirt/containerized-data-importer, c07cdb6f (after v1.66.0),
-    pkg/importer/imageio-datasource.go: OPTIONS for the feature `extents`; GET of ``/extents``; a GET with a Range for
-        each that is not zero, whose Content-Length has to be that of the range; else one GET, which has to be 200. To
-        keep a slow import alive, the first 512 bytes are read again.
-    pkg/importer/http-datasource.go, createHTTPClient: the default transport, which offers HTTP/2.
-    tools/image-io/99-cdi.conf, myticket.json: the configuration and a ticket of its tests.
-    manifests/templates/imageio.yaml.in, tests/imageio-inventory.go: how they start the daemon and add tickets.
+    - pkg/importer/imageio-datasource.go: OPTIONS for the feature `extents`; GET of ``/extents``. Each extent that is
+      not zero has a GET with a Range, whose Content-Length has to be that of the range. Without the feature there is
+      one GET, which has to be 200. To keep a slow import alive, the first 512 bytes are read again.
+    - pkg/importer/http-datasource.go, createHTTPClient: the default transport, which offers HTTP/2.
+    - tools/image-io/99-cdi.conf, myticket.json: the configuration and a ticket of its tests.
+    - manifests/templates/imageio.yaml.in, tests/imageio-inventory.go: how they start the daemon and add tickets.
 
 A server that lacks `features` in its answer to OPTIONS, or that does not answer with JSON, is read as a whole.
 """

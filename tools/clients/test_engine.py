@@ -4,11 +4,11 @@
 """The engine: tickets of its own daemon, which is a proxy, and the monitor of transfers.
 
 Source: oVirt/ovirt-engine, ovirt-engine-4.5.7-57-g0111fc63036,
-    bll/storage/disk/image/ImageioClient.java: the calls, and what is read from their answers.
-    bll/storage/disk/image/TransferDiskImageCommand.java: the tickets, the monitor, the end of a transfer.
-    common/businessentities/storage/ImageTicket.java: keys of a ticket.
-    vdsbroker/vdsbroker/GetImageTicketVDSCommand.java: types of what the monitor reads.
-    packaging/setup/plugins/ovirt-engine-setup/ovirt_imageio/config.py: reads ``--show-config``.
+    - bll/storage/disk/image/ImageioClient.java: the calls, and what is read from their answers.
+    - bll/storage/disk/image/TransferDiskImageCommand.java: the tickets, the monitor, the end of a transfer.
+    - common/businessentities/storage/ImageTicket.java: keys of a ticket.
+    - vdsbroker/vdsbroker/GetImageTicketVDSCommand.java: types of what the monitor reads.
+    - packaging/setup/plugins/ovirt-engine-setup/ovirt_imageio/config.py: reads ``--show-config``.
 
 A status of 300 or more is an exception; its body is read to the end and logged. Any other answer is read and
 thrown away, that to GET is JSON. Tickets on the hosts go by vdsm, see test_vdsm.
@@ -106,7 +106,7 @@ def test_refused_ticket_is_said(engine):
 def test_ticket_that_never_ends_for_inactivity(engine, engine_host, host, tmp_path):
     """A transfer that shall not end for inactivity has the timeout 0.
 
-    2.5.1 takes such a ticket, and then waits for nothing on its connections: a request that has not come as a whole
+    2.5.1 takes such a ticket, and then waits for nothing on its connections. A request that has not come as a whole
     fails, and the connection ends after one. So its requests are not tried here.
     """
     ticket_id = host.add_ticket(raw_volume(tmp_path / "disk", SIZE), SIZE, ["write"], inactivity_timeout=0)

@@ -3,11 +3,11 @@
 
 """forklift: disks of oVirt for KubeVirt, by the command `ovirt-img`.
 
-Source: kubev2v/forklift, v2.7.0-3338-gd42511bb, cmd/ovirt-populator/ovirt-populator.go: the arguments; standard error
-goes to standard output; each line up to 64 KiB is read as JSON into `transferred` and `size` (unsigned integers),
-`elapsed` (a number) and `description` (a string). Lines that are no JSON are logged and passed over; one with
-another type is an error in its log. The status has to be 0. The volume exists before: it is a block device, or a
-file of a file system.
+Source: kubev2v/forklift, v2.7.0-3338-gd42511bb, cmd/ovirt-populator/ovirt-populator.go: the arguments, and the use of
+the output. Standard error goes to standard output. Each line up to 64 KiB is read as JSON into `transferred` and
+`size` (unsigned integers), `elapsed` (a number) and `description` (a string). Lines that are no JSON are logged and
+passed over; one with another type is an error in its log. The status has to be 0. The volume exists before: it is a
+block device, or a file of a file system.
 
 The command is that of either generation, with the SDK. The engine is `fakeengine`, with a daemon of this checkout.
 """
@@ -68,7 +68,7 @@ def test_block_volume_is_populated(library, site, tmp_path):
 
 
 def test_failure_has_a_status(library, site, tmp_path):
-    """What went wrong is in the log; the pod fails by the status."""
+    """The error is in the log; the pod fails by the status."""
     done = populate(library, site, "cafile", str(uuid.UUID(int=0)), tmp_path / "disk.img", folder=tmp_path)
     assert done.returncode != 0
     assert done.stdout.strip()

@@ -4,12 +4,13 @@
 """terraform and other users of go-ovirt-client: whole images by Go's net/http.
 
 Source: oVirt/go-ovirt-client, v3.2.0, a5d2d8c9,
-    disk_uploadimage.go: one PUT of the whole file, which is tried again from its first byte.
-    disk_downloadimage.go: one GET of the whole image; its size is that of Content-Length where the engine has none.
-    disk_helper_imagetransfer.go: OPTIONS to the URL of the transfer tells if it can be used: a status from 199 to 398.
-        What fails otherwise than by 4xx is tried three times; then comes the URL of the proxy. The answer is closed
-        unread, so Go does not use that connection again. For PUT and GET, a status below 300 is success.
-    new.go: the transport, with settings of its own for TLS and therefore without HTTP/2.
+    - disk_uploadimage.go: one PUT of the whole file, which is tried again from its first byte.
+    - disk_downloadimage.go: one GET of the whole image; its size is that of Content-Length where the engine has none.
+    - disk_helper_imagetransfer.go: OPTIONS to the URL of the transfer tells if it can be used: a status from 199 to
+      398. A failure other than 4xx is tried three times; then comes the URL of the proxy. The answer is closed unread,
+      so Go does not use that connection again. For PUT and GET, a status below 300 is success.
+    - new.go: the transport, with settings of its own for TLS and therefore without HTTP/2.
+
 oVirt/terraform-provider-ovirt, v2.2.0-11-g8e5cc3c, internal/ovirt/resource_ovirt_disk_from_image.go, uploads a file
 by it. The file is raw or qcow2 as it is, so qcow2 goes to a volume that is smaller.
 

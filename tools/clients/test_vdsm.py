@@ -4,10 +4,10 @@
 """vdsm: tickets of a host by its Unix socket, the import of virtual machines, and what its tests use.
 
 Source: oVirt/vdsm, v4.50.7-31-gfd4b0df20,
-    lib/vdsm/storage/imagetickets.py: calls by http.client, without Content-Type, a connection for each.
-    lib/vdsm/api/vdsm-api.yml, Host.add_image_ticket: keys.
-    lib/vdsm/kvm2ovirt.py: `directio.Receive` of a disk into a file, with its progress read by another thread.
-    tests/storage/nbd_test.py: `nbd.open`, with and without a bitmap, `extents`, `read`, `write`, `flush`.
+    - lib/vdsm/storage/imagetickets.py: calls by http.client, without Content-Type, a connection for each.
+    - lib/vdsm/api/vdsm-api.yml, Host.add_image_ticket: keys.
+    - lib/vdsm/kvm2ovirt.py: `directio.Receive` of a disk into a file, with its progress read by another thread.
+    - tests/storage/nbd_test.py: `nbd.open`, with and without a bitmap, `extents`, `read`, `write`, `flush`.
 
 The body is always read. A status of 300 or more is an error that repeats status, reason and body.
 """

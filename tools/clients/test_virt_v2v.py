@@ -5,11 +5,11 @@
 
 Source: libguestfs/virt-v2v, output/ovirt-upload-plugin.py, v2.13.3-2-g71376bdb (rhv-upload-plugin.py to v2.8).
 
-    OPTIONS     200 with `features`, `unix_socket`, `max_readers`, `max_writers`; 204 or 405 of old servers
-    GET         with a Range; wants 206 and the Content-Length that was asked for
-    PUT         ``?flush=y|n``, Content-Range ``bytes a-b/*``; wants 200. A broken pipe while sending is passed
+    OPTIONS:    200 with `features`, `unix_socket`, `max_readers`, `max_writers`; 204 or 405 of old servers
+    GET:        with a Range; wants 206 and the Content-Length that was asked for
+    PUT:        ``?flush=y|n``, Content-Range ``bytes a-b/*``; wants 200. A broken pipe while sending is passed
                 over: the answer is read, and says why
-    PATCH       zero and flush, with Content-Type and Content-Length; wants 200
+    PATCH:      zero and flush, with Content-Type and Content-Length; wants 200
 
 It makes the least of four, `max_readers` and `max_writers` connections, on a host of oVirt by the Unix socket. A flush
 of NBD is sent on each of them. One that was idle for 30 s gets a flush, so that the server
@@ -57,7 +57,7 @@ class UnixConnection(HTTPConnection):
 
 
 class Options(NamedTuple):
-    """What the server can."""
+    """Abilities of the server."""
 
     can_flush: bool
     can_zero: bool
@@ -202,7 +202,7 @@ def test_disk_is_written_by_all_connections_at_once(host, tmp_path, storage, con
 
 @pytest.mark.parametrize("on_host", [False, True])
 def test_flush_covers_what_all_connections_wrote(host, on_host):
-    """What has FUA is stable when it is answered, all else when a flush is."""
+    """A change with FUA is stable when it is answered, any other when a flush is answered."""
     data = pattern(SIZE)
     with Volatile(SIZE) as disk:
         ticket_id = host.add_ticket(disk.url, SIZE, ["write"], sparse=True)

@@ -4,15 +4,15 @@
 """The web administration page: uploads in pieces, resumed ones, and downloads by a hidden frame.
 
 Source: oVirt/ovirt-engine, ovirt-engine-4.5.7-57-g0111fc63036, frontend/webadmin/modules/uicommonweb,
-    UploadImageHandler.java: the pieces, their fields, and what is read from the answers.
-    DownloadImageHandler.java: the frame.
-    UploadImageModel.java: the test of the connection.
+    - UploadImageHandler.java: the pieces, their fields, and what is read from the answers.
+    - DownloadImageHandler.java: the frame.
+    - UploadImageModel.java: the test of the connection.
 
 A piece has 100 MiB (UploadImageChunkSizeKB); here it is smaller. Each but the last has ``?flush=n``, the last one
 ``?close=y``. The statuses 200, 204 and 206 are success; a field Range in the answer would say how many bytes were
 taken. A failed piece is sent again three times, then the upload is paused. It goes on at what the
-monitor saw transferred. The page is of the engine, so a browser asks first whether it may: for each URL, so before the
-first piece and, as the query is another, before the last one (Fetch, CORS-preflight cache).
+monitor saw transferred. The page is of the engine, so a browser asks first whether it may. It asks for each URL: before
+the first piece and, as the query is another, before the last one (Fetch, CORS-preflight cache).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ORIGIN = "https://engine.example.com"
 SIZE = 3 * PIECE + 512
 DATA = pattern(SIZE)
 
-# What Chrome sends with each request of a page, beside the fields of the page.
+# Fields that Chrome sends with each request of a page, beside the fields of the page.
 BROWSER = (
     ("Connection", "keep-alive"),
     (
@@ -165,7 +165,7 @@ def test_last_piece_brings_all_to_stable_storage(door, host):
 
 
 def test_upload_is_resumed_at_what_was_transferred(door, host, tmp_path):
-    """What the monitor saw is in the volume: the page goes on behind it."""
+    """Bytes that the monitor saw are in the volume: the page goes on behind them."""
     ticket_id = add_ticket(door, host, raw_volume(tmp_path / "volume", 0), SIZE, ["write"])
     target = f"/images/{ticket_id}"
     with door.connect() as client:

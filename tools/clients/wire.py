@@ -22,7 +22,7 @@ GO_PIECE = 32 * 1024
 
 
 class HttpCore:
-    """What the engine sends and reads: one connection for each request, to the control service.
+    """Requests as the engine sends them, and its reading of answers: one connection each, to the control service.
 
     A request has no field but those that the engine sets, so neither Host nor Content-Type. Head and body leave
     in one write. A body without Content-Length and chunks would be read until the connection ends. The engine reads

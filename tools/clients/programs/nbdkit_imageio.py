@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
 
-"""What nbdkit's example plugin does with the client library, without nbdkit.
+"""The calls of nbdkit's example plugin to the client library, without nbdkit.
 
     nbdkit_imageio.py TRANSFER_URL SIZE
 

@@ -1,14 +1,17 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
 
-"""What the examples of ovirt-engine-sdk-python 4.6.3 do once they have a transfer.
+"""The examples of ovirt-engine-sdk-python 4.6.3, from the moment that they have a transfer.
 
     sdk_4_6.py upload|download|backup|ova|checksum|look FILE FORMAT CAFILE TRANSFER_URL PROXY_URL
 
-Sources, all in the source distribution from PyPI: examples/upload_disk.py, download_disk.py, backup_vm.py (FORMAT is
-the backing file), upload_from_ova.py and upload_ova_as_vm_or_template.py (FORMAT is the member), checksum_disk.py and
-checksum_image.py, image_transfer.py. PROXY_URL is empty for --use-proxy, where the proxy's URL is the one of the
-transfer.
+Sources, all in the folder examples of the source distribution from PyPI:
+
+- upload_disk.py, download_disk.py, checksum_disk.py, checksum_image.py, image_transfer.py
+- backup_vm.py; FORMAT is the backing file
+- upload_from_ova.py and upload_ova_as_vm_or_template.py; FORMAT is the member
+
+PROXY_URL is empty for --use-proxy, where the proxy's URL is the one of the transfer.
 """
 
 from __future__ import annotations

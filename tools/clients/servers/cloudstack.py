@@ -6,15 +6,15 @@
 Source: apache/cloudstack, scripts/vm/hypervisor/kvm/imageserver: handler.py at 00d1dbc3, server.py at 19a8509f,
 backends/nbd.py at 3e7268e4, backends/file.py at dc933a1a, constants.py at 0aef8c8f.
 
-    OPTIONS   `unix_socket` null; four readers; writers four, one over a file, none if it is read-only. No Allow
-    extents   `start`, `length`, `zero`, in pieces of 64 MiB at most; ``context=dirty`` adds `dirty`: all without bitmap
-    GET       a range may pass the end; a whole image has 200
-    PUT       not flushed unless ``flush=y``. The answer has a body. Over a file there are no ranges
-    PATCH     wants Content-Type application/json; zero and flush
-    errors    JSON, with the key `error`. The body of a request that is refused is not read
+    OPTIONS:  `unix_socket` null; four readers; writers four, one over a file, none if it is read-only. No Allow
+    extents:  `start`, `length`, `zero`, in pieces of 64 MiB at most; ``context=dirty`` adds `dirty`: all without bitmap
+    GET:      a range may pass the end; a whole image has 200
+    PUT:      not flushed unless ``flush=y``. The answer has a body. Over a file there are no ranges
+    PATCH:    wants Content-Type application/json; zero and flush
+    errors:   JSON, with the key `error`. The body of a request that is refused is not read
 
-There is no checksum, and no HEAD: 501. It answers by HTTP/1.0, so a connection ends with its first response: the
-handler sets `server_protocol`, which http.server does not know, and `protocol_version` keeps its default.
+There is no checksum, and no HEAD: 501. It answers by HTTP/1.0, so a connection ends with its first response. The
+reason: the handler sets `server_protocol`, which http.server does not know, and `protocol_version` keeps its default.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Refusal(Exception):
 
 
 class Can(NamedTuple):
-    """What a kind of storage can."""
+    """Abilities of a kind of storage."""
 
     features: tuple[str, ...]
     max_writers: int

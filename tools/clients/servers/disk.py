@@ -54,7 +54,7 @@ class Disk:
 
 
 class ImageHandler(BaseHTTPRequestHandler):
-    """What the stand-ins share: HTTP/1.1 where nothing else is said, and no log."""
+    """The part that the stand-ins share: HTTP/1.1 where nothing else is said, and no log."""
 
     protocol_version = "HTTP/1.1"
     disk: Disk

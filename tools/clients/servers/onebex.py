@@ -6,14 +6,14 @@
 Source: OpenNebula/one, f847cf2e (after 7.4.0), src/onebex: app/routes.rb, app/helpers.rb, exporters/nbd.rb,
 exporters/lvm.rb.
 
-    OPTIONS   `checksum`, `extents`, `flush` and `zero`, one reader and one writer, for any id
-    extents   `start`, `length`, `dirty`, `zero`, `hole`, whatever the context. By NBD they are those of one map: what
-              is allocated, or what is dirty. An incremental one of LVM lists what has changed alone, with gaps
-    GET       with a range ``bytes=a-b``; without 416, another 400, whatever the id; 206 with the total ``*``. Past the
+    OPTIONS:  `checksum`, `extents`, `flush` and `zero`, one reader and one writer, for any id
+    extents:  `start`, `length`, `dirty`, `zero`, `hole`, whatever the context. By NBD they are those of one map:
+              allocation, or dirty ranges. An incremental one of LVM lists only changed ranges, with gaps
+    GET:      with a range ``bytes=a-b``; without 416, another 400, whatever the id; 206 with the total ``*``. Past the
               end 500; by NBD over 32 MiB as well, for one read of nbdsh is one request to qemu-nbd
-    PATCH     flush: 200 without a body; all else 400
-    PUT       501
-    errors    JSON, with the key `error`
+    PATCH:    flush: 200 without a body; all else 400
+    PUT:      501
+    errors:   JSON, with the key `error`
 
 Nothing tells the size of the disk but the extents. It speaks HTTP, without TLS. There is no checksum.
 """

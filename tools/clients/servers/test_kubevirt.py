@@ -3,9 +3,9 @@
 
 """KubeVirt's pull of map and data is another protocol, and its URLs are none of images.
 
-Source: kubevirt/kubevirt, pkg/storage/export/virt-exportserver/exportserver.go, d923fdb8: ``/…/map`` answers pages of
-`extents` with `offset`, `length`, `type` and `description`, and `next_offset`; ``/…/data`` wants `offset` and `length`
-in the query; both want the token of the export.
+Source: kubevirt/kubevirt, pkg/storage/export/virt-exportserver/exportserver.go, d923fdb8. The URL ``/…/map`` answers
+pages of `extents` with `offset`, `length`, `type` and `description`, and `next_offset`. The URL ``/…/data`` wants
+`offset` and `length` in the query. Both want the token of the export.
 """
 
 from __future__ import annotations
