@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the examples share: options, the connection to the engine, and transfers.
+"""The code that the examples share: options, the connection to the engine, and transfers.
 
 The engine's address, user and password are in a section of `~/.config/ovirt-img.conf`, as
 for the command `ovirt-img`:

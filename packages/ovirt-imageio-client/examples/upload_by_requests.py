@@ -23,7 +23,7 @@ with requests.Session() as session, open(args.filename, "rb") as image:
     session.trust_env = False
     session.verify = args.cafile or True
 
-    # Does the ticket permit to write? What the server says is in the body.
+    # Does the ticket permit to write? The server's words are in the body.
     response = session.options(args.url)
     response.raise_for_status()
     if "PUT" not in response.headers["Allow"]:

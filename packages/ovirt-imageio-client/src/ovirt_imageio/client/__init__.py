@@ -8,10 +8,10 @@
         client.upload("disk.qcow2", url, "ca.pem", progress=progress)
 
 Whole images: `upload` and `download`, which return a `TransferResult`. Random access: `ImageioClient`. Images on this
-machine: `info`, `measure`, `checksum`, `extents`. What extents are: `ZeroExtent`, `DirtyExtent`.
-What ends a call from another thread: `Cancel`.
+machine: `info`, `measure`, `checksum`, `extents`. Classes of extents: `ZeroExtent`, `DirtyExtent`.
+The end of a call from another thread: `Cancel`.
 
-Each of them is loaded when it is first used (PEP 562): many programs import the package and
+Each of them is loaded when it is first used (PEP 562). Many programs import the package and
 need one of them, or only ask for its version.
 """
 

@@ -81,35 +81,35 @@ def upload(
         buffer_size: Bytes moved at a time where they pass through memory.
         secure: Verify the server.
         progress: An object with `update(n)`, told `size` as well, or a function that is
-            called with numbers of bytes; from several threads, one call at a time.
+            called with numbers of bytes. Several threads call it, one at a time.
         proxy_url: The same disk at another server, used when url cannot be connected.
         max_workers: Most connections; the server may allow fewer.
         member: Name of the image inside filename, a tar file (OVA).
-        backing_chain: Upload what the backing chain holds as well; else only the image's
-            own data, and what it does not hold is left as it is on the disk.
+        backing_chain: Upload what the backing chain holds as well. Else only the image's
+            own data are uploaded, and the rest of the disk is left as it is.
         disk_is_zero: The disk reads as zeroes already: zeroes of the image are left out.
             Not heeded with `backing_chain=False`: a zero of the layer hides what the
             disk has below it.
         fmt: Format of the image, which is then not guessed from its content.
         allow_external: Allow an image that uses data files, devices, or protocols.
-        verify: Compare both ends by block hashes at the end. What was uploaded is hashed
-            on its way where it passes in order. With `backing_chain=False` what the image
-            does not hold is not compared.
+        verify: Compare both ends by block hashes at the end. Uploaded bytes are hashed
+            on their way where they pass in order. With `backing_chain=False` the ranges that
+            the image does not hold are not compared.
         resume: Keep a journal of what is on the disk's stable storage, and continue from
-            the one that an earlier call left, which may have had another ticket. What
-            was done is compared at both ends first.
+            the one that an earlier call left. That call may have had another ticket. The
+            ranges that it did are compared at both ends first.
         journal: Where to keep it; None means beside the image.
         check: Refuse an image that is cut off or damaged, as far as `qemu-img check` can tell. Leaked
             clusters are only told in the log. Of a raw image nothing can be told.
         timeout: Seconds that the server may be silent before an attempt has failed. None means
             a minute, ten for what storage has to work for, and any time for a checksum.
-        retries: How often in a row what failed for a passing reason is tried again, with growing
-            pauses. None means 6 times, and 3 until the server has answered once.
+        retries: How often in a row an attempt that failed for a passing reason is repeated, with
+            growing pauses. None means 6 times, and 3 until the server has answered once.
         cancel: Ends the call from another thread, or from the handler of a signal: within a
             second, whatever it waits for. Nothing of the disk is touched afterwards.
 
     Returns:
-        What was done: bytes by kind, seconds, retries, and the checksum if it was verified.
+        The work done: bytes by kind, seconds, retries, and the checksum if it was verified.
 
     Raises:
         UnsafeImage: The image refers to something that was not allowed.
@@ -193,13 +193,13 @@ def download(
     retries: int | None = None,
     cancel: Cancel | None = None,
 ) -> TransferResult:
-    """Download a disk to a new image; what is zero is not fetched and takes no room.
+    """Download a disk to a new image; zeroes are not fetched and take no room.
 
-    The image is built as FILENAME.part and renamed when all of it is on stable storage:
-    a file named FILENAME is complete, and until then what stood there before stays. The new
-    file gets its owner, group, mode, ACL and attributes; other names of it (hard links) keep
-    the old image. After a failure the part is removed, unless it can be resumed. Devices, and
-    files that cannot be replaced, are written in place. Any thread may call it.
+    The image is built as FILENAME.part and renamed when all of it is on stable storage. So
+    a file named FILENAME is complete, and until then the old file stays. The new file gets
+    the owner, group, mode, ACL and attributes of the old one; other names of that (hard links)
+    keep the old image. After a failure the part is removed, unless it can be resumed. Devices,
+    and files that cannot be replaced, are written in place. Any thread may call it.
 
     Args:
         url: Transfer URL, `https://HOST:PORT/images/TICKET`.
@@ -213,25 +213,25 @@ def download(
         proxy_url: The same disk at another server, used when url cannot be connected.
         max_workers: Most connections; the server may allow fewer.
         backing_file: Backing file that the qcow2 image gets; it must exist, and not be or
-            need the image that is replaced. What the server reports as a hole shows it.
+            need the image that is replaced. Ranges that the server reports as holes show it.
         backing_format: Format of the backing file; None looks at its content. Without a
             backing file it means nothing.
         verify: Read the image, through its backing files, and compare all of it with the
             server's disk by block hashes before it gets its name. An incremental image
-            without backing file cannot be read as a disk: what changed is compared, and
-            that the image holds all of it and nothing else.
+            without backing file cannot be read as a disk. Its changed ranges are compared,
+            and it must hold all of them and nothing else.
         shallow: The server shows one layer, not what is below it, as in a shallow transfer
             of the engine. With a backing file, `verify` compares what the layer holds.
         resume: Keep what was downloaded and a journal of it, and continue from what an
-            earlier call left, which may have had another ticket. What was done is
-            compared at both ends first.
+            earlier call left. That call may have had another ticket. The ranges that it
+            did are compared at both ends first.
         journal: Where to keep it; None means beside the image.
         timeout: As for `upload`.
         retries: As for `upload`.
         cancel: As for `upload`. Nothing of the image is touched afterwards.
 
     Returns:
-        What was done: bytes by kind, seconds, retries, and the checksum if it was verified.
+        The work done: bytes by kind, seconds, retries, and the checksum if it was verified.
 
     Raises:
         ImageInUse: Another download to this name is running, or a qemu has the image open.
@@ -361,7 +361,7 @@ def _fetch(
         steps = plan.incremental_steps(extents, cluster=None if has_backing else CLUSTER, copy_limit=limit)
     else:
         steps = plan.download_steps(extents, has_backing=has_backing, target_is_zero=is_zero, copy_limit=limit)
-    # What was downloaded is verified by reading the image: its way there is not watched.
+    # A download is verified by reading the image: the data are not hashed on their way there.
     transfer.run(lambda _: DownloadPair(remote.clone(), target.open(), skip_zeroes=skip), steps)
 
 

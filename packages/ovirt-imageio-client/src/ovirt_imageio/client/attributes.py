@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What belongs to a file beside its content: owner, group, mode, ACL, labels, attributes.
+"""Properties of a file beside its content: owner, group, mode, ACL, labels, attributes.
 
-A file that replaces another gets them all. What the system refuses is left out in a way
-that lets no user do more than before.
+A file that replaces another gets them all. A property that the system refuses is left out
+in a way that lets no user do more than before.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def give(fd: int, wanted: Attributes) -> list[str]:
     """Give an open file attributes.
 
     Returns:
-        What the system refused, in words; empty if the file has all of them.
+        Properties that the system refused, in words; empty if the file has all of them.
 
     Raises:
         OSError: Storage failed.

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The backing file of an image that is downloaded.
 
-The image that is replaced may be neither the backing file nor anything that it needs:
-the old content would be gone, and the new image would show itself.
+The image that is replaced may be neither the backing file nor anything that it needs.
+Otherwise the old content would be gone, and the new image would show itself.
 
     new monday.qcow2 ──► sunday.qcow2 ──► full.qcow2
          ▲                                    │

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What to do about a TLS connection that could not be made, by the reason that OpenSSL gives. Pure.
+"""Advice on a TLS connection that could not be made, by the reason that OpenSSL gives. Pure.
 
 Sources: X509_STORE_CTX_get_error(3), x509_vfy.h of OpenSSL 3; Python 3.13, What's New, "ssl".
 """

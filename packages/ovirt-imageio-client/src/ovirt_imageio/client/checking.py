@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Whether an image is whole, before anything of it is uploaded.
 
-What is missing at the end of an image reads as zeroes, so an upload of it succeeds, and so does a
+The missing end of an image reads as zeroes, so an upload of it succeeds, and so does a
 comparison. `qemu-img check` finds that, and tables that contradict each other, in most formats.
 Of a raw image nothing can be told.
 """

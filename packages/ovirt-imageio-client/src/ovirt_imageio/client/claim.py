@@ -8,7 +8,7 @@ the part that it finds written down:
 
     .disk.qcow2.imageio    {"imageio": 1, "part": ["disk.qcow2.part", 131, 1760000000000000000]}
 
-What a run that can be resumed has made is written down in its journal alone.
+A run that can be resumed writes its files down in its journal alone.
 """
 
 from __future__ import annotations

@@ -378,7 +378,7 @@ class _LogFile(logging.FileHandler):
 
 
 class _InOptions(logging.Formatter):
-    """What the library logs, in the words of the command."""
+    """Log messages of the library, in the words of the command."""
 
     def format(self, record: logging.LogRecord) -> str:
         return in_options(super().format(record))

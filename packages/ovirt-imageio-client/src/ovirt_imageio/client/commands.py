@@ -30,7 +30,7 @@ def is_url(text: str) -> bool:
     return _URL.match(text) is not None
 
 
-# What each command takes.
+# The arguments of each command.
 
 
 def add_upload(parser: argparse.ArgumentParser) -> None:
@@ -166,7 +166,7 @@ def _add_image(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", metavar="FILE|URL", help="image on this machine, or transfer URL of a disk")
 
 
-# What each command does.
+# The work of each command.
 
 
 def upload(args: argparse.Namespace, report: Report) -> None:

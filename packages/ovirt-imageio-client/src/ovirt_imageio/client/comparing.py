@@ -58,7 +58,7 @@ class HashingPair(Pair):
 
 
 class Differences:
-    """What several workers found to differ: the first counts.
+    """Differences that several workers found: the first counts.
 
     Attributes:
         passed: Digests that are known, and the sizes.
@@ -128,7 +128,7 @@ class ComparingPair(HashingPair):
         return start, end if end == self._remote.size else end // block_size * block_size
 
     def _rest(self, offset: int, end: int, start: int, stop: int) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-        """What of a range the server does not hash: number of each block, and its pieces."""
+        """Blocks of a range that the server does not hash: number of each, and its pieces."""
         if start >= stop:
             start = stop = end
         block_size = self.passed.block_size

@@ -4,11 +4,11 @@
 
 qemu reads what is missing as zeroes, and `qemu-img check` does not notice all of it:
 
-    qcow (version 1)     it knows none
-    VDI                  it does not ask where the file ends
-    qcow2, VMDK          it takes a cluster that begins inside the file for whole
-    Parallels            the same, up to qemu 8.0
-    QED, VHDX            it counts the file in sectors, and a part of one as a whole
+    qcow (version 1) ── it knows none
+    VDI ─────────────── it does not ask where the file ends
+    qcow2, VMDK ─────── it takes a cluster that begins inside the file for whole
+    Parallels ───────── the same, up to qemu 8.0
+    QED, VHDX ───────── it counts the file in sectors, and a part of one as a whole
 
 Sources: qemu docs/interop/qcow2.txt, qed_spec.txt and parallels.txt, block/qcow.c for the header;
 VMware "Virtual Disk Format 1.1"; VirtualBox, src/VBox/Storage/VDICore.h; [MS-VHDX] §2.

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Whether an image has only what changed since another one, its parent. Pure.
 
-A program that takes snapshots makes them: VirtualBox, Hyper-V. qemu reads a VHD of this kind
-with zeroes in place of its parent, a VDI as well if it tells no parent, and says of a VHDX
-nothing but "Invalid argument". Formats that qemu reads together with a backing file are not
-meant here, see `formats.references`.
+Programs that take snapshots make them, such as VirtualBox and Hyper-V. A VHD of this kind is
+read by qemu with zeroes in place of its parent, and so is a VDI that tells no parent. Of a VHDX
+it says nothing but "Invalid argument". Formats that qemu reads together with a backing file are
+not meant here, see `formats.references`.
 
 Sources: Microsoft "Virtual Hard Disk Image Format Specification"; [MS-VHDX] §2.2.3 and §2.6;
 VirtualBox, include/VBox/vd.h and src/VBox/Storage/VDICore.h.
@@ -82,7 +82,7 @@ def _item(data: bytes, wanted: bytes, *, table: bytes, count: tuple[str, int], e
     Args:
         data: The table.
         wanted: Id of the item.
-        table: What the table begins with.
+        table: First bytes of the table.
         count: Where its number of entries is, and where the first of them begins.
         entry: An entry, beginning with id and offset.
     """

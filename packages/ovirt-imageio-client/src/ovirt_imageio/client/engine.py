@@ -397,7 +397,7 @@ class Engine:
             raise EngineError(f"cannot {what}: {self._reason(e)}", status=e.code) from e
 
     def _reason(self, error: Any) -> str:
-        """What the engine or curl said, without the frame that the SDK puts around it."""
+        """The words of the engine or of curl, without the frame that the SDK puts around them."""
         if isinstance(error, EngineError):
             return str(error)
         detail = getattr(error.fault, "detail", None)

@@ -2,19 +2,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Doing the steps of a plan with several workers.
 
-The caller's thread makes the steps, which may take as long as the server needs to tell
-its extents, and puts them into a queue; workers take them. Each worker owns a `Pair`:
-an open connection to either end, which nobody else touches.
+The caller's thread makes the steps and puts them into a queue; workers take them. Making
+them may take as long as the server needs to tell its extents. Each worker owns a `Pair`:
+an open connection to either end, which no other thread touches.
 
     caller:   extents ─► steps ─► queue
                                     ├─► worker: pair ─► copy, zero … flush
                                     └─► worker: pair ─► copy, zero … flush
 
-Steps are idempotent. What fails for a passing reason is done again on a new pair, after
-a pause that grows. The first failure that does not pass ends all workers and is raised
+Steps are idempotent. A step that fails for a passing reason is done again on a new pair,
+after a pause that grows. The first failure that does not pass ends all workers and is raised
 in the caller's thread. A connection that always breaks after some bytes must not make
-a long request impossible: each failure makes the worker's next request an eighth as
-long, each success doubles it again. Attempts are counted from the last success.
+a long request impossible. So each failure makes the worker's next request an eighth as
+long, and each success doubles it again. Attempts are counted from the last success.
 
 At its end each worker flushes what it wrote, also where that was over a connection
 that is gone. Where somebody keeps a journal, it does so now and then on its way, and
@@ -103,7 +103,7 @@ class Pair(ABC):
         """Bring what was written to stable storage.
 
         Raises:
-            WritesLost: What was written since the last flush has to be written again, over another pair.
+            WritesLost: Bytes written since the last flush have to be written again, over another pair.
         """
 
     @abstractmethod
@@ -152,7 +152,7 @@ def is_passing(error: BaseException) -> bool:
     """Tell if trying again may help: a reset, a time-out, an overloaded server."""
     if getattr(error, "status", None) in _PASSING_STATUS:
         return True
-    # Whoever has such an error has loaded requests; nobody else should have to.
+    # A program with such an error has loaded requests; other programs need not load it.
     from ovirt_imageio.common.backends.http.errors import Unreachable, Untrusted
 
     if isinstance(error, Untrusted):
@@ -192,7 +192,7 @@ def persist(
         on_retry: Told of each attempt after the first.
 
     Raises:
-        What call raises: the last failure.
+        Exception: The last failure of call, as it raised it.
     """
     retry = retry or Retry()
     failures = 0
@@ -294,8 +294,8 @@ class Executor:
         checkpoints: Told of the steps that are on stable storage, from any worker.
         flush_length: Bytes after which a worker flushes in any case: no more is done again.
         can_redo: Steps that are done can be done again, in any order.
-        cancel: Ends all, from any thread. Whatever a pair or the making of steps waits for is woken by
-            it; the first failure of a worker calls it.
+        cancel: Ends all, from any thread. It wakes every wait of a pair and of the making of steps.
+            The first failure of a worker calls it.
         on_retry: Told of each attempt after the first, from any worker.
         pause: Waits for seconds or until it is cancelled; tests replace it.
 
@@ -341,7 +341,7 @@ class Executor:
 
         Raises:
             GaveUp: A passing failure did not pass; its kind is that of the last failure.
-            What the ends or steps raise: the first failure of all.
+            Exception: The first failure of all, as an end or steps raised it.
             OperationCancelled: It was cancelled.
             KeyboardInterrupt: As it came; workers were told to stop.
         """

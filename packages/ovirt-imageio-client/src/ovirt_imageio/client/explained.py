@@ -6,9 +6,9 @@ To a read that fails, qemu-nbd up to 7.2 at least gives no answer: it says why o
 error, and closes the connection. On the wire that is a lost connection, which another attempt
 may bring back. So what it said decides:
 
-    lost connection, and it said that its file failed    the image cannot be read: no other attempt
-    lost connection, and it has ended                    its last words, or how it ended
-    lost connection, and nothing else                    as it is: another attempt
+    lost connection, and it said that its file failed ──► the image cannot be read: no other attempt
+    lost connection, and it has ended ──────────────────► its last words, or how it ended
+    lost connection, and nothing else ──────────────────► as it is: another attempt
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def one_line(error: BaseException) -> str:
     """Say in one line why a command failed.
 
     Args:
-        error: What ended it.
+        error: The failure that ended it.
     """
     text = in_options(" ".join(_text(error).split()))
     hint = _hint(error)
@@ -52,7 +52,7 @@ def _text(error: BaseException) -> str:
 
 
 def _hint(error: BaseException) -> str:
-    # Whoever has such an error has loaded requests; nobody else should have to.
+    # A program with such an error has loaded requests; other programs need not load it.
     from ovirt_imageio.common.backends.http.errors import NoTls, Unreachable, Untrusted
 
     if isinstance(error, Untrusted):

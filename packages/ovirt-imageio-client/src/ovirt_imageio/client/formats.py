@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the header of an image says about its format and about other files. Pure.
+"""The words of an image's header about its format and about other files. Pure.
 
 An image comes from strangers. Its header may name a backing file, a data file or
-extents, and whoever opens the image with qemu opens those as well: any file that the
+extents. A program that opens the image with qemu opens those as well: any file that the
 user may read, or a server. So the names are read here, before qemu sees the image.
 
 Sources: qemu docs/interop/qcow2.txt, docs/interop/qed_spec.txt; VMware "Virtual Disk
@@ -137,7 +137,7 @@ _ENCRYPTIONS = {1: "AES", 2: "LUKS"}
 
 
 class Marks(NamedTuple):
-    """What a qcow2 image says of its own state.
+    """Marks of a qcow2 image about its own state.
 
     Attributes:
         is_dirty: It was not closed; its reference counts are out of date.

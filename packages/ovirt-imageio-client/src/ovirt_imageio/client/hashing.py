@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Digests of the blocks of an image that is uploaded, taken while its data pass.
 
-Workers move ranges in any order, and hashing has an order of its own: a digest needs its
+Workers move ranges in any order, and hashing has an order of its own. A digest needs its
 block from the first byte to the last. So each worker follows what passes through its own
 hands, and keeps the digest of every block that it saw as a whole:
 
@@ -11,8 +11,8 @@ hands, and keeps the digest of every block that it saw as a whole:
     worker 2                    |=======================|
     known     |    0    |                   |    3    |
 
-What is not known in the end is read again, see `verify`. An image that does not pass at all
-is hashed by `local_checksum`.
+A block that is not known in the end is read again, see `verify`. An image that does not pass
+at all is hashed by `local_checksum`.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def local_checksum(
 
     Raises:
         ValueError: An argument makes no sense.
-        What the image raises.
+        Exception: As the image raised it.
     """
     with ExitStack() as stack:
         listing = stack.enter_context(open_image())

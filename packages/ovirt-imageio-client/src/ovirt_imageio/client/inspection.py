@@ -211,8 +211,8 @@ def extents(
     Args:
         filename: Path of the image, or of a tar file.
         member: Name of the image inside the tar file.
-        bitmap: Name of a dirty bitmap: what changed is told. What reads as zeroes is
-            told of the whole chain, as without it.
+        bitmap: Name of a dirty bitmap: changed ranges are told. Ranges that read as zeroes
+            are told of the whole chain, as without it.
         fmt: Format of the image, which is then not guessed from its content.
         allow_external: Allow an image that uses data files, devices, or protocols.
 

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The lock by which a run tells others that a file is its own, and the refusal.
 
-It is a lock of one byte, of the open file: the kernel drops it when the run ends, however
-it ends. flock(2) would not do: over NFS it locks the whole file, also against qemu.
+It is a lock of one byte, of the open file. The kernel drops it when the run ends, however
+it ends. A lock by flock(2) would not do: over NFS it is of the whole file, also against qemu.
 """
 
 from __future__ import annotations

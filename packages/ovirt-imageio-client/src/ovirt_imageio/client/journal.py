@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What of a transfer is on stable storage, kept in a file, so that the next run continues.
+"""The part of a transfer that is on stable storage, kept in a file, so that the next run continues.
 
-The file grows by a line whenever something is on stable storage, see `records`. Before the
-first byte of the other end is written, it says so: a run that ended before it had flushed
-anything has written as well, and what it wrote may be there still.
+The file grows by a line whenever something is on stable storage, see `records`. It also gets
+a line before the first byte of the other end is written. A run that ended before it had
+flushed anything has written as well, and its bytes may be there still.
 
 The file is locked while it is used, and removed when the transfer is complete. It names no
 ticket: the next run comes with a new one, and both ends are compared before it goes on.
@@ -41,8 +41,8 @@ class Journal:
 
     Args:
         path: Of the file; it is made if there is none.
-        what: What the transfer is: keys and plain values. One of a transfer that differs
-            is refused.
+        what: Description of the transfer: keys and plain values. The journal of a transfer
+            that differs is refused.
 
     Attributes:
         path: As given.
@@ -206,7 +206,7 @@ class Journal:
             if not records.looks_like_a_journal(head):
                 raise records.Damaged("it is no journal of a transfer")
             if b"\0" in head:
-                # What a crash left of the first line, or something large that begins with zeroes.
+                # The rest of a first line after a crash, or something large that begins with zeroes.
                 return head + f.read(len(records.as_line(records.header(self._what))))
             return head + f.read()
 

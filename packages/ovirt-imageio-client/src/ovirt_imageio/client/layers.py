@@ -4,10 +4,10 @@
 
 Headers, footers and tables of contents are read here, before qemu opens anything:
 
-    disk.qcow2                 itself, then what it is backed by
-    vm.ova, member=disk.vmdk   a part of the tar file
-    disk.vhd, fixed            the file without its footer, as a raw image
-    disk.vhd, dynamic          qemu is told which of its two sizes counts
+    disk.qcow2 ─────────────── itself, then what it is backed by
+    vm.ova, member=disk.vmdk ─ a part of the tar file
+    disk.vhd, fixed ────────── the file without its footer, as a raw image
+    disk.vhd, dynamic ──────── qemu is told which of its two sizes counts
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ own, which is told exactly which files to open:
 So what `layers.look` found plain and named in the log is what is read, whatever the headers
 say by then.
 
-Each file is held open. A file that gets the name of the image meanwhile is not read, and a
-file that is written to meanwhile is noticed: what was read of it is of no one moment.
+Each file is held open. A file that gets the name of the image meanwhile is not read. A file
+that is written to meanwhile is noticed: the bytes read of it are of no one moment.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Source:
     """An image on this machine, open for reading by several workers.
 
     Args:
-        layers: From `layers.look`. What is not among them does not show through.
+        layers: From `layers.look`. Other layers do not show through.
         connections: How many workers will read.
         bitmap: Dirty bitmap that `extents("dirty")` will be asked for.
         trusted: qemu may open what the image names, for `layers.look` allowed it.
@@ -108,7 +108,7 @@ class Source:
 
     Attributes:
         size: Bytes of the disk.
-        hides_zeroes: What reads as zeroes is not told by the extents, or not all of it: look at the data.
+        hides_zeroes: Extents tell none of the zeroes, or not all of them: look at the data.
 
     Raises:
         ImageInUse: A download is writing a file of it, or another program lets none read it.

@@ -6,8 +6,8 @@ The stream may be closed, on a full disk, or a pipe that the other program reads
 all. None of it may end or delay a transfer: the first failure is told once, and text that finds no
 room is left out.
 
-A stream of the system is written by its descriptor. What its buffer could not write would be
-tried again when the interpreter ends, and fail the program.
+A stream of the system is written by its descriptor. Text left in its buffer after a failure
+would be tried again when the interpreter ends, and fail the program.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ class Packed(NamedTuple):
     """How a file is packed.
 
     Attributes:
-        how: What it is, after "is": `packed by gzip`.
-        advice: What to do, with the file's name where a shell needs it.
+        how: The state of the file, as said after "is": `packed by gzip`.
+        advice: Help for the user, with the file's name where a shell needs it.
     """
 
     how: str

@@ -25,7 +25,7 @@ the page cache 2 µs for each MiB."""
 
 
 class Remote(Protocol):
-    """What a pair needs of the server's end, see `HttpBackend`."""
+    """The part of the server's end that a pair needs, see `HttpBackend`."""
 
     @property
     def debt(self) -> Any:
@@ -194,7 +194,7 @@ class SparseTarget(Backend):
     """A new image that reads as zeroes: pieces of zeroes are not written to it.
 
     Where payload would pass us by in a pipe, the first bytes of each piece are looked at in
-    the socket; only a piece that begins with zeroes is read into memory, to look at all of it.
+    the socket. Only a piece that begins with zeroes is read into memory, to look at all of it.
     """
 
     def __init__(self, target: Backend) -> None:

@@ -67,7 +67,7 @@ class Part:
 
         Args:
             folder: Where it is.
-            identity: What the earlier run wrote down.
+            identity: Identity of the file that the earlier run wrote down.
             owners: The users that it may belong to.
 
         Returns:
@@ -96,7 +96,7 @@ class Part:
 
     @property
     def identity(self) -> Identity:
-        """What a later run knows the file by."""
+        """The values by which a later run knows the file."""
         return Identity(os.path.basename(self.path), os.fstat(self._fd).st_ino, linux.born(self._fd))
 
     @property

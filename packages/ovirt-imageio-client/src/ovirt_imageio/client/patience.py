@@ -38,7 +38,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Patience:
-    """What a transfer takes from its server.
+    """The silence and failures that a transfer takes from its server.
 
     Attributes:
         timeout: Seconds of silence after which an attempt has failed; None leaves them to the kind
@@ -65,7 +65,7 @@ class Patience:
 
         Raises:
             OperationCancelled: cancel said so.
-            What call raises: the last failure.
+            Exception: The last failure of call, as it raised it.
         """
         return persist(call, what, retry=retry or self.retry, pause=self.cancel.wait, on_retry=self.retried)
 

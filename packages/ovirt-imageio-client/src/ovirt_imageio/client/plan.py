@@ -1,13 +1,13 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a transfer has to do, as a value: extents become steps. Pure.
+"""The work of a transfer as a value: extents become steps. Pure.
 
 Each extent asks for one of three things, or was done in an earlier run:
 
-    COPY  its bytes are read here and written there
-    ZERO  the other end is told to make the range read as zeroes
-    SKIP  the other end already has the right bytes, or shall keep its own
-    DONE  an earlier run did it, and it is as it was
+    COPY ── its bytes are read here and written there
+    ZERO ── the other end is told to make the range read as zeroes
+    SKIP ── the other end already has the right bytes, or shall keep its own
+    DONE ── an earlier run did it, and it is as it was
 
     extents:  |  data          |  zero  |  data  |  zero, hole           |
     steps:    |  COPY  |  COPY |  ZERO  |  COPY  |  SKIP or ZERO         |
@@ -36,7 +36,7 @@ STEPS_PER_WORKER = 4
 
 
 class Action(enum.IntEnum):
-    """What a step does. Small integers, for queues hold a million of them."""
+    """The kind of a step. Small integers, for queues hold a million of them."""
 
     COPY = 0
     ZERO = 1
@@ -48,7 +48,7 @@ class Step(NamedTuple):
     """One idempotent part of a transfer: doing it again changes nothing.
 
     Attributes:
-        action: What to do.
+        action: The kind of the step.
         offset: First byte.
         length: Bytes, at least 1.
     """
@@ -179,8 +179,8 @@ def incremental_steps(
 
     Args:
         extents: Dirty extents of the server, in order.
-        cluster: What the new image takes whole from itself or a backing file, if it gets its
-            backing file later; see `whole_clusters`.
+        cluster: Bytes that the new image takes whole from itself or a backing file, if it gets
+            its backing file later; see `whole_clusters`.
         copy_limit: Most bytes of a COPY step.
     """
     if cluster is not None:
@@ -197,8 +197,8 @@ def incremental_steps(
 def whole_clusters(extents: Iterable[DirtyExtent], cluster: int) -> Iterator[DirtyExtent]:
     """Count as dirty what is clean in a cluster that is dirty elsewhere.
 
-    An image without a backing file has zeroes in the rest of a cluster that is written in part,
-    and a backing file that it gets later does not show there. A bitmap may be finer than that.
+    An image without a backing file has zeroes in the rest of a cluster that is written in part.
+    A backing file that it gets later does not show there. A bitmap may be finer than that.
 
     extents   |  clean      | dirty |  clean            |
     clusters  |         |         |         |         |
@@ -263,7 +263,7 @@ def copy_limit(size: int, workers: int) -> int:
 
 
 def split(step: Step, limit: int) -> Iterator[Step]:
-    """Cut a step at multiples of limit. What needs no work stays whole."""
+    """Cut a step at multiples of limit. A step without work stays whole."""
     if step.action in (Action.SKIP, Action.DONE):
         yield step
         return

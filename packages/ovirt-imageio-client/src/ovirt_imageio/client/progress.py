@@ -35,7 +35,7 @@ _LAST_WORDS = 0.5
 
 
 class ProgressLike(Protocol):
-    """What a transfer needs of a progress object."""
+    """The part of a progress object that a transfer needs."""
 
     size: int | None
 
@@ -53,15 +53,15 @@ class ProgressBar:
 
     On a terminal one line is drawn over and over; elsewhere quiet lines are written, one
     for each phase and each ten percent. With format `json` each change is one object on a
-    line of its own, with the keys `transferred` and, once known, `size` (integers, bytes),
+    line of its own. Its keys are `transferred` and, once known, `size` (integers, bytes),
     `elapsed` (seconds) and `description`.
 
-    It never ends or delays what it shows: output that fails is told once, by the log, and
-    dropped; what a slow reader has no room for is left out, but for the last line. Once closed it
-    draws nothing.
+    It never ends or delays what it shows. Output that fails is told once, by the log, and
+    dropped. Lines for which a slow reader has no room are left out, but for the last one.
+    Once closed it draws nothing.
 
     Args:
-        phase: What is going on, in a few words.
+        phase: The work that is going on, in a few words.
         error_phase: The phase to end with when the block of the context manager raised.
         size: Bytes in all; None while not known.
         output: Text stream to write to; None means standard output.
@@ -109,7 +109,7 @@ class ProgressBar:
 
     @property
     def phase(self) -> str:
-        """What is going on. Setting it redraws."""
+        """The work that is going on. Setting it redraws."""
         return self._phase
 
     @phase.setter
@@ -232,7 +232,7 @@ class ProgressBar:
 
 
 class Parts(NamedTuple):
-    """What a line of progress tells, each in words. Pure.
+    """The facts of a line of progress, each in words. Pure.
 
     [  55% ] 555 GiB of 999 GiB, 1:02:03, 153 MiB/s, 49:38 left | uploading image
      percent    done       size  elapsed       rate        left             phase

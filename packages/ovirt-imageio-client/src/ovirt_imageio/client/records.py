@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The lines of a journal as values. Pure.
 
-    {"journal": 2, "direction": "upload", "size": 6442450944, …}     which transfer it is of
-    {"part": ["disk.part", 131, 1760000000000000000]}                the file that a download is built in
-    {"begun": true}                                                  from here on bytes are written
-    {"done": [[0, 8388608], [16777216, 8388608]]}                    these are on stable storage
-    {"done": [[8388608, 8388608]]}
-    {"lost": true}                                                   storage failed: none of it is
+    {"journal": 2, "direction": "upload", "size": 6442450944, …} ── which transfer it is of
+    {"part": ["disk.part", 131, 1760000000000000000]} ───────────── the file that a download is built in
+    {"begun": true} ─────────────────────────────────────────────── from here on bytes are written
+    {"done": [[0, 8388608], [16777216, 8388608]]} ───────────────── these are on stable storage
+    {"done": [[8388608, 8388608]]} ──────────────────────────────── and these
+    {"lost": true} ──────────────────────────────────────────────── storage failed: none of it is
 
 Where ranges are left alone on purpose, the line "begun" also has a digest of the whole plan:
 `"plan": "…"`. Each line is on stable storage before the next one is written. So a crash can
@@ -32,7 +32,7 @@ class Damaged(ValueError):
 
 
 class Identity(NamedTuple):
-    """What tells a file from any other of its folder, also from one that had its inode before.
+    """Values that tell a file from any other of its folder, also from one that had its inode before.
 
     Attributes:
         name: In its folder.

@@ -158,9 +158,9 @@ class ImageioClient:
         """Bring everything that was written to stable storage.
 
         Raises:
-            ovirt_imageio.common.backends.http.WritesLost: The server was restarted, or the ticket added anew, and may
-                have lost what was written since the last flush; a server of 2.x does not tell, so there the
-                connection was lost. No flush of this client succeeds any more: write it again with another.
+            ovirt_imageio.common.backends.http.WritesLost: The server was restarted, or the ticket added anew. Bytes
+                written since the last flush may be lost. A server of 2.x does not tell, so there the
+                connection was lost. No flush of this client succeeds any more: write them again with another.
             ImageioError: The server failed: data may be lost, and no flush of this client succeeds any more.
         """
         self._backend.flush()
@@ -224,7 +224,7 @@ class ImageioClient:
         )
 
     def close(self) -> None:
-        """Close the connection. What was not flushed may be lost. Idempotent."""
+        """Close the connection. Bytes that were not flushed may be lost. Idempotent."""
         self._backend.close()
 
     def __enter__(self) -> ImageioClient:

@@ -1,12 +1,12 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a command that moves a disk tells on standard output: how far it is, and how it ended.
+"""Standard output of a command that moves a disk: how far it is, and how it ended.
 
 With JSON each line is an object with the keys of progress, and the last one has more:
 
-    {"transferred": 0, "elapsed": 0.1, "description": "uploading image", "size": 6442450944}
-    {…, "description": "upload completed", "moved": 1310720, "zeroed": 6441140224, …}
-    {…, "description": "upload failed", "kind": "Forbidden", "message": "…", "status": 403, "exit_status": 1}
+    any ───── {"transferred": 0, "elapsed": 0.1, "description": "uploading image", "size": 6442450944}
+    success ─ {…, "description": "upload completed", "moved": 1310720, "zeroed": 6441140224, …}
+    failure ─ {…, "description": "upload failed", "kind": "Forbidden", "message": "…", "status": 403, "exit_status": 1}
 
 So a program that reads progress alone reads all lines alike.
 """
@@ -51,7 +51,7 @@ class Report:
         """Begin to show progress, in the context of what is returned.
 
         Args:
-            phase: What is done first.
+            phase: The work that is done first.
         """
         output: Any = _Nowhere() if self._quiet else self._stream
         error_phase = f"{self._direction} failed"

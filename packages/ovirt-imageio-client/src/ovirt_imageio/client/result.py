@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a transfer did, as a value."""
+"""The work that a transfer did, as a value."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Transport = Literal["unix", "tls", "tcp"]
 
 @dataclass(frozen=True)
 class TransferResult:
-    """What an upload or a download did. Each byte of the image counts once.
+    """The work that an upload or a download did. Each byte of the image counts once.
 
     Attributes:
         moved: Bytes that were copied, however often they were sent.

@@ -3,14 +3,14 @@
 """How an image on this machine gets its name: whole, or not at all.
 
 The image is built beside its final name, as NAME.part, and gets that name when all of
-it is on stable storage. What stood there before stays until then:
+it is on stable storage. A file that has the name stays until then:
 
     claim NAME ─► make NAME.part ─► write ─► fsync ─► rename ─► fsync of the folder ─► success
         │                             └── a failure: the part goes, or is kept to be resumed
         └── another run has it, a qemu has the old image open: refused
 
-A device is written in place, and so is a file whose name no other file can get: in a
-folder where none can be made, and where it is mounted by itself.
+A device is written in place, and so is a file whose name no other file can get. That is a
+file in a folder where none can be made, and a file that is mounted by itself.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Staging:
         """Make the file to write to, or take the one that a former attempt left.
 
         Args:
-            journal: What a former attempt left is continued, if the journal knows of it;
+            journal: The part that a former attempt left is continued, if the journal knows of it;
                 else the journal begins anew.
             sealed: Only if the journal knows the whole plan.
             raw: The image is raw: no qemu writes it, and none may open it meanwhile.
@@ -182,7 +182,7 @@ class Staging:
     def sync(self) -> None:
         """Bring what was made so far to stable storage, before a journal says what it holds.
 
-        A failure is told once. What an image begins with, such as qemu's header, is of no step
+        A failure is told once. The beginning of an image, such as qemu's header, is of no step
         that would be done again.
 
         Raises:
@@ -244,7 +244,7 @@ class Staging:
 
     @property
     def state(self) -> str:
-        """What a failure leaves behind, in words."""
+        """The state that a failure leaves behind, in words."""
         if self.is_done:
             return "complete"
         if self._part is not None and self._stays:
@@ -252,7 +252,7 @@ class Staging:
         return "left incomplete" if self.in_place else "not made"
 
     def discard(self) -> None:
-        """Remove what was built. What was written in place stays as it is, and what is complete. Idempotent."""
+        """Remove what was built. A file written in place stays as it is, and so does a complete one. Idempotent."""
         if self._part is not None and not self.is_done and not self._stays:
             self._part.remove()
             self._part.close()
@@ -260,7 +260,7 @@ class Staging:
 
     @property
     def is_left(self) -> bool:
-        """What was built so far is there, and not complete."""
+        """The image is there as far as it was built, and not complete."""
         return not self.is_done and (self.in_place or self._part is not None)
 
     def close(self) -> None:

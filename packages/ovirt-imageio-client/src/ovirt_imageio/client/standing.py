@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The file that stands where an image shall be.
 
-It stays as it is until the new image is complete, and is replaced only by what was
-meant to: not while a qemu has it open, nor if another file has its name by then.
+It stays as it is until the new image is complete. It is not replaced while a qemu has
+it open, nor if another file has its name by then.
 """
 
 from __future__ import annotations
@@ -154,9 +154,9 @@ class Standing:
     def let_go(self) -> None:
         """Close it; if it is large and has no name any more, a thread does that. Idempotent.
 
-        The kernel frees what a file held when its last name and descriptor go: 0.2 s for a
-        GiB of tmpfs, which the caller need not wait for. The interpreter waits for it when it
-        ends.
+        The kernel frees what a file held when its last name and descriptor go. That takes 0.2 s
+        for a GiB of tmpfs, and the caller need not wait for it. The interpreter waits for it
+        when it ends.
         """
         fd, self._fd = self._fd, -1
         if fd < 0:

@@ -7,9 +7,10 @@ A stream has one order and is seen once. So one worker moves it, from its first 
     standard input ──► window, the last 8 MiB stay ──► PUT of what is data, PATCH of what is zero
     GET of data, zeroes of holes ──► standard output
 
-A step that fails for a passing reason is done again: of an upload from the window, of a download
-from the byte that was not written yet. A stream cannot be read again, so it cannot be resumed or
-verified, and its size must be known: a pipe whose writer has died ends like one that is complete.
+A step that fails for a passing reason is done again. An upload repeats it from the window, a
+download from the byte that was not written yet. A stream cannot be read again, so it cannot be
+resumed or verified. Its size must be known: a pipe whose writer has died ends like one that is
+complete.
 """
 
 from __future__ import annotations

@@ -36,15 +36,15 @@ class Target:
         fmt: `raw` or `qcow2`.
         size: Bytes of the image.
         connections: How many workers will write.
-        backing_file: What shows through a qcow2 image where it holds nothing; relative
+        backing_file: File that shows through a qcow2 image where it holds nothing; relative
             to the image if not absolute.
         backing_format: Format of the backing file; None looks at its content.
         create: Make the image anew; else continue one.
-        cancel: Ends what waits for the image, and takes it away from those who write to it.
+        cancel: Ends what waits for the image, and takes it away from its writers.
         held: The file, open for writing: a raw image is written to it, whatever path leads to by then.
 
     Attributes:
-        reads_zero: What was not written reads as zeroes.
+        reads_zero: Ranges that were not written read as zeroes.
 
     Raises:
         OSError: The file cannot be written.

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What an upload and a download have in common: plan, journal, check, verification.
+"""The common part of an upload and a download: plan, journal, check, verification.
 
 extents ─► plan ─► without what the journal has ─► executor ─► verification
                           ▲                            │
@@ -150,7 +150,7 @@ class Transfer:
 
         Args:
             open_pair: Opens both ends for a worker.
-            steps: What to do.
+            steps: Steps of the plan, in order.
             flush_length: As for `Executor`.
 
         Raises:
@@ -231,8 +231,8 @@ class Transfer:
         if journal is None:
             return iter(steps)
         if self._below is not None:
-            # A range that was copied before and is to be left alone now would keep what it got:
-            # all runs must have the same plan, and it is known before the first byte is written.
+            # A range that was copied before and is to be left alone now would keep what it got.
+            # So all runs must have the same plan, and it is known before the first byte is written.
             steps = Steps(steps)
             journal.begin(steps.digest())
         else:

@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Comparing both ends of a transfer, all of it or the ranges that were done before.
 
-    server has checksum-range     digests of blocks, local ones often known from the transfer
-    checksum of the image only    equal: all is well; else, and
-    no checksum at all            both ends are read; what both know to be zero is not
+    server has checksum-range ──► digests of blocks, local ones often known from the transfer
+    checksum of the image only ─► equal: all is well; else, and
+    no checksum at all ─────────► both ends are read; what both know to be zero is not
 
 The comparison is a transfer like any other: steps, workers, pairs, and repeated where
 the connection breaks. A pair compares instead of copying.
 
-What is compared, see `Scope`:
+The ranges that are compared, see `Scope`:
 
     server's disk  |  data  |  hole  | clean  | dirty  |
     WHOLE          |========|========|========|========|   as the image reads through its chain
@@ -222,7 +222,7 @@ def _inside(steps: Iterator[Step], ranges: Ranges) -> Iterator[Step]:
 
 
 def _shares(step: Step) -> Iterator[Step]:
-    """Cut a step for several workers. What is zero is hashed without being read."""
+    """Cut a step for several workers. Zeroes are hashed without being read."""
     return plan.split(step, _SHARE if step.action is Action.COPY else defaults.ZERO_LIMIT)
 
 

@@ -1,15 +1,15 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the footer of a VHD says. Pure.
+"""The footer of a VHD. Pure.
 
-    fixed           | the disk, byte for byte                        | footer |
-    dynamic         | footer | header | table | blocks that hold data | footer |
-    differencing    as dynamic, for what changed since another image, its parent
+    fixed ──────── | the disk, byte for byte                        | footer |
+    dynamic ────── | footer | header | table | blocks that hold data | footer |
+    differencing ─ as dynamic, for what changed since another image, its parent
 
 A footer tells the size of the disk twice: in bytes, and as a geometry, which can tell fewer.
-Programs differ in which one counts. qemu knows by the creator that the footer names, and takes
-the geometry of those that it does not know: up to qemu 9.2 all but `win `, `qem2`, `d2v `,
-`CTXS` and `tap`; from 10.0 on `vpc ` and `qemu` alone. So it is told.
+Programs differ in which one counts. The footer names its creator, by which qemu decides. Up to
+qemu 9.2 the geometry counts for all creators but `win `, `qem2`, `d2v `, `CTXS` and `tap`. From
+10.0 on it counts for `vpc ` and `qemu` alone. So qemu is told which one counts.
 
 Source: Microsoft, "Virtual Hard Disk Image Format Specification", version 1.0.
 """
@@ -36,7 +36,7 @@ _BY_GEOMETRY = (b"vpc ", b"qemu")
 
 
 class Footer(NamedTuple):
-    """What matters of a footer.
+    """The fields of a footer that matter.
 
     Attributes:
         kind: FIXED, DYNAMIC, DIFFERENCING, or a number without a meaning.

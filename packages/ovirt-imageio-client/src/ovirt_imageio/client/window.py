@@ -16,7 +16,7 @@ class Window(Backend):
     """A range of another backend, to read from. One instance, one thread.
 
     Args:
-        backend: What holds the range; closed with the window.
+        backend: Holder of the range; closed with the window.
         offset: Start of the range.
         size: Bytes of the range.
 
