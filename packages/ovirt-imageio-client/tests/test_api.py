@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What programs written for 2.x rely on: names, order and defaults of parameters, results."""
+"""The interface that programs written for 2.x rely on: names, order and defaults of parameters, results."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def test_file_system_without_attributes_has_none(tmp_path, opened, monkeypatch):
     assert attributes.give(new, attributes.read(old)) == []
 
 
-# What a user may not give.
+# Properties that a user may not give.
 
 
 def test_owner_that_cannot_be_given_is_told_and_its_privileges_are_not_given(opened):

@@ -32,7 +32,7 @@ STRICT = "(it breaks RFC 5280, on which Python 3.13 and newer insist: it must be
 
 @pytest.fixture
 def trial(tmp_path, capsys):
-    """What `ovirt-img` says of a server with a certificate: the last line of its errors."""
+    """The words of `ovirt-img` about a server with a certificate: the last line of its errors."""
     (tmp_path / "disk").write_bytes(b"x" * 4096)
 
     def try_it(certificate, authority):

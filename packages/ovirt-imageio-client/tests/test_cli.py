@@ -59,7 +59,7 @@ def image(tmp_path):
 
 @pytest.fixture
 def called(monkeypatch):
-    """What upload or download of the library were called with."""
+    """The arguments that upload or download of the library were called with."""
     calls = []
 
     def call(*args, **keys):
@@ -128,7 +128,7 @@ def test_download_hands_over_its_options(called):
     }
 
 
-# What is told of a transfer.
+# The output of a transfer.
 
 KEYS = {"transferred": int, "size": int, "elapsed": float, "description": str}
 """Of each line of JSON, and their types."""
@@ -529,7 +529,7 @@ def test_refused_image_names_an_option_of_the_command(command, tmp_path, capsys,
 
 
 def test_every_option_that_a_text_names_is_one():
-    """Whoever renames an option finds the texts that name it."""
+    """A text that names a renamed option is found."""
     known = {option for command in cli.COMMANDS for option in options_of(command)} | {"--version"}
     for module in (cli, commands, disks, engine, failures, options):
         tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
@@ -597,7 +597,7 @@ def test_closed_standard_output_ends_quietly(tmp_path):
 
 
 def complete(line, tmp_path):
-    """What argcomplete offers for a line, over the descriptor that its shell code reads."""
+    """The words that argcomplete offers for a line, over the descriptor that its shell code reads."""
     pytest.importorskip("argcomplete")
     result = tmp_path / "completions"
     env = {

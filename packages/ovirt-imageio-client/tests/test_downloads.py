@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a download does to the file that has its name, and to files beside it."""
+"""The fate of the file that has the name of a download, and of files beside it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Dirty(Image):
     Args:
         data: Content.
         changed: Offset and length of each range.
-        zero: What it tells of them.
+        zero: It tells them as zeroes.
     """
 
     def __init__(self, data, changed, *, zero=False):
@@ -99,7 +99,7 @@ def tree(folder):
 
 
 def reads(path, fmt):
-    """What a guest reads."""
+    """The bytes that a guest reads."""
     with tempfile.NamedTemporaryFile() as raw:
         img.convert(str(path), raw.name, fmt=fmt, target_fmt="raw")
         return raw.read()
@@ -398,7 +398,7 @@ def test_zeroes_of_an_increment_hide_the_backing_file_that_it_gets(tmp_path, cha
     assert reads(path, "qcow2") == new
 
 
-# What stood there.
+# The file that stood there.
 
 
 def test_owner_group_mode_and_attributes_are_kept(tmp_path):

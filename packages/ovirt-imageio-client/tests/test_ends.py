@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """However a download ends, its name has the old image whole or the new one whole.
 
-    kinds    raw, qcow2, an increment over its backing file; each with and without a journal
-    ends     success, errors of server, storage and caller, a full disk, a kill at each step,
+    kinds ── raw, qcow2, an increment over its backing file; each with and without a journal
+    ends ─── success, errors of server, storage and caller, a full disk, a kill at each step,
              another one at the same time, a loss of power at each step
 
 And success is said of the new image alone. With IMAGEIO_TESTS=full each kill is tried, else a
@@ -48,7 +48,7 @@ STEP = 256 * KiB
 
 
 class Kind(NamedTuple):
-    """What is downloaded, and how."""
+    """An image to download, and how it is done."""
 
     fmt: str
     incremental: bool
@@ -80,7 +80,7 @@ OLD, BASE, NEW = 1, 2, 3
 
 
 def new_content(kind):
-    """What the server has; of an increment the second half alone differs from its backing file."""
+    """The server's disk; of an increment the second half alone differs from its backing file."""
     return content(BASE)[: SIZE // 2] + content(NEW)[SIZE // 2 :] if kind.incremental else content(NEW)
 
 
@@ -214,7 +214,7 @@ def test_success(scene, kind, verify):
         scene.download(server.url, verify=verify)
         scene.check(success=True)
         assert scene.leftovers() == []
-        # What is complete can be replaced in turn, also by itself.
+        # A complete image can be replaced in turn, also by itself.
         scene.check_next(server.url)
 
 
@@ -225,7 +225,7 @@ SIZE_PROBE = "bytes=0-0"
 
 
 class Stop(BaseException):
-    """What ends a transfer from outside, as a signal does."""
+    """The end of a transfer from outside, as by a signal."""
 
 
 def fail_after(count, error):
@@ -522,7 +522,7 @@ def test_second_one_at_each_step_of_the_first(scene, kind):
 
 
 def broken_rules(scene, volatile):
-    """What of the rule a loss of power would break now."""
+    """The parts of the rule that a loss of power would break now."""
     if not volatile.is_settled("disk"):
         yield "the name may have a file whose content is not on stable storage"
     for state in volatile.states():
@@ -581,7 +581,7 @@ def test_loss_of_power_is_noticed_where_an_fsync_is_forgotten(folder, forgotten,
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS.values() if kind.resume], ids=str)
 def test_download_continues_after_a_loss_of_power_at_each_step(folder, kind, monkeypatch, caplog):
-    """What the journal calls done is in the part, or both ends are seen to differ."""
+    """Ranges that the journal calls done are in the part, or both ends are seen to differ."""
     # A copy of a folder has other inodes.
     monkeypatch.setattr(part.Part, "identity", property(lambda self: Identity(os.path.basename(self.path), 0, 0)))
     caplog.set_level("INFO")

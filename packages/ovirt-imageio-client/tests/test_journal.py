@@ -47,7 +47,7 @@ def test_nothing_counts_as_done_that_storage_may_have_lost(path):
         journal.distrust()
         assert (journal.done, journal.is_distrusted) == ([], True)
     with Journal(path, WHAT) as journal:
-        # What was written is there still, or any of it.
+        # The bytes written are there still, or some of them.
         assert (journal.done, journal.begun, journal.is_sealed, journal.is_distrusted) == ([], True, True, False)
         journal.record([(60, 1)])
     assert reopened(path) == [(60, 1)]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a file is taken for, by its beginning, its end, and its name. More of `look` is in test_local."""
+"""The kind of a file, by its beginning, its end, and its name. More of `look` is in test_local."""
 
 from __future__ import annotations
 

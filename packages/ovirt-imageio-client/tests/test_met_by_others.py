@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What programs of others that move disks have met: none of it ends in success without the data."""
+"""Cases that other programs that move disks have met: none of them ends in success without the data."""
 
 from __future__ import annotations
 

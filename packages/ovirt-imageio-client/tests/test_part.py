@@ -20,7 +20,7 @@ def make(folder, name="disk"):
 
 
 def left(folder):
-    """What a run knows of a part that it has left."""
+    """The identity of a part that a run has left."""
     with make(folder) as part:
         return part.identity
 

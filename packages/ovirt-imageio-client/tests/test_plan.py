@@ -86,7 +86,7 @@ def dirty_extents(*parts):
     [
         # Whole clusters stay as they are.
         ([(8, True, False), (8, False, False)], [(8, True, False), (8, False, False)]),
-        # What is clean before and after is dirty, to the ends of the clusters.
+        # Clean ranges before and after are dirty, to the ends of the clusters.
         (
             [(21, False, False), (1, True, False), (21, False, True)],
             [(16, False, False), (5, True, False), (1, True, False), (2, True, False), (19, False, False)],
@@ -127,7 +127,7 @@ def test_whole_clusters_are_dirty_or_clean(parts, cluster):
         expected = any(extent.dirty for extent in before[start : start + cluster])
         assert {extent.dirty for extent in after[start : start + cluster]} == {expected}
     for old, new in zip(before, after):
-        # What was clean is fetched as data, for its zeroes may hide nothing.
+        # A clean range is fetched as data, for its zeroes may hide nothing.
         assert new.zero == (old.dirty and old.zero)
 
 

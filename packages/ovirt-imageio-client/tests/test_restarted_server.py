@@ -46,7 +46,7 @@ class Server(ScriptedServer):
 
     Args:
         tells: It is one of version 3, else of 2.5.1.
-        op: What is counted: `PUT`, or `flush`.
+        op: The request that is counted: `PUT`, or `flush`.
         kills: At which of them the server is killed, before it is carried out.
     """
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a transfer returns."""
+"""The result that a transfer returns."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a resumed transfer may rely on, if the run before ended before it had recorded anything."""
+"""A resumed transfer relies on nothing wrong if the run before ended before it had recorded anything."""
 
 from __future__ import annotations
 

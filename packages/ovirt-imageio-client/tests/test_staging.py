@@ -143,7 +143,7 @@ def test_large_file_is_freed_where_no_thread_can_start(tmp_path, monkeypatch):
     assert (tmp_path / "disk").read_bytes() == b"new"
 
 
-# What the new file is, beside its content.
+# Properties of the new file beside its content.
 
 
 @pytest.mark.parametrize("mode", [0o604, 0o444])
@@ -314,7 +314,7 @@ def test_qemu_that_looks_at_the_old_image_for_a_moment_is_waited_for(tmp_path, m
 
 @pytest.mark.parametrize("stood", [False, True])
 def test_run_that_ends_while_another_begins_is_not_taken_for_another_program(tmp_path, monkeypatch, stood):
-    """What has the name is looked at after the name is claimed."""
+    """The file that has the name is looked at after the name is claimed."""
     path = tmp_path / "disk"
     if stood:
         path.write_bytes(b"old")

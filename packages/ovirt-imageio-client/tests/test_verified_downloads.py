@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What `verify=True` promises of a download: the new image reads as the server's disk, through its chain."""
+"""The promise of `verify=True` for a download: the new image reads as the server's disk, through its chain."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_difference_in_what_was_downloaded_does_not_blame_the_backing_file(disk,
     (tmp_path / "base").write_bytes(before)
     disk.sent = flipped(bytes(now), CHANGED[0])
     if disk.features == SERVERS["none"]:
-        # What the server sends is all that is known of its disk.
+        # The bytes that the server sends are all that is known of its disk.
         download(disk, tmp_path, incremental=True, backing_file="base", backing_format="raw")
         return
     with pytest.raises(VerificationFailed, match="^block 1 differs|another checksum") as e:
@@ -276,7 +276,7 @@ def test_layer_of_a_shallow_transfer_is_compared_in_what_it_holds(disk, tmp_path
 
 
 def test_incremental_image_alone_holds_data_that_are_zeroes(disk, tmp_path, before, now):
-    # What changed to zeroes hides the backing file, also where the server calls it data.
+    # A range that changed to zeroes hides the backing file, also where the server calls it data.
     now[CHANGED[0] : sum(CHANGED)] = bytes(CHANGED[1])
     download(disk, tmp_path, incremental=True)
     (tmp_path / "base").write_bytes(before)

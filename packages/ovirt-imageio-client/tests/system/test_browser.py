@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(command() is None, reason="not installed: chromium"),
 ]
 
-# What a person does, without a person: choose a file, a size of pieces, and press buttons.
+# The actions of a person, without a person: choose a file, a size of pieces, and press buttons.
 HANDS = """
 const seen = {titles: [], bars: [], urls: [], ranges: []};
 function until(done) {
@@ -224,7 +224,7 @@ def test_upload_goes_on_where_it_was_stopped(daemon, browser, disk):
 
 @pytest.mark.parametrize("how", ["write(other)", '$("address").value = other'], ids=["written", "filled in"])
 def test_upload_begins_anew_at_another_address(daemon, browser, disk, tmp_path, how):
-    """What one disk has got says nothing of another."""
+    """Bytes that one disk has got say nothing of another."""
     other = tmp_path / "other.raw"
     other.write_bytes(os.urandom(SIZE))
     tickets = [daemon.add_ticket(f"file://{path}", size=SIZE, ops=["write"]) for path in (disk, other)]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the client of 2.5.1 raises, and that programs which catch it catch ours.
+"""The errors that the client of 2.5.1 raises; programs that catch them catch ours.
 
 The same calls run in both, against the same servers. Each class of the standard library that
 2.5.1 raises must be a base of what ours raises, unless the case says why not.
@@ -76,7 +76,7 @@ class Case:
     Attributes:
         what: In words, for the documentation.
         server: Name of the server below.
-        call: What the program does.
+        call: The call that the program makes.
         differs: Why ours is not what 2.5.1 raises.
     """
 
@@ -219,7 +219,7 @@ def urls(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(urls, tmp_path_factory):
-    """What each case raises: 2.5.1's classes, errno and code, and ours."""
+    """The errors of each case: 2.5.1's classes, errno and code, and ours."""
     path = tmp_path_factory.mktemp("image") / "disk"
     path.write_bytes(b"x" * 65536)
     old = peer.environment().python

@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a daemon does when its storage fails in the middle of a request.
+"""A daemon whose storage fails in the middle of a request.
 
 A stopped qemu-nbd takes requests and answers none. So a request is in its middle for
-certain when the daemon calls the ticket active, and then the server is killed. Whatever
-it was: the client is told, the next request works once the server is back, and when
-the ticket is gone the daemon holds nothing of it.
+certain when the daemon calls the ticket active, and then the server is killed. Of each
+kind of request the client is told, and the next request works once the server is back.
+When the ticket is gone the daemon holds nothing of it.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def test_killed_in_the_body_of_an_upload(daemon, disk):
         with contextlib.suppress(ConnectionError):
             peer.send(DATA[SIZE // 2 :])
         assert peer.response("PUT").status == 500
-    # Nobody knows what of it outlived the server: who resumes from here repeats it all.
+    # No part of it is known to have outlived the server: a client that resumes from here repeats it all.
     assert daemon.ticket(ticket_id)["transferred"] == 0
     disk.start()
     with HttpPeer.unix(daemon.local_socket) as peer:
@@ -151,7 +151,7 @@ def test_no_flush_claims_what_a_killed_server_had(daemon, disk, size):
         assert peer.request("PUT", path, body=bytes(size)).status == 500
     with HttpPeer.unix(daemon.local_socket) as peer:
         assert peer.request("GET", path).body[size:] == DATA[size:]
-    # Whoever starts over with a ticket of its own may.
+    # A client that starts over with a ticket of its own may do so.
     path = f"/images/{daemon.add_ticket(disk.server.url, size=SIZE)}"
     with HttpPeer.unix(daemon.local_socket) as peer:
         assert peer.request("PUT", path, body=DATA).status == 200

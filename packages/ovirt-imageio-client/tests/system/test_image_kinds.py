@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Every kind of image that people bring, made by qemu-img or by the specification, and uploaded.
 
-Each is the same disk: some data, a hole, and data in its last sector. What a guest sees must
-arrive, all of it, and the hole must not; or the image is refused with the reason. The page
+Each is the same disk: some data, a hole, and data in its last sector. All data that a guest
+sees must arrive, and the hole must not; or the image is refused with the reason. The page
 reference/images.md has what was seen.
 """
 
@@ -54,7 +54,7 @@ class Kind:
         make: Makes one in a folder: its path, and arguments of `upload`.
         taken: How it is read, for the page.
         refused: The error that an upload raises; None if it is taken.
-        because: What the error says, a regular expression, for the page without its backslashes.
+        because: The error's words, a regular expression, for the page without its backslashes.
     """
 
     name: str

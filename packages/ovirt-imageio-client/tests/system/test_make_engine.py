@@ -31,7 +31,7 @@ pytestmark = [
 
 
 def engine_command():
-    """What `make engine` runs in the end, with the Python of this test."""
+    """The command that `make engine` runs in the end, with the Python of this test."""
     recipe = subprocess.run(["make", "-n", "-C", TOP, "engine"], stdout=subprocess.PIPE, text=True, check=True).stdout
     line = next(line for line in recipe.splitlines() if "-m fakeengine" in line)
     words = shlex.split(line)

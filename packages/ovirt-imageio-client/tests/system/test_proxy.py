@@ -84,7 +84,7 @@ def chain(origin, proxy):
 def test_every_request(chain, kind):
     with chain.client() as peer:
         assert_works(peer, chain.path, kind)
-        # What was changed is there, and both ends keep count of it.
+        # The changed bytes are there, and both ends have the same.
         whole = peer.request("GET", chain.path).body
     with HttpPeer.unix(chain.origin.local_socket) as peer:
         assert peer.request("GET", f"/images/{chain.at_origin}").body == whole
@@ -186,7 +186,7 @@ def test_cancelled(chain, kind, end):
         with contextlib.suppress(ConnectionEnded) if kind == "get" else contextlib.nullcontext():
             # Some of a body may be on its way; then the end of the connection says it.
             response = complete(peer, kind)
-            # What storage had finished by then has succeeded.
+            # A request that storage had finished by then has succeeded.
             assert response.status == 403 or kind == "flush", response
         remove.join()
     with chain.client() as peer:
@@ -247,7 +247,7 @@ def test_origin_without_storage(origin, proxy, kind):
     at_proxy = proxy.add_ticket(f"{origin.url}/images/{ticket}", size=SIZE)
     with HttpPeer.unix(proxy.local_socket) as peer:
         assert_failed(ask(peer, f"/images/{at_proxy}", kind))
-    # What the origin said stands where operators look.
+    # The origin's words stand where operators look.
     assert "500" in proxy.ticket(at_proxy)["last_error"]["text"]
     proxy.remove_ticket(at_proxy)
     wait_for(lambda: held(proxy) <= before, "everything is closed")

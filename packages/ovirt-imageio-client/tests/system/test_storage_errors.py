@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a daemon does when its storage answers with errors, late, or not at all."""
+"""A daemon whose storage answers with errors, late, or not at all."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def copy_on_write(image, *options):
         yield url
 
 
-# What of the storage fails; the cow filter zeroes by writing.
+# The call of the storage that fails; the cow filter zeroes by writing.
 ERRORS = {
     "get": "pread",
     "put": "pwrite",
@@ -203,7 +203,7 @@ def test_full_file_system(daemon, small_file_system, storage):
         told = daemon.ticket(ticket_id)
         assert "ENOSPC" in told["last_error"]["text"] or "No space left" in told["last_error"]["text"]
         assert told["transferred"] <= 4 * MiB
-        # What there is room for is written all the same.
+        # Requests for which there is room are carried out all the same.
         with HttpPeer.unix(daemon.local_socket) as peer:
             zero = b'{"op": "zero", "offset": 0, "size": %d}' % (8 * MiB)
             assert peer.request("PATCH", path, body=zero).status == 200

@@ -80,7 +80,7 @@ def image_url(port, ticket):
 
 
 class Stop(Exception):
-    """What a test's progress raises, to end a transfer."""
+    """The error that a test's progress raises, to end a transfer."""
 
 
 class StopAfter:
@@ -327,7 +327,7 @@ def test_changed_end_of_a_download_is_refused(daemon, folder, pki, end):
 
 
 def test_download_with_a_backing_file_resumes(daemon, folder, pki):
-    """What was done is compared where it was moved; what shows the backing file is left alone."""
+    """Ranges done before are compared where they were moved; those that show the backing file are left alone."""
     source = random_image(folder / "source")
     with open(folder / "base", "wb") as f:
         f.truncate(SIZE)
