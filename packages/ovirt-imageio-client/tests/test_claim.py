@@ -140,7 +140,7 @@ def test_claim_that_another_run_has_made_meanwhile_is_not_removed(tmp_path):
 
 
 def test_claim_of_a_run_that_ends_just_now_is_not_taken(tmp_path, monkeypatch):
-    """The file that was opened has no name any more: a lock of it excludes nobody."""
+    """The file that was opened has no name any more: a lock of it excludes no other run."""
     first = Claim(str(tmp_path / "disk"))
 
     def lock(fd):

@@ -476,7 +476,7 @@ def test_empty_name_is_seen_in_the_line(capsys):
 
 
 def test_unreachable_server_is_one_line_with_a_hint(image, capsys):
-    # Port 1 of this host: nobody but root could listen there, and nobody does.
+    # Port 1 of this host: only root could listen there, and no program does.
     assert cli.main(["upload", image, "http://127.0.0.1:1/images/ticket"]) == 1
     error = lines(capsys)[-1]
     assert "127.0.0.1:1" in error

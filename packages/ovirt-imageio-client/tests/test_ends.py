@@ -221,7 +221,7 @@ def test_success(scene, kind, verify):
 # Errors.
 
 SIZE_PROBE = "bytes=0-0"
-"""What the client asks for first."""
+"""The first request of the client."""
 
 
 class Stop(BaseException):

@@ -20,7 +20,7 @@ from ovirt_imageio.common.qemu.nbd import Server
 from ovirt_imageio.common.units import MiB
 
 WHAT = {"direction": "download"}
-"""What the journals of these tests are of."""
+"""The transfer that the journals of these tests are of."""
 
 
 def build(path, *, content=b"new", **options):

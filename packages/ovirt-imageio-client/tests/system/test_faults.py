@@ -184,7 +184,7 @@ def test_server_lost_between_write_and_flush(daemon):
 
     with Peer(script) as peer:
         ticket_id = daemon.add_ticket(peer.address.uri(), size=MiB, ops=["write"])
-        # Bytes that a worker moved straight to storage nobody has any more: the client has to send them again.
+        # Bytes that a worker moved straight to storage are not in the daemon any more: the client sends them again.
         for status in [500, 200] if are_off("inline", "loop nbd") else [200]:
             with HttpPeer.unix(daemon.local_socket) as client:
                 assert client.request("PUT", f"/images/{ticket_id}", body=b"x" * 4096).status == status

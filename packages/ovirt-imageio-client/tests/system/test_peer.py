@@ -42,7 +42,7 @@ THEIR_OWN = {
     "raw-empty": "looks for the first extent of an empty image, which has none",
     "ova-vmdk": "takes members that are VMDK for raw",
 }
-"""What it cannot do, whatever the daemon."""
+"""Images that 2.5.1 cannot do, whatever the daemon."""
 
 
 @pytest.fixture(scope="module")

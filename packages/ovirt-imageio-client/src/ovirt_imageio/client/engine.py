@@ -107,7 +107,7 @@ def load_sdk() -> Any:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Hold back signals that ask to end: nobody could cancel a transfer whose id is lost."""
+    """Hold back signals that ask to end: a transfer whose id is lost could not be cancelled."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         yield
@@ -255,7 +255,7 @@ class Engine:
         being uploaded. Else it is finalized, which makes the disk usable.
 
         Args:
-            disk_id: Of the disk, which nobody else uses.
+            disk_id: Of the disk, which no other program uses.
             direction: `upload` or `download`.
             storage_domain: Name of the disk's, to find out if this host can do it.
 

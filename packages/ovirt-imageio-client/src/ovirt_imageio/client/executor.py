@@ -17,7 +17,7 @@ a long request impossible. So each failure makes the worker's next request an ei
 long, and each success doubles it again. Attempts are counted from the last success.
 
 At its end each worker flushes what it wrote, also where that was over a connection
-that is gone. Where somebody keeps a journal, it does so now and then on its way, and
+that is gone. Where the caller keeps a journal, it does so now and then on its way, and
 tells which steps are on stable storage.
 
 A server that was restarted may have lost what no flush covers, and its next flush proves
@@ -77,7 +77,7 @@ class Pair(ABC):
     """Something was written since the last flush."""
 
     acknowledges: bool = False
-    """What `copy` counts is written: after a failure it need not be copied again."""
+    """Bytes that `copy` counts are written: after a failure they need not be copied again."""
 
     @property
     def debt(self) -> Any:

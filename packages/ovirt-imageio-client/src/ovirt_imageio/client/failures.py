@@ -20,7 +20,7 @@ _OPTIONS = {
     "pass size=N": "give --size N",
     "with resume=True": "with --resume",
 }
-"""What the library's texts name, and its options here."""
+"""Names in the library's texts, and the options for them here."""
 
 
 def one_line(error: BaseException) -> str:
@@ -47,7 +47,7 @@ def _text(error: BaseException) -> str:
         return ": ".join([*names, error.strerror])
     if isinstance(error, (ImageioError, OSError, ValueError, tarfile.TarError)):
         return str(error) or type(error).__name__
-    # A mistake of ours: told as one, for whoever reports it.
+    # A mistake of ours: told as one, so that a user can report it.
     return f"internal error: {type(error).__name__}: {error}"
 
 

@@ -223,7 +223,7 @@ def _refuse_parts(path: str, server: nbd.Server | None) -> None:
 
 
 def _opened(stack: ExitStack, server: nbd.Server) -> nbd.Server:
-    """Start a server that only reads: nothing is lost when it is killed, and nobody waits."""
+    """Start a server that only reads: nothing is lost when it is killed, and the caller need not wait."""
     server.start()
     stack.callback(server.stop, kill=True)
     return server

@@ -44,7 +44,7 @@ class Output:
 
         Args:
             text: It should be shorter than 4096 bytes: then a pipe takes all of it or nothing.
-            seconds: How long to wait for a reader who is slow; None waits for ever.
+            seconds: How long to wait for a slow reader; None waits for ever.
         """
         if self.lost:
             return False

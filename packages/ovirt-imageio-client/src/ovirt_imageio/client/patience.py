@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How long a transfer waits, how often it tries again, and what ends it before.
 
-The three are the caller's, and travel together to whatever waits: connecting, workers, checks.
+The three are the caller's, and travel together to all that waits: connecting, workers, checks.
 """
 
 from __future__ import annotations

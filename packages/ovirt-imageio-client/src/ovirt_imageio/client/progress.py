@@ -44,7 +44,7 @@ class ProgressLike(Protocol):
 
 
 Progress = Union[ProgressLike, Callable[[int], object], Any]
-"""What callers may pass: an object with `update`, maybe with `size` or `total` (tqdm),
+"""Progress that callers may pass: an object with `update`, maybe with `size` or `total` (tqdm),
 or a function that is called with the number of bytes."""
 
 
@@ -358,7 +358,7 @@ def _tell_size(progress: Any, size: int) -> None:
 
 
 def _elapsed(seconds: float) -> str:
-    """Two digits after the point while somebody may care."""
+    """Two digits after the point for times of less than a minute."""
     return f"{seconds:.2f} s" if seconds < 60 else _duration(seconds)
 
 

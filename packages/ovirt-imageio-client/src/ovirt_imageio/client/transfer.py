@@ -50,8 +50,8 @@ CHECKPOINT_SECONDS = 2.0
 """Seconds between two flushes of a worker: so much work may be lost."""
 
 UNTOLD_LENGTH = 1024 * MiB
-"""Bytes that a worker uploads between two flushes to a server that does not tell if it was restarted: whatever no
-flush covers is sent again when a connection breaks."""
+"""Bytes that a worker uploads between two flushes to a server that does not tell if it was restarted. Bytes that no
+flush covers are sent again when a connection breaks."""
 
 RESUMABLE_STEP = 32 * MiB
 """Most bytes of a step where a journal is kept: what is not flushed is done again."""
