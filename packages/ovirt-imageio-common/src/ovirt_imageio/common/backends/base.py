@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The contract between storage and whoever moves its bytes.
+"""The contract between storage and the code that moves its bytes.
 
 A backend is one open connection to one image. It has no position: every call names
 its offset, so calls of several requests never depend on each other. One thread uses
@@ -61,7 +61,7 @@ class Peer(Protocol):
 
 
 class Operation(Protocol):
-    """One unit of I/O that somebody watches and may cancel from another thread."""
+    """One unit of I/O that another thread may watch and cancel."""
 
     def advance(self, n: int) -> None:
         """Count n more bytes, in order from the start of the operation.
@@ -78,7 +78,7 @@ class Operation(Protocol):
 
 
 class NullOperation:
-    """An operation that nobody watches."""
+    """An operation without a watcher."""
 
     def advance(self, n: int) -> None:
         """Count nothing."""
@@ -102,7 +102,7 @@ class Writer(Protocol):
 
 
 class Capabilities(NamedTuple):
-    """What a backend can do; asked once, when it was opened.
+    """Abilities of a backend; asked once, when it was opened.
 
     Attributes:
         max_readers: Instances that may read side by side.
@@ -138,12 +138,13 @@ class Backend(ABC):
 
     Attributes:
         size: Bytes of the image.
-        capabilities: What it can do.
+        capabilities: Abilities of the backend.
         unflushed: Something was written and acknowledged since the last flush.
         broken: Why the instance must not be used again, None while it may.
         tells_life: `life` decides what a flush covers, not `capabilities.multi_conn`.
-        life: What has acknowledged that, or the last flush: the same for two instances if a flush of one covers
-            what the other wrote. It does not change while something is unflushed. None: nothing has yet.
+        life: Identity of the storage that acknowledged the unflushed writes, or the last flush. It is equal for two
+            instances if a flush of one covers the writes of the other. It does not change while something is
+            unflushed. None: nothing was acknowledged yet.
         read_only_reason: Why writing is refused, in words, if it is.
         no_dirty_reason: Why there are no dirty extents, in words, if there are none.
         can_pause: `receive_from` returns early when its peer is paused, and may be called
@@ -218,7 +219,7 @@ class Backend(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Release the image. What was not flushed may be lost. Idempotent."""
+        """Release the image. Writes that were not flushed may be lost. Idempotent."""
 
     def extents(
         self, context: str = "zero", *, offset: int = 0, length: int | None = None, op: Operation | None = None
@@ -395,7 +396,7 @@ def note_wait(peer: Peer, seconds: float, *, sent: int = 0, received: int = 0) -
     """Tell a peer that keeps account of it how long bytes took that went past its methods.
 
     Args:
-        peer: Whose descriptor was used.
+        peer: Owner of the descriptor that was used.
         seconds: How long that took.
         sent: Bytes that it took.
         received: Bytes that it sent.
@@ -415,8 +416,8 @@ def pieces(offset: int, length: int, size: int = defaults.PIECE, *, align: int =
         offset: Start of the range.
         length: Bytes of the range.
         size: Most bytes of a piece.
-        align: What every offset but the first is a multiple of; size is one of it. If
-            offset is, only the last piece is short.
+        align: Divisor of size, and of every offset but the first. If it divides offset,
+            only the last piece is short.
     """
     end = offset + length
     while offset < end:

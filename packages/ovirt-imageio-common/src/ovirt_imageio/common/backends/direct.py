@@ -11,16 +11,16 @@ one file share:
     range          |==========================|
     how            | rmw|     direct     | rmw|
 
-Where a file's size is not a multiple of the block, O_DIRECT would write past the end:
-its last bytes go through the page cache and leave it at once. While they do, nobody
-may write directly to the page that holds them, so that takes the lock as well:
+Where a file's size is not a multiple of the block, O_DIRECT would write past the end.
+The file's last bytes go through the page cache and leave it at once. Meanwhile no thread
+may write directly to the page that holds them, so a write to that page takes the lock as well:
 
     block     |---------|---------|----       |
     page      |===================|===========|
     how       | direct            |d.,locked| cached
 
-A file that grows has its end now here, now there. It grows under the lock only, so that whoever sees
-a larger size sees an end that nobody changes any more.
+A file that grows has its end now here, now there. It grows under the lock only. A thread that sees a
+larger size therefore sees an end that no other thread changes any more.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ class Size(Protocol):
 
 
 class DirectFile:
-    """Whole blocks for whoever wants any range. One instance, one thread.
+    """Whole blocks behind any range that a caller wants. One instance, one thread.
 
     Args:
         fd: Descriptor with O_DIRECT, not owned.
-        size: Of the file; what is written past it makes the file grow.
-        block: What the kernel takes: 512 or 4096.
+        size: Of the file; a write past it makes the file grow.
+        block: Bytes of a block that the kernel takes: 512 or 4096.
         lock: Shared by all instances of the file.
     """
 
@@ -155,7 +155,7 @@ class DirectFile:
             write_all(self._fd, offset, view)
             os.fdatasync(self._fd)
             os.posix_fadvise(self._fd, offset, 0, os.POSIX_FADV_DONTNEED)
-        # Last: whoever sees this size writes directly to what was the end.
+        # Last: a thread that sees this size writes directly to the former end.
         self._size.note(offset + len(view))
 
     @contextlib.contextmanager

@@ -4,11 +4,11 @@
 
 Two ways to the storage:
 
-    buffered    regular files on local file systems: the page cache answers small reads
-                without waiting, and splice(2) moves what a socket brings into it and
-                what it holds into a socket
-    direct      block devices and network file systems, which other hosts change: only
-                O_DIRECT sees what is there now, and leaves nothing stale behind
+    Buffered    Regular files on local file systems. The page cache answers small reads
+                without waiting. By splice(2) bytes move from a socket into the cache,
+                and from the cache into a socket.
+    Direct      Block devices and network file systems, which other hosts change. Only
+                O_DIRECT sees what is there now, and leaves nothing stale behind.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _MODES = {"r": os.O_RDONLY, "r+": os.O_RDWR}
 
 
 class _Shared:
-    """What all open instances of one file share.
+    """State that all open instances of one file share.
 
     Attributes:
         lock: Held while a part of a block is changed, or the file grows by direct I/O.
@@ -291,7 +291,7 @@ class FileBackend(Backend):
 
         Raises:
             OSError: Storage failed, now or at an earlier flush of any instance that was
-                open together with this one: what was written since then may be lost.
+                open together with this one. Data written since then may be lost.
         """
         if self.capabilities.read_only:
             return
@@ -364,7 +364,7 @@ class FileBackend(Backend):
     def extents(
         self, context: str = "zero", *, offset: int = 0, length: int | None = None, op: Operation | None = None
     ) -> Iterator[Extent]:
-        """See Backend. What is not allocated reads as zeroes; a block device is all data.
+        """See Backend. Unallocated ranges read as zeroes; a block device is all data.
 
         `hole` is never set: nothing lies behind a raw image that could show through.
 
@@ -431,7 +431,7 @@ class FileBackend(Backend):
             fd, self._fd = self._fd, -1
             if fd >= 0:
                 os.close(fd)
-        # Who is closed does not keep the error of a flush for those who open the file later.
+        # A closed instance does not keep the error of a flush for instances that are opened later.
         self._shared = _Shared()
         self.can_nowait = False
 

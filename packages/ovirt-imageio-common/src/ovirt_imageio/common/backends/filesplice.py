@@ -6,10 +6,10 @@
 
 A pipe holds a whole piece: `sendfile` moves 64 KiB at a time, for its own pipe is that
 small. The sender's processor time falls to half. It pays for the client, behind whose socket a
-daemon splices or copies in large pieces; readers that copy single pages as they come paid more
-than a daemon saved, so that copies.
+daemon splices or copies in large pieces. Readers that copy single pages as they come paid more
+than a daemon saved, so a daemon copies.
 
-What somebody writes to the file meanwhile may arrive in place of what was there, as with any
+Bytes that are written to the file meanwhile may arrive in place of the former ones, as with any
 reading.
 """
 

@@ -6,13 +6,13 @@
     nbd+unix:///disk?socket=/run/vm/./sock               ├─► one storage
     nbd+unix:///%64isk?socket=/run/a-link-to-vm/sock     ┘
 
-A failed flush concerns everybody who wrote to the storage, also those who were given another
-spelling of its URL.
+A failed flush concerns every writer to the storage, also one that was given another spelling of
+its URL.
 
-    nbd, Unix socket    the path without links and dots, and the export
-    nbd, TCP            host in small letters, port, and the export
-    file                device and inode; of a block device its number
-    http                scheme, host in small letters, port, and the path of the image
+    NBD, Unix socket    The path without links and dots, and the export.
+    NBD, TCP            Host in small letters, port, and the export.
+    File                Device and inode; of a block device its number.
+    HTTP                Scheme, host in small letters, port, and the path of the image.
 
 Two ways to one storage that no URL tells, as a file and the server that has it open, are two.
 """

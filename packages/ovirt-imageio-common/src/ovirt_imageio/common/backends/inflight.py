@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a stream has in flight on its NBD connections, and what becomes of it on failure.
+"""Requests that a stream has in flight on its NBD connections, and their end on failure.
 
     Reads    one request on each connection; the next one is sent when the connection
              has delivered. A failed stream closes the connections that still owe an
@@ -9,7 +9,7 @@
              waits for the answers, so that the connections stay usable and the
              operation knows what storage has.
 
-Somebody who wakes a stream to cancel it shuts the socket of the peer down: then the
+A thread that cancels a stream wakes it: it shuts the socket of the peer down. Then the
 operation knows better than the socket why the stream ended.
 """
 
@@ -89,7 +89,7 @@ class Reads:
         with borrow(piece_size(self._clients[0])) as view:
             while self._flying:
                 client, request = self.pop()
-                # Whoever wants that range asks for it again.
+                # A caller that wants that range asks for it again.
                 with contextlib.suppress(RequestError):
                     client.finish_read(request, view[: request.length])
 
@@ -161,7 +161,7 @@ class Writes:
         while self._flying:
             client = self._flying[0][0]
             if not isinstance(error, Exception):
-                # Interrupted: nobody wants to wait.
+                # Interrupted: no caller wants to wait.
                 client.fail(error)
             try:
                 self._acknowledge()

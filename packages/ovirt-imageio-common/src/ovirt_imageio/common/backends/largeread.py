@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One large read that lets qemu-nbd keep its memory.
 
-qemu-nbd takes a buffer from malloc(3) for each request and frees it after. glibc maps
-a buffer of 1 MiB anew each time, and the kernel fills it page by page: nine tenths of what
-qemu-nbd does in a bulk stream. A freed buffer of several MiB teaches glibc to keep such sizes
-in its heap, mallopt(3), "M_MMAP_THRESHOLD" (the threshold is dynamic). So before a process
-moves much over an export, it reads some MiB at once and drops them. Whatever else the server
-is, this costs it one read.
+For each request qemu-nbd takes a buffer from malloc(3), and frees it after. A buffer of
+1 MiB is mapped anew by glibc each time, and filled page by page by the kernel. That is nine
+tenths of the work of qemu-nbd in a bulk stream. A freed buffer of several MiB teaches glibc to
+keep such sizes in its heap, mallopt(3), "M_MMAP_THRESHOLD" (the threshold is dynamic). So
+before a process moves much over an export, it reads some MiB at once and drops them. Any other
+server loses one read by this.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ovirt_imageio.common.nbd import Address, Client, wire
 
 
 class LargeRead:
-    """What the instances that use one export share, to read once. Any thread."""
+    """State that the instances of one export share, to read once. Any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -48,7 +48,7 @@ class LargeRead:
 
 
 def shared_by(address: Address) -> LargeRead:
-    """Return what all who use an export in this process share. Any thread."""
+    """Return the state that all users of an export in this process share. Any thread."""
     with _guard:
         found = _exports.get(address)
         if found is None:

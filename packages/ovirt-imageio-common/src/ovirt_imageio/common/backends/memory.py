@@ -151,7 +151,7 @@ class MemoryBackend(Backend):
         raise UnsupportedOperation(f"this memory has no {context!r} extents")
 
     def close(self) -> None:
-        """See Backend. The memory stays as long as somebody holds it."""
+        """See Backend. The memory stays as long as a reference to it does."""
 
     def _granules(self, offset: int, length: int, op: Operation | None) -> Iterator[tuple[int, int, bool, bool]]:
         op = op or NullOperation()

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Storage behind an NBD server.
 
-Requests to a server with a minimum block are whole blocks. What a caller's range shares
-with others at its edges is read, changed and written, under a lock of the export::
+Requests to a server with a minimum block are whole blocks. A block that a caller's range
+shares with others at its edge is read, changed and written, under a lock of the export::
 
     blocks   |        |        |        |        |
     range        |  edge |     body     | edge |
@@ -30,7 +30,7 @@ from ovirt_imageio.common.nbd.connecting import GREETING_TIMEOUT
 # Reads like those of a stream, such as a checksum's: bytes.
 _LONG = defaults.PIECE // 2
 
-# Seconds between two looks if the wait for a lock is to end: who has it may wait for storage that hangs.
+# Seconds between two looks if the wait for a lock is to end: its holder may wait for storage that hangs.
 _LOOK = 0.2
 
 # A lock for each export in use: its edges are changed by one thread at a time.
@@ -190,7 +190,7 @@ class NbdBackend(Backend):
         try:
             self._client.flush()
         except RequestError as e:
-            # What the server could not write it may have dropped: its next flush proves nothing.
+            # The server may have dropped data that it could not write: its next flush proves nothing.
             self.broken = e
             raise
         self.unflushed = False
@@ -260,7 +260,7 @@ class NbdBackend(Backend):
     # Details.
 
     def check_write(self, offset: int, length: int) -> None:
-        """See Backend. What may change is unflushed from here on."""
+        """See Backend. The instance is unflushed from here on, for the range may change."""
         super().check_write(offset, length)
         self.unflushed = self.unflushed or length > 0
 
@@ -348,7 +348,7 @@ def _capabilities(export: nbd.Export, *, connections: int, read_only: bool) -> C
 def edge_lock(address: nbd.Address) -> threading.Lock:
     """Return the lock under which parts of an export's blocks are changed. Any thread.
 
-    Whoever writes to the export by other means than `NbdBackend` has to hold it as well.
+    Code that writes to the export by other means than `NbdBackend` has to hold it as well.
     """
     with _edge_locks_guard:
         lock = _edge_locks.get(address)

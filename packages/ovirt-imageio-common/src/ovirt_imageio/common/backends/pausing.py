@@ -1,19 +1,19 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Streams that are left in the middle, for the other end lets everybody wait.
+"""Streams that are left in the middle, for the other end lets the thread wait.
 
 A peer that neither takes nor sends anything keeps the thread that moves the stream, and threads are
 few. A `Peer` may therefore have, beyond what the protocol demands:
 
-    silent(seconds, receiving)   told each time a system call reached the time limit of the
-                                 kernel. It raises when that is too long, or becomes paused.
-    paused                       the stream is to be left where it is, without an error.
-    put_back(data)               takes back payload that no storage has seen.
+- `silent(seconds, receiving)`: Told each time a system call reached the time limit of the kernel.
+  It raises when that is too long, or becomes paused.
+- `paused`: The stream is to be left where it is, without an error.
+- `put_back(data)`: Takes back payload that no storage has seen.
 
-A stream that meets a paused peer ends what it began and returns: what was received is acknowledged
-by storage, and what was read of a piece is given to the peer, which keeps it. Then all that was
-counted by the operation is done, and the caller goes on behind that when the peer is ready.
-Without these a time limit that passes is the end of the stream.
+A stream that meets a paused peer ends what it began and returns. Received bytes are acknowledged by
+storage. The part of a piece that was read is given to the peer, which keeps it. Then all bytes that
+the operation counted are done, and the caller goes on behind them when the peer is ready. Without
+these three a time limit that passes is the end of the stream.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def note_silence(peer: Peer, since: float, *, receiving: bool) -> None:
     """Tell a peer that a system call on its descriptor reached the time limit.
 
     Args:
-        peer: Whose descriptor was used.
+        peer: Owner of the descriptor that was used.
         since: When the call began, in monotonic seconds.
         receiving: It was to send; else it was to take something.
 

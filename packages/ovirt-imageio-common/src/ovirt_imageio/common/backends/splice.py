@@ -83,7 +83,7 @@ def receive(clients: Sequence[Client], pipe: Pipe, peer: Peer, offset: int, leng
     block = clients[0].export.minimum_block
     size = piece_size(clients[0])
     start, end = offset, offset + length
-    # What is at hand: bytes that were read from the socket before, then the content of the pipe.
+    # Bytes at hand: those that were read from the socket before, then the content of the pipe.
     first, held = b"", 0
     with Writes(clients, op) as writes:
         while offset < end:

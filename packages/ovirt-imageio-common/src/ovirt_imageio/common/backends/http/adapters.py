@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Adapters of requests that send by connections of our own.
 
-requests prepares requests and knows responses; what lies between is `BaseAdapter.send`. The
-adapters are used without a `requests.Session`: they read no environment, no netrc and no cookies,
-and follow no redirect, which is what contract and speed ask for.
+requests prepares requests and knows responses; `BaseAdapter.send` lies between. The adapters are
+used without a `requests.Session`: they read no environment, no netrc and no cookies, and follow no
+redirect. Contract and speed ask for that.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Adapter(BaseAdapter, abc.ABC):
         host: For the field `Host`.
 
     Attributes:
-        base_url: What was given.
-        name: What was given.
-        connection: What served the last request, None before the first.
+        base_url: The argument.
+        name: The argument.
+        connection: Connection of the last request, None before the first.
     """
 
     def __init__(self, *, base_url: str, name: str, host: str) -> None:

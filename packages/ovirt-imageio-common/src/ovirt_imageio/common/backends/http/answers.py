@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the server's answers tell, and whether they are answers to what was asked."""
+"""Meaning of the server's answers, and whether they answer the request at all."""
 
 from __future__ import annotations
 

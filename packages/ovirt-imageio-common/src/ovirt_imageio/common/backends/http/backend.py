@@ -48,7 +48,7 @@ from .readers import ReaderPeer, WriterPeer
 from .size import ask_size, total_of
 from .streams import Stream
 
-_UNCERTAIN = (502, 503, 504)  # who answers so did not ask storage, or has no answer from it
+_UNCERTAIN = (502, 503, 504)  # a server that answers so did not ask storage, or has no answer from it
 
 _PATIENCE = 16  # times the timeout, for answers that storage has to work for: longer than a daemon waits for it
 
@@ -57,8 +57,8 @@ class Debt(NamedTuple):
     """Writes that no flush covers yet, and that another instance takes over.
 
     Attributes:
-        life: What acknowledged the first of them.
-        in_doubt: Some were acknowledged by something else.
+        life: Life of the server that acknowledged the first of them, see `Backend.life`.
+        in_doubt: Some were acknowledged in another life.
     """
 
     life: Hashable
@@ -68,8 +68,8 @@ class Debt(NamedTuple):
 class HttpBackend(Backend):
     """An open image of an image server. One instance, one thread, one connection.
 
-    A connection that the server closed is made again, and a flush covers what went over the
-    old one, unless the server was restarted in between. Servers of version 3 answer each write
+    A connection that the server closed is made again. A flush covers writes over the old
+    one as well, unless the server was restarted in between. Servers of version 3 answer each write
     and flush with an id, `Imageio-Instance`, that is the same as long as a flush covers the
     writes. Others tell nothing: there a write is in doubt once its connection is gone.
 
@@ -88,8 +88,8 @@ class HttpBackend(Backend):
         secure: Verify the server. False accepts any certificate.
         proxy_url: The same image at another server, used when no connection to url can
             be made.
-        timeout: Seconds that the server may be silent; it may take sixteen times as long to
-            answer what makes storage work, and any time for a checksum. None: for ever.
+        timeout: Seconds that the server may be silent. It may take sixteen times as long for
+            requests that make storage work, and any time for a checksum. None: for ever.
         strict: The timeout counts for those as well.
         connect_timeout: Seconds to connect to each address of the server.
         use_unix_socket: Use the Unix socket of a server on this host.
@@ -97,7 +97,7 @@ class HttpBackend(Backend):
         cancel: Ends what waits for the server, in this instance and in its clones.
 
     Attributes:
-        features: What the server offers, see `imagesapi`.
+        features: Names of features that the server offers, see `imagesapi`.
         capabilities: From the server's answer to OPTIONS.
         unflushed: Something was written since the last flush.
         broken: Why no flush succeeds any more.
@@ -230,7 +230,7 @@ class HttpBackend(Backend):
     def interrupt(self) -> None:
         """Break the connection, to wake a thread that waits for the server.
 
-        What that thread does fails with ServerGone. Any thread may call it.
+        The request of that thread fails with ServerGone. Any thread may call this.
         """
         for channel in (self._unix, self._remote):
             if channel is not None:
@@ -292,8 +292,8 @@ class HttpBackend(Backend):
         Does nothing for servers that cannot flush: those do it after each write.
 
         Raises:
-            WritesLost: The server was restarted, or its ticket added anew, since it acknowledged a write that no
-                flush covers; of a server that does not tell, the connection was lost.
+            WritesLost: No flush covers a write that the server acknowledged before it was restarted, or before its
+                ticket was added anew. With a server that does not tell, the connection was lost.
             As write.
         """
         if not self.capabilities.can_flush:
@@ -435,7 +435,7 @@ class HttpBackend(Backend):
         """Upload a range of a local backend by one PUT; return when it is acknowledged.
 
         Args:
-            src: What to read; told by `send_to`.
+            src: Backend to read from; its `send_to` sends the bytes.
             offset: Start of the range in this image.
             length: Bytes of the range.
             op: Told of each piece that was sent, which is not acknowledged before this

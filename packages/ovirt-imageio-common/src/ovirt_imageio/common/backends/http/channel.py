@@ -72,8 +72,8 @@ class Reply:
     def life(self) -> Hashable:
         """The life of the server that answered, as far as flushes are concerned: see `Backend.life`.
 
-        Servers of version 3 tell. Of others only a connection is known to be the same; one that ends with its
-        response, as it says, tells nothing, and is taken for the same server's.
+        Servers of version 3 tell. Of others only a connection is known to be the same. A connection that ends with
+        its response, as the response says, tells nothing. It is taken for the same server's.
         """
         told = self.fields.get(imagesapi.INSTANCE.lower())
         if told is not None:
@@ -231,7 +231,7 @@ class Channel:
             ServerGone: The connection broke.
             ConnectionTimeout: The server is silent.
             ProtocolError: The response is not HTTP.
-            Exception: What the sender of a StreamedBody raised.
+            Exception: The sender of a StreamedBody raised it.
         """
         prepared = self._prepare(method, suffix)
         fields: Any = {**_HEADERS, **(headers or {})}

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What can go wrong with an image server, beside what `common.errors` names.
+"""Errors of an image server, beside those that `common.errors` names.
 
     ImageioError
     ├── Unreachable                  (OSError) no connection could be made: try another address
@@ -140,7 +140,7 @@ class ServerSilent(AlsoOSError, ConnectionTimeout, socket.timeout):
 
 
 class SourceEnded(PeerGone, RuntimeError):
-    """What is uploaded ended before its end: the caller's reader is to blame."""
+    """The source of an upload ended before its end: the caller's reader is to blame."""
 
 
 class NoCertificates(AlsoOSError, ssl.SSLError, ValueError):
@@ -148,7 +148,7 @@ class NoCertificates(AlsoOSError, ssl.SSLError, ValueError):
 
 
 class NotHttp(ProtocolError, http.client.HTTPException):
-    """What the server sent is no HTTP."""
+    """The server sent bytes that are no HTTP."""
 
 
 class Refused(RequestError):
@@ -156,8 +156,8 @@ class Refused(RequestError):
 
     Attributes:
         status: Status code of the response.
-        text: What the server said, without the trailing newline.
-        errno: What a local file would have said, see errno(3).
+        text: Words of the server, without the trailing newline.
+        errno: Number that a local file would have given, see errno(3).
     """
 
     def __init__(self, message: str, *, status: int, text: str) -> None:
@@ -189,7 +189,7 @@ def unreachable(what: str, cause: BaseException) -> Unreachable:
 
     Args:
         what: The attempt, to begin the message with.
-        cause: What ended it.
+        cause: Error that ended it.
     """
     words = getattr(cause, "strerror", None) or str(cause)
     for kind, result in _KINDS:
@@ -214,7 +214,7 @@ def not_there(what: str, error: ImageioError) -> NotSupported:
 
 
 def _words(text: str) -> str:
-    """What an error says: other servers say it as {"error": "…"}."""
+    """Return the words of an error: other servers say them as {"error": "…"}."""
     if not text.startswith("{"):
         return text
     try:

@@ -53,7 +53,7 @@ class Connection:
         free: Told when an exchange has ended and the connection can serve another.
 
     Attributes:
-        stream: What was given.
+        stream: The argument.
         reader: Reads from the stream.
         uses: Requests begun.
     """
@@ -81,7 +81,7 @@ class Connection:
             http.client.HTTPException: The answer is no HTTP.
             ServerGone: The connection broke.
             ConnectionTimeout: The server is silent.
-            Exception: What the sender of a StreamedBody raised.
+            Exception: The sender of a StreamedBody raised it.
         """
         self.uses += 1
         self.stream.settimeout(timeout)
@@ -143,10 +143,10 @@ class Exchange:
         cut_short: Why the body of the request was not sent to its end, None if it was.
 
     Attributes:
-        connection: What was given.
+        connection: The argument.
         reader: Holds the beginning of the body.
-        head: What was given.
-        cut_short: What was given.
+        head: The argument.
+        cut_short: The argument.
         left: Bytes of the body that were not received yet, 0 at its end; None for a body in chunks, or to
             the end of the connection.
         ended: The body was received, or the exchange is closed.

@@ -27,7 +27,7 @@ class Head(NamedTuple):
         version: 10 or 11, as http.client counts.
         status: Status code, 100 to 999.
         reason: In the server's words, maybe empty.
-        fields: What the server said.
+        fields: Header fields of the server.
     """
 
     version: int

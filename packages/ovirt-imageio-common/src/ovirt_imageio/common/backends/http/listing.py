@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Extents as a server lists them: read piece by piece, kept small.
 
-A list may hold a million extents, 68 MB of JSON. Whoever plans a transfer walks it
-slowly, and a server drops a client that stops reading. So the list is read at once, but
-never kept as text or objects: a length and two flags stay of each extent.
+A list may hold a million extents, 68 MB of JSON. The plan of a transfer walks it slowly,
+and a server drops a client that stops reading. So the list is read at once, but never
+kept as text or objects: a length and two flags stay of each extent.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def read_listing(receive: Callable[[memoryview], int], context: str, size: int, 
         receive: Fills the beginning of a view; 0 at the end of the body.
         context: `zero` or `dirty`.
         size: Bytes of the image.
-        old_server: Take what servers of 2.x say of odd images: of an empty one an extent
-            without length, and of a file that does not end with a block of 4 KiB extents
-            to that block's end.
+        old_server: Take the extents that servers of 2.x list of odd images. An empty image
+            has an extent without length. A file that does not end with a block of 4 KiB
+            has extents to that block's end.
 
     Raises:
         ProtocolError: It is not a list of extents that cover the image.

@@ -9,9 +9,9 @@
 
 A server is on this host if both ends of our own TCP connection have the same address. That
 alone could be a forwarded port: then the socket's name may belong to another program here. So
-the kernel is asked which user listens there, and the socket proves that it is the same
-server's, before the ticket's id is sent to it; see `sameserver`. Servers of 2.x give no proof:
-for them the user counts. At last the daemon behind the Unix socket must know the same ticket
+the kernel is asked which user listens there. The socket proves that it is the same server's
+before the ticket's id is sent to it; see `sameserver`. Servers of 2.x give no proof: for them
+the user counts. At last the daemon behind the Unix socket must know the same ticket
 and describe itself in the same words.
 """
 
@@ -183,7 +183,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Offer:
-    """What a server says about an image in its answer to OPTIONS.
+    """Facts about an image in a server's answer to OPTIONS.
 
     Attributes:
         features: Names of `imagesapi`; empty for a server without OPTIONS.
@@ -192,7 +192,7 @@ class Offer:
         max_writers: Connections that may write side by side.
         writable: PUT is allowed, as far as the server tells.
         is_ours: The server is of version 3 or newer, so it proves that its Unix socket is its own.
-        proof: With what it does; see `sameserver`.
+        proof: Id and key of that proof; see `sameserver`.
         flushes_all: A flush covers what other connections wrote.
         max_size: Bytes up to which PUT may reach; None if the server does not tell.
         largest_get: Most bytes that one GET may ask for.

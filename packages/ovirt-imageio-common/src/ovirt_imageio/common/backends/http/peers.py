@@ -103,7 +103,7 @@ class Watched:
     """An operation that ends as well when the server answers before it has the body.
 
     Args:
-        op: What is watched.
+        op: The operation that is watched.
         stream: Where the answer would come.
     """
 

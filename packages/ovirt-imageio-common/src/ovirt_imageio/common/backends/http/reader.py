@@ -22,7 +22,7 @@ class Reader:
     """Reads heads and bodies from a stream. One thread.
 
     Unlike io.BufferedReader it tells how much it holds, so that the rest of a body can be
-    spliced from the socket, and an end within a head is an error.
+    spliced from the socket. An end within a head is an error.
 
     Args:
         stream: Where the bytes come from.
@@ -64,7 +64,7 @@ class Reader:
         """Read the head of a final response; interim ones are passed over.
 
         Raises:
-            http.client.HTTPException: What comes is none of HTTP/1.
+            http.client.HTTPException: The response is not of HTTP/1.
             ServerGone: The stream ended.
             ConnectionTimeout: The server is silent.
         """

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How large an image is, from wherever its server tells it.
 
-    GET of the first byte     Content-Range: bytes 0-0/SIZE, or bytes */SIZE of an empty one
-    GET of all                its length: total `*` above, as from some other servers
-    GET extents               the end of the last: a server that wants ranges only
-    HEAD                      its length
+    GET of the first byte     Content-Range: bytes 0-0/SIZE, or bytes */SIZE of an empty one.
+    GET of all                Its length: total `*` above, as from some other servers.
+    GET extents               The end of the last: a server that wants ranges only.
+    HEAD                      Its length.
 
 The first that tells is believed. A server that refuses one way because it does not know it is
 asked another way; a ticket that has ended is told at once.

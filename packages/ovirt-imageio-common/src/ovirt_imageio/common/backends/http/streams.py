@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Byte streams to a server.
 
-A stream is a blocking socket with time limits of the kernel, so that splice(2) can be
-used on it and needs no poll(2) before each call. `TlsStream` encrypts with two memory
-BIOs and moves up to 1 MiB by one system call, where `ssl.SSLSocket` makes two for
-each record of 16 KiB.
+A stream is a blocking socket with time limits of the kernel. So splice(2) can be used
+on it, and needs no poll(2) before each call. `TlsStream` encrypts with two memory BIOs
+and moves up to 1 MiB by one system call. `ssl.SSLSocket` makes two calls for each record
+of 16 KiB.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class Stream:
 
     def interrupt(self) -> None:
         """End both directions at once. Any thread may call it."""
-        # The close resets the connection, or a server that is sending waits a minute for who has left.
+        # The close resets the connection, or a server that is sending waits a minute for a client that has left.
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._sock.shutdown(socket.SHUT_RDWR)
 
