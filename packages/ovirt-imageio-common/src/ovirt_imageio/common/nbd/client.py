@@ -12,13 +12,13 @@ flight or move the payload by themselves::
         event = client.receive()        # event.payload: take event.length bytes
                                         # from client.sock before the next call
 
-Reads and writes must not be in flight together on one connection: while we block
-in sending a payload the server may block in sending one to us.
+Reads and writes must not be in flight together on one connection. While the client
+blocks in sending a payload, the server may block in sending one to the client.
 
-Every system call ends after the timeout of the connection. What breaks the stream
-(ProtocolError with its kinds ServerGone and ServerTimeout) closes the connection and is
-kept in `broken`; a RequestError is the server's answer to one request and leaves the
-connection alive.
+Every system call ends after the timeout of the connection. An error that breaks the
+stream (ProtocolError with its kinds ServerGone and ServerTimeout) closes the connection
+and is kept in `broken`. A RequestError is the server's answer to one request and leaves
+the connection alive.
 """
 
 from __future__ import annotations
@@ -368,7 +368,7 @@ class Client:
         """
         request = event.request
         if request.data is None:
-            # Answered before anybody waited for it: out of order.
+            # Answered before a caller waited for it: out of order.
             request.data = memoryview(bytearray(request.length))
         start = event.offset - request.offset
         target = request.data[start : start + event.length]
@@ -383,7 +383,7 @@ class Client:
     def fail(self, error: BaseException) -> BaseException:
         """Close the connection because of an error, and return what to raise.
 
-        Whoever moves payload by itself calls this when that did not go to its end.
+        A caller that moves payload by itself calls this when that did not go to its end.
         """
         reason = error
         if self._cancel is not None and self._cancel.cancelled:

@@ -17,8 +17,8 @@ from ovirt_imageio.common.nbd import handshake
 from ovirt_imageio.common.nbd.errors import ServerFull, ServerGone, ServerTimeout
 from ovirt_imageio.common.nbd.uri import Address, parse
 
-# How long a server that took the connection may stay silent. qemu-nbd greets in less than a
-# millisecond; one whose --shared is used up never does.
+# Seconds that a server that took the connection may stay silent. The greeting of qemu-nbd takes less
+# than a millisecond; a qemu-nbd whose --shared is used up never greets.
 GREETING_TIMEOUT = 1.0
 
 _T = TypeVar("_T")
@@ -81,8 +81,8 @@ def _tune(sock: socket.socket) -> None:
     if sock.family == socket.AF_UNIX:
         # The sender's buffer rules a Unix socket: 4 MiB let four writes of 1 MiB be in flight.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, defaults.NBD_SNDBUF)
-        # A call that knows how much will come gets it at once. qemu-nbd's socket holds 208 KiB: a piece
-        # took five turns of splice(2) in, splice(2) out, and the interpreter.
+        # A call that knows how much will come gets it at once. The socket of qemu-nbd holds 208 KiB: a
+        # piece took five turns of splice(2) in, splice(2) out, and the interpreter.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, defaults.NBD_RCVLOWAT)
 
 

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How an NBD server fails, apart from refusing a request.
 
-They are told apart from the other end of a stream: a daemon between an HTTP client and
-an NBD server must not blame one for the other.
+These errors are told apart from those of the other end of a stream. A daemon between an
+HTTP client and an NBD server must not blame one for the other.
 """
 
 from __future__ import annotations

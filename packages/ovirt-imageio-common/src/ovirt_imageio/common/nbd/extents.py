@@ -23,9 +23,9 @@ from ovirt_imageio.common.errors import ProtocolError
 from ovirt_imageio.common.extents import DirtyExtent, E, ZeroExtent, clip, merge
 from ovirt_imageio.common.nbd import wire
 
-# First block status request, grown while the replies are short: the first extents come soon (of 512
-# bytes each after 2 ms, where 16 MiB took 36 to 80, and all of them no later), and an empty image of
-# terabytes needs few requests.
+# Bytes of the first block status request, grown while the replies are short. The first extents come
+# soon: of 512 bytes each after 2 ms, where 16 MiB took 36 to 80 ms. All of them come no later. An
+# empty image of terabytes needs few requests.
 FIRST_STEP = 1024**2
 _FEW_EXTENTS = 4096
 # Most bytes of a request. The protocol allows 4 GiB, but some servers keep the length in a signed
@@ -110,8 +110,8 @@ def zero_extents(offset: int, length: int, *, base: bytes, depth: bytes | None =
     """Return what a range reads as, merged, as far as the reply tells.
 
     A hole is an area that reads as zeros and is allocated at no depth of the backing
-    chain. Where ``base:allocation`` alone is known nothing is called a hole: its own
-    "hole" flag only says that space is saved here, which a zero cluster in an overlay does as well.
+    chain. Where ``base:allocation`` alone is known nothing is called a hole. Its own
+    "hole" flag only says that space is saved here, and a zero cluster in an overlay saves space too.
 
     Args:
         offset: where the request started, in bytes.

@@ -8,20 +8,20 @@ what they want done, and a driver does it:
 - ``bytes``: send this; resume with anything.
 - ``int``: receive exactly that many bytes; resume with them.
 
-The result is the value of ``StopIteration``. What is said, with a current server::
+The result is the value of ``StopIteration``. The talk with a current server::
 
-    server  NBDMAGIC IHAVEOPT flags
-    client  flags
-    client  STRUCTURED_REPLY            server  ACK | error: simple replies only
-    client  LIST_META_CONTEXT           server  META_CONTEXT* ACK | error     (dirty, no bitmap named)
-    client  SET_META_CONTEXT            server  META_CONTEXT* ACK | error: no block status
-    client  GO export BLOCK_SIZE        server  INFO* ACK | error
+    server ──► NBDMAGIC IHAVEOPT flags
+    client ──► flags
+    client ──► STRUCTURED_REPLY         server ──► ACK | error: simple replies only
+    client ──► LIST_META_CONTEXT        server ──► META_CONTEXT* ACK | error     (dirty, no bitmap named)
+    client ──► SET_META_CONTEXT         server ──► META_CONTEXT* ACK | error: no block status
+    client ──► GO export BLOCK_SIZE     server ──► INFO* ACK | error
     from here on: requests and replies, see replies.py
 
 A server that does not know GO gets EXPORT_NAME, the older way that cannot report an error; one
 without "fixed newstyle" gets nothing else.
 
-The server is not trusted: the length of every reply is checked before it is
+The server is not trusted. The length of every reply is checked before it is
 received, and the number of replies to one option is limited.
 
 Source: NBD proto.md, "Fixed newstyle negotiation".
@@ -36,7 +36,7 @@ from typing import Generator, Mapping, NamedTuple, TypeVar, Union
 from ovirt_imageio.common.errors import ProtocolError, RequestError, UnsupportedOperation
 from ovirt_imageio.common.nbd import wire
 
-# What a reply to an option may hold: two strings of the protocol and their framing.
+# Most bytes of a reply to an option: two strings of the protocol and their framing.
 MAX_REPLY = 2 * wire.MAX_STRING + 64
 # Replies to one option. An export has a few contexts, a server some exports.
 MAX_REPLIES = 10_000
@@ -58,7 +58,7 @@ _REFUSALS = {
 
 
 class Export(NamedTuple):
-    """What was negotiated about an export.
+    """Result of the negotiation about an export.
 
     Attributes:
         name: name of the export.
@@ -230,7 +230,7 @@ def _list_bitmaps(export: str) -> Steps[tuple[str, ...]]:
 
 def _set_contexts(export: str, bitmaps: tuple[str, ...]) -> Steps[Mapping[str, int]]:
     queries = [wire.BASE_ALLOCATION, wire.ALLOCATION_DEPTH]
-    # Which of several bitmaps is meant nobody can know; a wrong one would lose data in a backup.
+    # Of several bitmaps the right one is unknown; a wrong one would lose data in a backup.
     if len(bitmaps) == 1:
         queries.append(wire.DIRTY_BITMAP + bitmaps[0])
     yield wire.meta_contexts(wire.OPT_SET_META_CONTEXT, export, queries)

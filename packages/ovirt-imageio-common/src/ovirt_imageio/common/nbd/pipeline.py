@@ -34,8 +34,8 @@ Callback = Callable[[Any, Union[Exception, None]], None]
 
 # Replies of many small requests arrive together.
 _INPUT = 128 * 1024
-# Replies as long as this on the average are received in two calls, head and payload: of 49 µs that
-# passing 64 KiB on takes, 23 went into copying it out of the input buffer. At 16 KiB the calls cost more.
+# Replies as long as this on the average are received in two calls, head and payload. Passing 64 KiB on
+# takes 49 µs, of which 23 went into copying it out of the input buffer. At 16 KiB the calls cost more.
 _LONG = 48 * 1024
 # Buffers in one sendmsg(); the kernel takes 1024 (IOV_MAX).
 _BATCH = 512
@@ -44,7 +44,7 @@ _ZEROS = memoryview(bytes(defaults.PIECE))
 
 
 class _Waiter:
-    """Whom to tell about a request, and what of its range was asked for."""
+    """The callback of a request, and the part of its range that was asked for."""
 
     __slots__ = ("callback", "cost", "data", "length", "skip")
 
@@ -59,9 +59,9 @@ class _Waiter:
 class Pipeline:
     """Many requests in flight on one connection, never blocking.
 
-    Used by one thread. A callback gets ``(data, None)`` when its request was
-    answered, with data bytes or a bytearray of its own for reads and None for others, or ``(None,
-    error)``. It may submit requests, and must not raise.
+    Used by one thread. A callback gets ``(data, None)`` when its request was answered, or
+    ``(None, error)``. For a read data are bytes or a bytearray of its own, for others None. A
+    callback may submit requests, and must not raise.
 
     When the connection breaks, every request in flight gets the error, `broken` is set, and the
     owner stops watching the socket and calls `close`.

@@ -4,8 +4,8 @@
 
 `Replies` knows which requests wait for a reply. A driver gives it exactly
 `needs` bytes at a time, and gets an event when enough is known. Payload of
-reads never passes through here: an event with `payload` says where the next
-`length` bytes of the stream belong, and the driver moves them there (into a
+reads never passes through here. An event with `payload` says where the next
+`length` bytes of the stream belong. The driver moves them there (into a
 buffer, or by splice)::
 
     simple       magic error handle ──────────────────────────► [payload]
@@ -17,11 +17,11 @@ buffer, or by splice)::
                    NONE
 
 The server is not trusted. Every chunk must lie inside the request that it
-answers, every byte of a read must come exactly once, every context of a block
-status exactly once, and lengths are checked before anything is received: else
-ProtocolError, after which the stream means nothing and must be closed. An error
-of a request (RequestError) is part of the event that ends it, and the connection
-lives on.
+answers. Every byte of a read must come exactly once, and so must every context
+of a block status. Lengths are checked before anything is received. A breach is
+a ProtocolError, after which the stream means nothing and must be closed. An
+error of a request (RequestError) is part of the event that ends it, and the
+connection lives on.
 
 Source: NBD proto.md, "Transmission phase", "Structured reply chunk message".
 """
@@ -53,7 +53,7 @@ class Request:
         done: the last part of its reply has been announced.
         error: why it failed; only meaningful once done.
         status: for block status, the raw extents by context number.
-        data: free for the driver (where payload goes, whom to call).
+        data: free for the driver (where payload goes, the callback).
     """
 
     __slots__ = ("_ends", "_starts", "command", "data", "done", "error", "handle", "length", "offset", "status")
@@ -67,7 +67,7 @@ class Request:
         self.error: RequestError | None = None
         self.status: dict[int, bytes] = {}
         self.data: Any = None
-        # What a read delivered: disjoint ranges in order, neighbours joined.
+        # Ranges that a read delivered: disjoint, in order, neighbours joined.
         self._starts: list[int] = []
         self._ends: list[int] = []
 
@@ -179,8 +179,8 @@ class Replies:
     def whole_read(self, buffer: Any, start: int, end: int) -> Request | None:
         """Take a reply to a read that is one chunk, as nearly all are, in one step.
 
-        A shortcut of several calls of `feed`, to be tried where a reply may begin; it checks as
-        much, and what it does not know it leaves to them.
+        A shortcut of several calls of `feed`, to be tried where a reply may begin. It checks as
+        much, and leaves to them what it does not know.
 
         Args:
             buffer: what came of the stream.
@@ -311,7 +311,7 @@ class Replies:
 
     def _end_chunk(self) -> Event:
         request = self._current()
-        # Not kept: it holds the buffer of whoever asked.
+        # Not kept: it holds the buffer of the caller.
         self._request = None
         self._next(self._magic, wire.SIMPLE_REPLY.size)
         done = bool(self._flags & wire.REPLY_FLAG_DONE)

@@ -108,7 +108,7 @@ STATE_HOLE = 1 << 0
 STATE_ZERO = 1 << 1
 STATE_DIRTY = 1 << 0
 
-# What a server must take when it advertised no limit ("Block size constraints").
+# Payload that a server must take when it advertised no limit ("Block size constraints").
 DEFAULT_MAXIMUM_BLOCK = 32 * 1024**2
 # Length is an unsigned 32 bit number.
 MAX_LENGTH = 2**32 - 1

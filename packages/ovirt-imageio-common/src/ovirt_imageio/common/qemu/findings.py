@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What `qemu-img check` finds, as it says it: line by line, of a badly damaged image for ever.
+"""Findings of `qemu-img check`, as it says them: line by line, of a badly damaged image for ever.
 
 See qemu-img(1), "check". With `--output json` a summary goes to standard output, and what was
 found to standard error.
@@ -24,12 +24,12 @@ _OLD_COUNT = re.compile(r"ERROR cluster \d+ refcount=0 reference=1$|ERROR OFLAG_
 
 
 class CheckReport(NamedTuple):
-    """What a check of an image found.
+    """Findings of a check of an image.
 
     Attributes:
         supported: The format knows such checks.
-        corruptions: What is wrong, a number; at least that many if the check was ended.
-        errors: What could not be checked, a number.
+        corruptions: Number of faults; at least that many if the check was ended.
+        errors: Number of parts that could not be checked.
         leaks: Clusters that nothing refers to: lost room, and nothing worse.
         words: The first findings, each one line.
     """
@@ -51,7 +51,7 @@ class Findings:
 
     Args:
         counts_are_old: The image says that its reference counts are out of date, as after a
-            crash with `lazy_refcounts`: what is wrong with them alone is no damage.
+            crash with `lazy_refcounts`. Faults of the counts alone are no damage.
     """
 
     def __init__(self, *, counts_are_old: bool) -> None:
@@ -76,7 +76,7 @@ class Findings:
         """Return what was found.
 
         Args:
-            summary: What was written to standard output; empty if the check did not come to its end.
+            summary: Text of standard output; empty if the check did not come to its end.
             status: Exit status.
         """
         if status == _UNSUPPORTED:

@@ -93,10 +93,10 @@ def protocol(filename: str) -> str:
 
 
 def without_references(text: str, args: Sequence[str]) -> str:
-    """Name files in place of the references to them, in what a tool said.
+    """Name files in place of the references to them, in the words of a tool.
 
     Args:
-        text: What it said.
+        text: Its words.
         args: Its arguments.
     """
     for arg in args:

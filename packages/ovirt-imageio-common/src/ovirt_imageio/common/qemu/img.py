@@ -35,7 +35,7 @@ class QemuImgFailed(QemuImgError, subprocess.CalledProcessError):
     Attributes:
         returncode: Its status; the negative number of a signal that ended it.
         cmd: The program and its arguments.
-        output, stderr: What it wrote; the text has what matters of it.
+        output, stderr: Its output; the text of the error has the part that matters.
     """
 
     def __init__(self, message: str, done: subprocess.CompletedProcess[str]) -> None:
@@ -72,8 +72,8 @@ def info(
         options: Further options of the format driver.
 
     Returns:
-        What `qemu-img info --output json` prints: `virtual-size` in bytes, `format`,
-        maybe `backing-filename` and more.
+        Output of `qemu-img info --output json`: `virtual-size` in bytes, `format`, maybe
+        `backing-filename` and more.
 
     Raises:
         QemuImgError: It is no such image.
@@ -281,7 +281,7 @@ def check(
     args = ["check", "--output", "json", reference]
     with tempfile.TemporaryFile("w+", errors="replace") as out:
         process = _popen(args, cancel, stdout=out)
-        # The reader's alone: of a program that does not end, nobody closes it.
+        # The reader's alone: of a program that does not end, it is never closed.
         lines, process.stderr = process.stderr, None
         reader = threading.Thread(target=_collect, args=(lines, findings, process), name="qemu-img check", daemon=True)
         reader.start()
@@ -372,7 +372,7 @@ def _wait(process: subprocess.Popen[str], cancel: Cancel | None) -> None:
 
 
 def _output(process: subprocess.Popen[str], cancel: Cancel | None) -> tuple[str, str]:
-    """Wait for the end of a program, and look now and then if nobody waits for it any more."""
+    """Wait for the end of a program, and look now and then if the wait was cancelled."""
     while True:
         try:
             return process.communicate(timeout=None if cancel is None else _LOOK)

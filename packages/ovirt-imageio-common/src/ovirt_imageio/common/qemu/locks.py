@@ -5,9 +5,9 @@
 qemu locks single bytes of the image's file. It knows a handful of permissions, such as
 reading (0), writing (1) and resizing (3):
 
-    byte 100 + n    this program uses permission n
-    byte 200 + n    no other program may use permission n
-    byte 0          libvirt's lock manager, while a machine that has the image runs
+    Byte 100 + n    This program uses permission n.
+    Byte 200 + n    No other program may use permission n.
+    Byte 0          Held by libvirt's lock manager while a machine that has the image runs.
 
 A program that would use what another forbids, or forbid what another uses, does not
 start. Sources: qemu block/file-posix.c; qemu-block-drivers(7), "Disk image file locking".

@@ -3,12 +3,12 @@
 """qemu-nbd as a context manager. See qemu-nbd(8).
 
 The socket is made and listened on before qemu-nbd starts, and handed to it the way
-systemd does (sd_listen_fds(3)): nobody ever waits for a file to appear, and a
+systemd does (sd_listen_fds(3)). No client ever waits for a file to appear, and a
 connection is served as soon as qemu-nbd has opened the image.
 
-qemu-nbd ends by itself with its last connection. We keep one open, so it lives as long
-as we do, and not longer: were this process killed, qemu-nbd would hold the image's lock
-for ever, and nobody could continue.
+The last connection ends qemu-nbd with it. This process keeps one open, so qemu-nbd lives
+as long as this process does, and not longer. If it outlived a process that was killed, it
+would hold the image's lock for ever, and no other process could continue.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _STOP_TIMEOUT = 30.0
 _KILL_TIMEOUT = 5.0
 _CANCEL_TIMEOUT = 0.5
 _LOOK = 0.2
-"""Seconds: to write out what it holds, to end when it is killed, the same when nobody waits for it, and
+"""Seconds: to write out what it holds, to end when it is killed, the same when the wait was cancelled, and
 between two looks if that came to be."""
 
 _LONGEST_FOLDER = 80
@@ -202,7 +202,7 @@ class Server:
             self._process = self._spawn(listener.fileno())
 
     def _take_name_away(self) -> None:
-        """Keep the socket open in place of its name: proc(5) leads to it, and to nobody else's."""
+        """Keep the socket open in place of its name: proc(5) leads to it, and to no other."""
         fd = os.open(self.socket_path, os.O_PATH | os.O_CLOEXEC)
         self._remove_name()
         self._nameless = fd
@@ -246,7 +246,7 @@ class Server:
         return self.words()
 
     def words(self) -> str:
-        """What qemu-nbd said until now, to its standard error. Any thread may call it."""
+        """Return the words of qemu-nbd until now, from its standard error. Any thread may call it."""
         if self._stderr is None:
             return ""
         # By pread: qemu-nbd shares the position, and goes on writing there.
@@ -274,8 +274,8 @@ class Server:
         """End qemu-nbd; it writes out what it holds. Idempotent.
 
         Args:
-            kill: End it at once. What was not flushed is lost, maybe rooms in the image
-                that nothing refers to are left, and nothing worse.
+            kill: End it at once. Writes that were not flushed are lost. Maybe rooms in the
+                image that nothing refers to are left, and nothing worse.
         """
         process, self._process = self._process, None
         keeper, self._keeper = self._keeper, None
