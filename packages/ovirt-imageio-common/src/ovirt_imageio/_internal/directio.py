@@ -16,7 +16,7 @@ BUFFERSIZE = 8 * MiB
 
 
 class Source(Protocol):
-    """What vdsm's stream adapters are: `read(size)` returns bytes, none at the end."""
+    """A stream adapter of vdsm: `read(size)` returns bytes, none at the end."""
 
     def read(self, size: int) -> bytes:
         """Return at most size bytes."""

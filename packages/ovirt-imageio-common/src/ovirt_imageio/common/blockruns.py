@@ -7,8 +7,8 @@
     runs          | data  | zero          | data   |
     gaps          |      =                =    ==  |
 
-A run of whole zero blocks is not read at all. A gap is a zero run in a block that holds data as well;
-where it is long enough to matter, it is not read either.
+A run of whole zero blocks is not read at all. A gap is a zero run in a block that holds data as well.
+A gap that is long enough to matter is not read either.
 """
 
 from __future__ import annotations

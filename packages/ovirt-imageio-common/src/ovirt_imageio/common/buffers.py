@@ -46,8 +46,8 @@ def aligned(size: int) -> mmap.mmap:
 def borrow(size: int) -> Iterator[memoryview]:
     """Lend an aligned buffer of size bytes, with anything in it. Any thread may borrow.
 
-    Buffers of up to 1 MiB come from a few that the process keeps: the first touch of
-    fresh memory costs more than copying a whole buffer. The last one given back is lent
+    Buffers of up to 1 MiB come from a few that the process keeps. That saves the first
+    touch of fresh memory, which costs more than copying a whole buffer. The last one given back is lent
     first, for the processor still has it in its caches.
 
     Args:

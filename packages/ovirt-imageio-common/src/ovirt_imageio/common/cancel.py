@@ -9,7 +9,7 @@
       recv()  ◄──────────── wakes ───────────────┘
       cancel.check() ─► OperationCancelled
 
-What is about to wait first adds the call that wakes it. A call that is added too late is made at
+A thread that is about to wait first adds the call that wakes it. A call that is added too late is made at
 once, so no order of events leaves anything waiting.
 """
 
@@ -66,7 +66,7 @@ class Cancel:
         """Have something called by `cancel`, or at once if that was before.
 
         Returns:
-            What `remove` takes.
+            Key for `remove`.
         """
         key = object()
         with self._lock:

@@ -43,7 +43,7 @@ _SHORT = 128 * KiB
 
 
 class Source(Protocol):
-    """What blocks are read from, such as a backend. One thread uses it at a time."""
+    """Storage that blocks are read from, such as a backend. One thread uses it at a time."""
 
     @property
     def size(self) -> int:
@@ -344,7 +344,7 @@ def checksum(
 
     Raises:
         ValueError: An argument is not valid.
-        Exception: What the sources, extents and op raise.
+        Exception: The sources, extents or op raised it.
     """
     total = BlockHash(algorithm, block_size, keep=blocks)
     size = sources[0].size if size is None else min(size, sources[0].size)
@@ -398,7 +398,7 @@ class _Hashing:
         self._index = 0
         self._ended = False
         self._idle: SimpleQueue[Source] = SimpleQueue()
-        # What was asked for, in order: digest or its promise, bytes of a block, blocks.
+        # Digests in order: digest or its promise, bytes of a block, blocks.
         self._flying: deque[tuple[Future[bytes] | bytes, int, int]] = deque()
 
     def run(self, runs: Iterable[tuple[int, int, bool]]) -> None:

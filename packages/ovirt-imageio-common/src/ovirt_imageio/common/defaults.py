@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Numbers that both ends share, each with the measurement it comes from.
 
-Figures: two processors, qemu-nbd 7.2, image on tmpfs, Unix sockets. What other values give, and
-on a disk with cache=none and on storage that takes 1 or 10 ms for a request, is measured by
-`python -m bench.tuning` and stands in docs/performance: smaller pieces cost more on each of them
-(256 KiB twice the processor time of 1 MiB), slow storage gains from more in flight.
+Figures: two processors, qemu-nbd 7.2, image on tmpfs, Unix sockets. Other values are measured by
+`python -m bench.tuning`, also on a disk with cache=none and on storage that takes 1 or 10 ms for a
+request. The results stand in docs/performance. Smaller pieces cost more on each storage: 256 KiB
+twice the processor time of 1 MiB. Slow storage gains from more in flight.
 """
 
 from __future__ import annotations

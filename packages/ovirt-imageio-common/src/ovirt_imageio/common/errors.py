@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What can go wrong, told apart by whose fault it is.
+"""Errors, told apart by whose fault they are.
 
 A caller's mistake is a `ValueError`, and an `OSError` of storage passes unchanged;
 everything else descends from `ImageioError`.
@@ -114,7 +114,7 @@ class PeerGone(ImageioError):
 
 
 class ServerGone(PeerGone):
-    """A server of storage went away: not the client whom its data are for."""
+    """A server of storage went away: not the client that its data are for."""
 
 
 class ConnectionTimeout(ImageioError):
@@ -143,6 +143,6 @@ class Naming:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # What the other end of a stream raises is no error of the file.
+        # An error of the other end of a stream is no error of the file.
         if isinstance(error, OSError) and not isinstance(error, ImageioError) and error.filename is None:
             error.filename = self._path

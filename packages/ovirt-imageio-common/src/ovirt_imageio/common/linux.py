@@ -194,8 +194,8 @@ class PipePool:
     def borrow(self) -> Iterator[Pipe | None]:
         """Lend an empty pipe, or None where there is no further one: copy instead.
 
-        The block leaves the pipe empty. If it raises, the pipe is closed, for nobody
-        knows what it holds.
+        The block leaves the pipe empty. If it raises, the pipe is closed, for its
+        content is unknown.
         """
         pipe = self._take()
         clean = False
@@ -390,7 +390,7 @@ def lock_bytes(fd: int, start: int, length: int = 1, *, shared: bool = False) ->
         shared: Others may have such a lock as well.
 
     Returns:
-        False if somebody else has a lock that excludes this one.
+        False if another holder has a lock that excludes this one.
 
     Raises:
         OSError: `ENOLCK`, `EOPNOTSUPP` or `ENOSYS` where the file system knows no locks.

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Stream sockets: addresses, connecting, time limits of the kernel.
 
-A socket with kernel time limits stays a blocking one, so that system calls which know
-no select, such as splice(2), end in time as well. See socket(7), SO_RCVTIMEO.
+A socket with kernel time limits stays a blocking one. So system calls that know no
+select, such as splice(2), end in time as well. See socket(7), SO_RCVTIMEO.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def connect_unix(address: str, timeout: float | None = None, *, cancel: Cancel |
         A blocking socket, without time limits. `set_timeouts` sets them.
 
     Raises:
-        OSError: Nobody listens, or no permission; it names the address.
-        ConnectionTimeout: The server accepts nobody.
+        OSError: No server listens, or permission is missing; it names the address.
+        ConnectionTimeout: The server accepts no connection.
         OperationCancelled: cancel said so.
     """
     s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -120,7 +120,7 @@ def connect_tcp(host: str, port: int, timeout: float | None = None, *, cancel: C
         A blocking socket, without time limits. `set_timeouts` sets them.
 
     Raises:
-        OSError: The name is unknown, or nobody listens; it names host and port.
+        OSError: The name is unknown, or no server listens; it names host and port.
         ConnectionTimeout: No address answered.
         OperationCancelled: cancel said so.
     """

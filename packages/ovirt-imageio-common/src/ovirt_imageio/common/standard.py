@@ -26,7 +26,7 @@ def run(prog: str, body: Callable[[], int]) -> int:
 
     Args:
         prog: Its name, for messages.
-        body: What it does; returns the exit status. It may leave failures of `show` to this.
+        body: Its work; returns the exit status. It may leave failures of `show` to this.
 
     Returns:
         The exit status: 1 if standard output did not take all, 128 plus the number of SIGPIPE if

@@ -3,8 +3,8 @@
 
 """The chunked transfer coding as a pure value: framing in, places of payload out.
 
-A body is a sequence of chunks, each a size in hexadecimal on a line of its own, that many
-bytes and an empty line; a chunk of size zero, trailer fields and an empty line end it
+A body is a sequence of chunks. Each is a size in hexadecimal on a line of its own, that many
+bytes and an empty line. A chunk of size zero, trailer fields and an empty line end the body
 (RFC 9112 §7.1). Chunk extensions and trailers are read and dropped.
 """
 
@@ -33,8 +33,8 @@ class LongTrailers(BadChunks):
 class ChunkedDecoder:
     """Where payload and framing are in a chunked body.
 
-    While `remaining` is positive, that many next bytes are payload; whoever takes some
-    says so with `took`. Otherwise `frame` is given what comes next.
+    While `remaining` is positive, that many next bytes are payload; a caller that takes
+    some says so with `took`. Otherwise `frame` is given what comes next.
 
     Attributes:
         remaining: Payload bytes left in the current chunk.
