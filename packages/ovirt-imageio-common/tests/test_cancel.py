@@ -59,7 +59,7 @@ def test_what_is_removed_is_not_called():
 
 
 def test_remove_waits_for_a_wake_that_runs():
-    """Whoever removes it closes the descriptor next, whose number may then be another file's."""
+    """The thread that removes it closes the descriptor next, whose number may then be another file's."""
     cancel = Cancel()
     running, go_on = threading.Event(), threading.Event()
     order = []

@@ -34,7 +34,7 @@ def zero_extents(parts):
 
 
 def flat(extents):
-    """What an extent list says of every single byte."""
+    """Return the flags of every single byte in an extent list."""
     return [e[2:] for e in extents for _ in range(e.length)]
 
 

@@ -235,7 +235,7 @@ def test_direct_io_that_storage_does_not_know(monkeypatch, small_file):
 @pytest.mark.parametrize(("codes", "block"), [([], 512), ([errno.EINVAL], 4096), ([errno.EINVAL, errno.EINVAL], None)])
 def test_block_of_direct_io_is_found_by_trying(monkeypatch, small_file, codes, block):
     codes = list(codes)
-    # What O_DIRECT says is up to preadv: this file system need not know it.
+    # The answer to O_DIRECT is up to preadv: this file system need not know the flag.
     real = os.open
     monkeypatch.setattr(linux.os, "open", lambda path, flags: real(path, flags & ~os.O_DIRECT))
     monkeypatch.setattr(linux.os, "preadv", lambda *args: fails(codes.pop(0))() if codes else 512)

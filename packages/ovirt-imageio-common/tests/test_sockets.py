@@ -126,7 +126,7 @@ def test_is_local_host(host, local):
 
 @pytest.fixture
 def full():
-    """A Unix socket that takes nobody more: connect(2) waits."""
+    """A Unix socket that takes no further client: connect(2) waits."""
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
         listener.bind(b"")
         listener.listen(0)
@@ -170,7 +170,7 @@ def test_connecting_to_a_full_unix_socket_ends_in_time_with_a_cancel_as_well(ful
 
 @pytest.fixture
 def deaf():
-    """A TCP port whose backlog is full: the kernel answers nobody more."""
+    """A TCP port whose backlog is full: the kernel answers no further client."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the base gives a backend that overrides nothing of it."""
+"""The base alone, under a backend that overrides nothing of it."""
 
 import pytest
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the conformance suite cannot ask of files: faults, file systems that cannot, and room on disk."""
+"""Files beyond the conformance suite: faults, file systems that lack calls, and room on disk."""
 
 from __future__ import annotations
 
@@ -354,7 +354,7 @@ def test_ways_to_zero(monkeypatch, device, sparse, unknown, tried, done):
     zeroing = Zeroing(-1, device=device, sparse=sparse)
     assert zeroing.zero(0, 4096) is done
     assert ways.tried == tried
-    # What storage does not know is not tried again.
+    # A way that storage does not know is not tried again.
     ways.tried.clear()
     assert zeroing.zero(0, 4096) is done
     assert not set(ways.tried) & set(unknown)

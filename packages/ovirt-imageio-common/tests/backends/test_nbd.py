@@ -34,7 +34,7 @@ def pattern(size):
 
 
 def send(backend, offset, length, *, splice, op=None, others=()):
-    """What a peer gets from `send_to`."""
+    """Return the bytes that a peer gets from `send_to`."""
     op = op or Count()
     return received(lambda sock: backend.send_to(SocketPeer(sock, splice=splice), offset, length, op, others=others))
 
@@ -118,7 +118,7 @@ def test_interrupt_ends_a_call():
 
 
 def test_flush_that_failed_is_the_last_word():
-    """What the server could not write it may have dropped: its next flush would prove nothing."""
+    """The server may have dropped data that it could not write: its next flush would prove nothing."""
     image = Image(bytearray(4096), errors={wire.CMD_FLUSH: 5})
     with serve(image) as peer, NbdBackend(peer.address, mode="r+") as backend:
         backend.write(0, b"x")
@@ -222,7 +222,7 @@ def test_send_that_storage_fails_has_not_begun(splice, structured):
 
         assert received(fail) == b""
         assert begun == [0]
-        # The one that answered lives; the other still owed an answer, which nobody would take.
+        # The one that answered lives; the other still owed an answer, which no caller would take.
         assert backend.broken is None
         assert other.broken is not None
         image.errors.clear()
@@ -308,7 +308,7 @@ def test_send_to_a_peer_that_takes_nothing(splice):
 
 @both_ways
 def test_cancelled_send_says_so_whatever_became_of_the_peer(splice):
-    """Who cancels wakes the stream by shutting the peer's socket down."""
+    """A cancel wakes the stream by shutting the peer's socket down."""
     ours, theirs = socket.socketpair()
     op = Later(OperationCancelled("cancelled"))
     with ours, serve(Image(pattern(4 * MiB))) as peer, NbdBackend(peer.address) as backend:

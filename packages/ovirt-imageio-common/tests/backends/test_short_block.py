@@ -81,7 +81,7 @@ def ranges(row):
 
 
 def sent(backend, offset, length, *, splice, others):
-    """What a peer gets from `send_to`."""
+    """Return the bytes that a peer gets from `send_to`."""
     return received(
         lambda sock: backend.send_to(SocketPeer(sock, splice=splice), offset, length, Count(), others=others)
     )

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What vdsm does with the private modules of 2.x."""
+"""The private modules of 2.x, used as vdsm uses them."""
 
 import io
 import os

@@ -505,7 +505,7 @@ def test_handed_over_connection_cannot_be_used():
             client.read_into(0, bytearray(10))
 
 
-# What goes over the wire, to the bit.
+# Requests on the wire, to the bit.
 
 
 def test_requests_carry_what_was_asked_for_and_no_more():

@@ -34,7 +34,7 @@ def pattern(size):
 
 
 class Owner:
-    """What a loop does for its pipeline, and what it was called back with.
+    """A loop's part for its pipeline, and the answers that it was called back with.
 
     Attributes:
         pipeline: The pipeline.
@@ -159,7 +159,7 @@ def test_payload_of_a_long_reply_is_received_where_it_stays():
         o.pipeline.flush_output()
         wait_until_unread(o.pipeline.fileno(), 64 * KiB + wire.DATA_CHUNK.size)
         assert o.run() == (image.data, None)
-    # What was copied out of the input buffer is bytes.
+    # Payload that was copied out of the input buffer would be bytes.
     assert type(o.answers[0][1]) is bytearray
 
 
@@ -475,7 +475,7 @@ def test_server_that_hangs_up_is_gone():
 
 @pytest.mark.parametrize("size", [100, MiB], ids=["in the buffer", "where it belongs"])
 def test_server_that_hangs_up_within_the_last_payload_is_gone(size):
-    """Its reply was announced as the last of the request, so nothing else would tell who asked."""
+    """Its reply was announced as the last of the request, so nothing else would tell the caller."""
 
     def script(talk):
         talk.negotiate(size, structured=False)
@@ -581,7 +581,7 @@ def test_flags_are_those_of_the_export():
         assert o.pipeline.block_size == 1
 
 
-# What goes over the wire, to the bit.
+# Requests on the wire, to the bit.
 
 
 def sent(talk, count):

@@ -546,6 +546,6 @@ def test_whole_read_looks_at_nothing_past_the_end():
     r = replies()
     read(r)
     head = data(1, 1000, 100, done=True)
-    # What is left of an earlier reply follows what has come.
+    # The buffer holds a rest of an earlier reply behind the bytes that have come.
     assert r.whole_read(bytes(50) + head, 50, 50 + len(head) - 1) is None
     assert len(r) == 1

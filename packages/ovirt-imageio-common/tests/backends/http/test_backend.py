@@ -106,7 +106,7 @@ needs_ipv6 = pytest.mark.skipif(not os.path.exists("/proc/net/if_inet6"), reason
 @needs_ipv6
 @pytest.mark.parametrize("zone", ["%251", "%1"])
 def test_zone_of_an_address_is_for_this_machine_alone(image, tls, pki, zone):
-    """The loopback interface has the number 1. What the server is told, and its certificate, have no zone."""
+    """The loopback interface has the number 1. The server is told no zone, and its certificate has none."""
     for context, cafile in ((None, None), (tls, pki.ca_file)):
         with ScriptedServer(image, context=context, host="::1") as server:
             with HttpBackend(server.url.replace("::1", f"::1{zone}"), cafile=cafile) as backend:
@@ -416,7 +416,7 @@ def test_client_that_leaves_a_proxied_upload_is_told_from_the_server(backend):
     assert not isinstance(error.value, ServerGone)
 
 
-# What servers can and cannot
+# Abilities of servers
 
 
 def test_capabilities_come_from_options(backend):
@@ -797,7 +797,7 @@ def test_server_that_takes_nothing_times_out(image):
 
 @contextlib.contextmanager
 def closed_port():
-    """Nobody listens, and nobody else may meanwhile."""
+    """A port where no server listens, and none can meanwhile."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{s.getsockname()[1]}/images/{TICKET}"
