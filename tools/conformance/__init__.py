@@ -3,10 +3,10 @@
 
 r"""The rules of the protocol, checked at a server from outside, through its sockets only.
 
-Each test is one rule. Its docstring states the rule, and what a failure prints is that
-rule, what went over the wire, and in what the server departs from it. Nothing of a server's
-code is used, so any implementation of docs/reference/http-api.md and tickets.md can be
-checked, on its host, from the folder tools of a checkout after ci/bootstrap.sh::
+Each test is one rule. Its docstring states the rule. A failure prints that rule, the bytes
+that went over the wire, and the difference between the server and the rule. Nothing of a
+server's code is used, so any implementation of docs/reference/http-api.md and tickets.md can
+be checked. Check it on its host, from the folder tools of a checkout after ci/bootstrap.sh::
 
     ../.venv/bin/python -m conformance --control /run/ovirt-imageio/sock \
         --remote https://localhost:54322 --cafile ca.pem \
@@ -18,10 +18,10 @@ open: the server must reach it by the same path, so /tmp will not do for a serve
 /tmp of its own. Take a server that nobody else uses: one that breaks a rule may lose the
 tickets of others.
 
-With ``--remote`` the server is an origin of its own as well: tickets name its own images by
+With ``--remote`` the server is an origin of its own as well. Tickets name its own images by
 that URL, and it must trust its certificate (backend_http.ca_file). Without it those rules are
-skipped, as are those about what the server does not announce or the host lacks; each reason is
-told at the end.
+skipped. Rules about features that the server does not announce, or that the host lacks, are
+skipped as well. Each reason is told at the end.
 
 Options of pytest are taken as well: ``-n 4``, ``-k test_put``. The exit status is 0 if every rule
 that was tried is kept, 1 if not, 4 if the options cannot be meant.

@@ -30,7 +30,7 @@ from conformance.storage import (
 )
 from imageio_testing.httppeer import ConnectionEnded, MalformedResponse
 
-# What the server can cause by breaking a rule; anything else is a fault of the suite.
+# Errors that the server can cause by breaking a rule; any other is a fault of the suite.
 _FAULTS = (Fault, MalformedResponse, ConnectionEnded, ConnectionError, TimeoutError)
 
 _WIRE_LINES = 60

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
 
-"""What the OpenAPI description cannot tell schemathesis: which tickets there are, and that ids agree."""
+"""Facts that the OpenAPI description cannot tell schemathesis: which tickets there are, and that ids agree."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@
 
 Requests are made from docs/reference/openapi.yaml, well-formed ones and others, and every
 response is held against it by all checks. Where the description allows more than schemathesis can
-make use of, it is narrowed: see openapi_narrowed.py. What is not tried is printed.
+make use of, it is narrowed: see openapi_narrowed.py. Parts that are not tried are printed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ EXCLUDED = {
     "runProfile": "400 while it runs already, which the description cannot tell; test_handlers_profile.py tries it",
 }
 
-# What else is not tried, and why.
+# Other things that are not tried, and why.
 OMITTED = {
     "methods beyond RFC 9110 and PATCH": "the contract has 501 for them, not 405; test_resources.py tries them",
     "Allow in answers to OPTIONS, by the description": "it depends on the ticket; test_options.py looks at it",
@@ -59,8 +59,8 @@ def program() -> Path:
 def run(*, examples: int, seed: int, phases: str = PHASES, only: str | None = None) -> int:
     """Try so many examples for each operation; returns an exit status.
 
-    Each part of the description has a daemon of its own, since one removes tickets that the other uses; so they
-    are tried at the same time.
+    Each part of the description has a daemon of its own, since one part removes tickets that the other uses. So
+    both are tried at the same time.
 
     Args:
         examples: most requests for an operation in each phase.

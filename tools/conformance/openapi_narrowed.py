@@ -3,9 +3,9 @@
 
 """The OpenAPI description as schemathesis needs it.
 
-docs/reference/openapi.yaml tells readers all that may be. Schemathesis takes whatever fits a schema for a
-request that is served, and no schema can tell that two values have to agree, or what a machine has. So a few
-schemas are made narrower here, and each says why.
+docs/reference/openapi.yaml tells readers all that may be. Schemathesis takes any request that fits a schema for one
+that is served. No schema can tell that two values have to agree, or what a machine has. So a few schemas are made
+narrower here, and each says why.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Narrowing(NamedTuple):
         what: Is not tried therefore.
         why: It is not.
         path: Keys that lead to the part.
-        part: What stands there instead.
+        part: The replacement.
     """
 
     what: str
@@ -93,7 +93,7 @@ def narrowed(description: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of the description with what `NARROWINGS` tells."""
     result = copy.deepcopy(description)
     schemas = result["components"]["schemas"]
-    # What is told of a ticket is not narrowed.
+    # Answers that describe a ticket are not narrowed.
     schemas["NewTicket"] = copy.deepcopy(schemas["Ticket"])
     body = result["paths"]["/tickets/{id}"]["put"]["requestBody"]["content"]["application/json"]
     body["schema"] = {"$ref": "#/components/schemas/NewTicket"}

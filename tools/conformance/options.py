@@ -3,8 +3,8 @@
 
 """The options that name the server under test.
 
-What they cannot mean is said before the first rule is tried, in one line: which option, its value, and what was
-expected. Nothing is left out in silence, for then another server than the one meant would pass.
+An option that cannot be meant is refused before the first rule is tried, in one line: the option, its value, and what
+was expected. No option is left out in silence, for then another server than the one meant would pass.
 """
 
 from __future__ import annotations

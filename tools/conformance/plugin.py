@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
 
-"""What pytest needs to know when the suite runs for itself: options, and a report for the table."""
+"""The suite's own part of pytest: its options, and a report for the table."""
 
 from __future__ import annotations
 

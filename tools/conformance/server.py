@@ -145,7 +145,7 @@ def head_of(method: str, target: str, *headers: tuple[str, str], version: str = 
 
 
 class Fault(AssertionError):
-    """What a server said departs from a rule. The text lists in what."""
+    """An answer of the server departs from a rule. The text lists the differences."""
 
 
 def expect(

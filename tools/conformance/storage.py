@@ -3,9 +3,9 @@
 
 """Images for the server under test, and tickets for them.
 
-Each image is a raw file, offered to the server as a file, by qemu-nbd, or by another
-ticket of the server itself, which is then its own origin. Whatever the way, what the image
-holds is seen by reading the file.
+Each image is a raw file. It is offered to the server as a file, by qemu-nbd, or by another
+ticket of the server itself, which is then its own origin. In each case the content of the
+image is seen by reading the file.
 """
 
 from __future__ import annotations

@@ -85,8 +85,8 @@ def write_table(path: Path, ours: Path, theirs: Path) -> list[str]:
         theirs: report of the peer.
 
     Returns:
-        What is not as it should be: differences without an explanation, explanations
-        that the run does not show, rules that this daemon breaks or that were not tried.
+        Faults: differences without an explanation, explanations that the run does not
+        show, rules that this daemon breaks or that were not tried.
     """
     left, right = read_json(ours), read_json(theirs)
     faults = [f"{name}: this daemon breaks the rule: {rule['faults']}" for name, rule in left.items() if _failed(rule)]
@@ -112,7 +112,7 @@ def write_table(path: Path, ours: Path, theirs: Path) -> list[str]:
 
 
 def _untold(peer: dict[str, Any] | None, difference: Difference | None) -> list[str]:
-    """What the table cannot say of a rule after this run of the peer."""
+    """Return the facts that the table lacks on a rule after this run of the peer."""
     if peer is None:
         return ["not tried with the peer"]
     if not _failed(peer):

@@ -195,7 +195,7 @@ def test_no_id(server):
 
 
 def test_unknown_ticket(control):
-    """What is asked of an unknown ticket is 404, whose reason is Not Found and whose body has a length."""
+    """A request for an unknown ticket is 404, whose reason is Not Found and whose body has a length."""
     response = expect_error(control.get(f"/tickets/{uuid.uuid4()}"), 404)
     require(response.reason == "Not Found", f"the reason is {response.reason!r}")
     expect(response, 404, headers={"Content-Length": str(len(response.body))})

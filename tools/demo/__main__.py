@@ -4,9 +4,9 @@
 
     make demo
 
-Each image travels by a road of its own: over TLS and over the Unix socket, up into a
-disk of the host and down again, as raw and as qcow2. Everything lies in `.demo`, and what
-was started has ended when this ends.
+Each image travels by a road of its own, up into a disk of the host and down again. The
+roads are TLS and the Unix socket, raw and qcow2. All files lie in `.demo`. Programs that
+the demo started have ended when it ends.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Failed(Exception):
 
 @dataclass
 class Trip:
-    """What one transfer was, for the table at the end."""
+    """Facts of one transfer, for the table at the end."""
 
     what: str
     road: str

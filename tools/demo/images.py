@@ -28,7 +28,7 @@ class Image:
     Attributes:
         path: Where it is.
         fmt: `raw` or `qcow2`.
-        about: What it is, in a few words.
+        about: Description in a few words.
     """
 
     path: Path

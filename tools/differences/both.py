@@ -90,10 +90,10 @@ class Case:
 
     Attributes:
         row: Its name.
-        data: What is sent.
+        data: Bytes that are sent.
         statuses: Of 2.5.1, and of this checkout.
-        old: What also holds for the answer of 2.5.1.
-        here: What also holds for ours.
+        old: A fact that also holds for the answer of 2.5.1.
+        here: A fact that also holds for ours.
     """
 
     row: str

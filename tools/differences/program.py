@@ -351,7 +351,7 @@ def connection_of_admin():
 
 
 def client_after_a_failure():
-    """Somebody listens at the second time."""
+    """A server listens at the second time."""
     import socket
 
     os.makedirs("run", exist_ok=True)

@@ -117,7 +117,7 @@ CALLS = (
 
 @pytest.fixture(scope="module")
 def results(generations, folder, tmp_path_factory):
-    """What each library answers."""
+    """Answers of each library."""
     outcomes = []
     for generation in generations:
         place = folder / f"program-{generation.name}"

@@ -4,14 +4,14 @@
 
     make engine
 
-    model ─► storage    what there is; the files, qemu-nbd and tickets behind it
+    model ──► storage    what there is; the files, qemu-nbd and tickets behind it
       ▲
-     api ─► xml         requests of the REST API, answered from the model
+     api ──► xml         requests of the REST API, answered from the model
       ▲
-    server              HTTP, TLS, login
+    server               HTTP, TLS, login
 
 Programs that use ovirt-engine-sdk-python cannot tell it from a real one, as long as they
-ask for what is here: storage domains, data centers, clusters, hosts, disks, their
+ask for what is here. It has storage domains, data centers, clusters, hosts, disks, their
 snapshots, image transfers, virtual machines with their disks, and backups with
 checkpoints. Nothing is kept when it ends.
 """

@@ -21,7 +21,7 @@ class Request(NamedTuple):
     Attributes:
         engine: That is asked.
         keys: Ids in the path.
-        search: What a listing is asked to hold, `field=value and …`; empty for all.
+        search: Condition for the members of a listing, `field=value and …`; empty for all.
         body: The document sent; an empty one if there is none.
     """
 

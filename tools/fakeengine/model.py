@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What an engine knows, and the rules by which it changes.
+"""The knowledge of an engine, and the rules by which it changes.
 
 Nothing is ready at once: a new disk is locked, a transfer initializes and finalizes.
 How long that takes is counted in questions (`patience`), so that tests need no clock.
@@ -43,7 +43,7 @@ def new_id() -> str:
 
 @dataclass
 class Named:
-    """What has an id and a name, and nothing else of interest."""
+    """A thing with an id and a name, and nothing else of interest."""
 
     name: str
     id: str = field(default_factory=new_id)
@@ -66,7 +66,7 @@ class Disk:
         format: `raw` or `qcow2`.
         waits: Questions until it is ready.
         owner: Id of the transfer that holds it.
-        illegal: What was uploaded to it is no image.
+        illegal: Content that was uploaded to it is no image.
         chain: Volumes from the oldest to the active one.
     """
 
@@ -112,7 +112,7 @@ class Backup:
 
     Attributes:
         disks: Ids, and the copy that is downloaded.
-        from_checkpoint: What changed since then is wanted; None for all.
+        from_checkpoint: Blocks that changed since then are wanted; None for all.
         to_checkpoint: Where the next one may start from.
     """
 
@@ -162,7 +162,7 @@ class Engine:
     Attributes:
         finalizing: As patience, for a transfer to be finalized; None means as patience.
         forgets: A transfer that has ended is removed at once, as by engines before 4.4.7.
-        refuses: What becomes of a disk whose upload is not accepted, `illegal` or `removed`; empty: all are.
+        refuses: Fate of a disk whose upload is not accepted, `illegal` or `removed`; empty accepts all uploads.
     """
 
     def __init__(self, storage: Storage, *, patience: int = 1) -> None:
@@ -357,7 +357,7 @@ class Engine:
     # Time.
 
     def ask(self, thing: Disk | Transfer | Backup) -> None:
-        """Somebody asks how a thing is: it comes a step nearer to being ready."""
+        """Take note that a program asks for a thing's state: it comes a step nearer to being ready."""
         if thing.waits:
             thing.waits -= 1
         elif isinstance(thing, Transfer) and thing.phase in ("initializing", "resuming"):

@@ -39,8 +39,8 @@ class EngineServer:
     Args:
         engine: To serve.
         pki: Keys for HTTPS; None serves HTTP.
-        username: Who may log in.
-        password: How.
+        username: Of the user that may log in.
+        password: Of that user.
 
     Attributes:
         url: As `ovirt-img --engine-url` takes it.

@@ -19,7 +19,7 @@ TOP = Path(__file__).resolve().parent.parent.parent
 _DAEMON = "packages/ovirt-imageio-daemon/tests"
 _CLIENT = "packages/ovirt-imageio-client/tests/system"
 
-# What goes wrong with storage, clients and daemons; then what a flush promises.
+# Failures of storage, clients and daemons; then the promises of a flush.
 FAULTS = [
     f"{_CLIENT}/test_faults.py",
     f"{_CLIENT}/test_storage_errors.py",
@@ -46,7 +46,7 @@ SUITES = {
 
 PARALLEL = ("conformance", "pytest")  # modules that take -n
 
-# What is switched off. With the fast paths on, `make check` runs all of this but the soak.
+# Settings that switch fast paths off. With them on, `make check` runs all of this but the soak.
 MATRIX = {
     **{f"without {name}": [setting] for name, setting in SWITCHES.items()},
     "without any": list(SWITCHES.values()),

@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What hostile clients cost the daemon, and everybody else: figures for a page of the documentation."""
+"""The cost of hostile clients for the daemon and for other clients: figures for a page of the documentation."""

@@ -25,7 +25,7 @@ from imageio_testing.pki import Pki, make_pki
 from .measure import MIB, WAYS, Found, Victim, measure, p99, ratio
 
 GOAL = 1.5  # p99 of a normal request meanwhile, against its unloaded value
-# Whose clients move megabytes each: more would measure how fast that is.
+# Clients of this case move megabytes each: with more of them, the speed of that would be measured.
 COUNTS = {"idle with a ticket": 100}
 USER = "nobody"
 

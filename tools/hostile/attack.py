@@ -3,13 +3,14 @@
 """A crowd in a process of its own: python -m hostile.attack CASE COUNT TARGET.
 
 It writes a line when the crowd is there. Then each of the crowd does its step once in a second,
-not all at once but one after the other, as strangers would who do not know of each other. Where
-they leave at once, a tenth of them comes again in each second. A line on standard input, or its
-end, ends it: it writes which part of what was due it had done by then, and the crowd leaves.
+not all at once but one after the other, as strangers would do. Where they leave at once, a tenth
+of them comes again in each second. A line on standard input, or its end, ends it. Then it writes
+which part of its due steps it had done by then, and the crowd leaves.
 
-It runs when no other process of its group wants to (SCHED_IDLE, see sched(7)): what is measured is what
-the crowd costs the daemon, and not that it takes a processor away. Being nice would not do: who
-wakes up may have to wait until a nice process has used the rest of its slice, some milliseconds.
+It runs when no other process of its group wants to (SCHED_IDLE, see sched(7)). So the result is the
+cost of the crowd for the daemon, without the processor time of the crowd itself. Being nice would not
+do: a process that wakes up may have to wait until a nice one has used the rest of its slice, some
+milliseconds.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
 """One case against a daemon of its own, and what was seen.
 
 Machines are never alone: seconds later the same request may take three times as long. So each slice with
-the crowd is compared with the one right before it, without, and what counts is the median of all such
-pairs. Rounds in which the host of a virtual machine took its processors away are repeated. A *twin*, a
-daemon that nobody attacks, is asked in turn with the one that is: what it loses meanwhile, the crowd
-takes from the machine and not from the daemon.
+the crowd is compared with the one right before it, without. The result is the median of all such pairs.
+Rounds in which the host of a virtual machine took its processors away are repeated. A *twin*, a daemon
+without a crowd, is asked in turn with the attacked one. Time that the twin loses meanwhile is taken by the
+crowd from the machine and not from the daemon.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ Latencies = dict[str, list[float]]
 
 @dataclass
 class Found:
-    """What was seen in all rounds of a case; seconds and bytes.
+    """Figures of all rounds of a case; seconds and bytes.
 
-    `busy` is which part of a processor the daemon took, without and with the crowd, `done` which
-    part of what the crowd was to do it did. `stolen` is which part of the processors' time the host
-    took away in the worse slice of a round.
+    `busy` is the part of a processor that the daemon took, without and with the crowd. `done` is the
+    part of its due steps that the crowd did. `stolen` is the part of the processors' time that the
+    host took away in the worse slice of a round.
     """
 
     count: int

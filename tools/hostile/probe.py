@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Somebody with tickets, in a process of its own: python -m hostile.probe TARGET TARGET.
+"""A client with tickets, in a process of its own: python -m hostile.probe TARGET TARGET.
 
-It reads 4 KiB every few milliseconds over a Unix socket and over TLS, on connections that it keeps,
-from the daemon that is attacked and from its twin that nobody attacks, in turn.
-For each line on standard input it writes the seconds that its requests took since the last one,
-as a JSON document; the end of standard input ends it.
+It reads 4 KiB every few milliseconds over a Unix socket and over TLS, on connections that it keeps.
+It asks the attacked daemon and its twin without a crowd in turn. For each line on standard input it
+writes the seconds that its requests took since the last line, as a JSON document. The end of
+standard input ends it.
 """
 
 from __future__ import annotations
