@@ -65,8 +65,8 @@ class Storage:
         size: Bytes of the image.
         unit: Its size is a multiple of this.
         writers: Instances that may write side by side.
-        tells_holes: What was deallocated, its extents call zero.
-        model: What it should read as; the tests keep it up.
+        tells_holes: Its extents call deallocated ranges zero.
+        model: Content that it should read as; the tests keep it up.
     """
 
     open: Open
@@ -80,7 +80,7 @@ class Storage:
         self.model.extend(bytes(self.size - len(self.model)))
 
     def content(self) -> bytes:
-        """What a new instance reads."""
+        """Return the bytes that a new instance reads."""
         with self.open("r") as backend:
             return read(backend, 0, self.size)
 
@@ -175,7 +175,7 @@ class _StorageSuite:
 
 
 class ReadWriteSuite(_StorageSuite):
-    """What is written, and nothing else, is read."""
+    """Bytes that were written, and no others, are read."""
 
     def test_size_is_that_of_the_image(self, storage: Storage) -> None:
         with storage.open() as backend:

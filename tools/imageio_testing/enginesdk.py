@@ -42,7 +42,7 @@ def examples() -> Path:
 
 
 def path() -> str:
-    """What to put on PYTHONPATH to have the SDK, in front of what is there."""
+    """Return the entries of PYTHONPATH that provide the SDK, in front of the present ones."""
     return os.pathsep.join(filter(None, [str(folder()), os.environ.get("PYTHONPATH")]))
 
 

@@ -4,9 +4,9 @@
 
     begin(peer, path, "get")          # sends it
     wait_for(lambda: daemon.ticket(ticket_id)["active"], "the request runs")
-    ...                               # something happens to the storage
+    ...                               # the storage fails
     assert complete(peer, "get").status == 500
-    assert_works(peer, path, "get")   # once the storage is back
+    assert_works(peer, path, "get")   # once it is back
 
 The image is `DATA`.
 """
@@ -43,7 +43,7 @@ class Request(NamedTuple):
 
     Attributes:
         method: Of HTTP.
-        suffix: What follows the path of the image.
+        suffix: Text behind the path of the image.
         body: None for none.
         is_right: Tells if a response of status 200 says what it should.
     """

@@ -83,7 +83,7 @@ class Crowd:
     Args:
         sockets: The connections.
         step: Done to each connection by `step`, and told how often it was done before.
-        again: What one does who left at once and comes again; it costs little.
+        again: Step of a client that left at once and comes again; it costs little.
 
     Attributes:
         sockets: The connections, none if all left at once.

@@ -10,8 +10,8 @@
     host.run("ovirt-imageio", "--show-config")
 
 Programs of this machine are copied with the libraries they load, so that scriptlets and
-daemons run as on any host: under chroot(2), with namespaces of their own for mounts and the
-network. It needs root, dnf and createrepo_c.
+daemons run as on any host. They run under chroot(2), with namespaces of their own for mounts
+and the network. The class needs root, dnf and createrepo_c.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _FOLDERS = (
     *(f"usr/share/man/man{section}" for section in range(1, 9)),
 )
 
-# What the system's own programs write.
+# Files that the system's own programs write.
 _NOT_COUNTED = re.compile(
     r"/(proc|run|tmp|dev)/|/var/(cache|lib|tmp)/|/var/log/(dnf|hawkey)|/usr/lib/(sysimage|\.build-id)/"
     r"|/etc/(\.pwd\.lock|(passwd|shadow|group|gshadow|subuid|subgid)-?)/|(?!.*/ovirt_imageio/).*/__pycache__/"
@@ -85,7 +85,7 @@ class HostRoot:
         for name, minor in (("null", 3), ("urandom", 9)):
             os.mknod(root / "dev" / name, 0o20666, os.makedev(1, minor))
 
-    # What is there before anything is installed.
+    # The content before anything is installed.
 
     def add_program(self, path: str, name: str | None = None) -> None:
         """Copy a program of this machine and the libraries it loads; also called `name`."""

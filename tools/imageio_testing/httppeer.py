@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 r"""A raw HTTP peer: sends exactly the bytes it is given and takes responses apart.
 
-It adds nothing, corrects nothing and has no opinion on what it sends, so a test
-can be a wrong client as well as a right one. It is strict about what it receives:
-a response that breaks RFC 9112 fails the test with `MalformedResponse`.
+It adds nothing, corrects nothing and has no opinion on the bytes it sends. So a
+test can be a wrong client as well as a right one. It is strict about responses:
+one that breaks RFC 9112 fails the test with `MalformedResponse`.
 
     with HttpPeer.unix(path) as peer:
         peer.send(b"GET /images/x HTTP/1.1\r\nHost: h\r\n\r\n")

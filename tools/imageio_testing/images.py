@@ -38,7 +38,7 @@ class Sample:
     """An image to upload.
 
     Attributes:
-        path: What is uploaded.
+        path: Of the file that is uploaded.
         reference: A raw file: what a guest sees in it.
         options: Further arguments of `client.upload`.
         size: Bytes of the image.

@@ -203,7 +203,7 @@ class Image:
 
     Args:
         data: Content; it is changed by PUT and PATCH.
-        features: What OPTIONS tells; None answers 405, as very old servers do.
+        features: Answer to OPTIONS; None answers 405, as very old servers do.
         options: Further keys of the answer to OPTIONS.
     """
 
@@ -288,7 +288,7 @@ class VolatileImage(Image):
         tells: Changes are answered with the id of this life, as servers of version 3 do; else it is one of 2.5.1.
 
     Attributes:
-        stable: What is left when it is killed.
+        stable: Content that is left when it is killed.
         tells: As given.
         before_flush: Called when a flush is asked for, before it is carried out.
     """

@@ -3,8 +3,8 @@
 """A pytest plugin: a test that leaves threads, descriptors or processes behind fails.
 
 The look before and after each test costs about 0.1 ms. Fixtures of a wider scope
-are set up before the first look, so that what they keep open is not held against
-the test that happened to be the first. A test that must leave something says so:
+are set up before the first look. So their open files are not held against the
+test that runs first. A test that must leave something says so:
 ``@pytest.mark.may_leak("why")``.
 """
 
@@ -33,7 +33,7 @@ KEPT_OPEN = frozenset({"/dev/urandom", "/dev/random", os.devnull})
 
 @dataclass(frozen=True)
 class Holdings:
-    """What this process holds at one moment."""
+    """Threads, descriptors and processes of this process at one moment."""
 
     threads: frozenset[threading.Thread]
     descriptors: frozenset[tuple[int, str]]
@@ -59,8 +59,8 @@ def holdings() -> Holdings:
 def leaks_since(before: Holdings) -> list[str]:
     """Name what was taken since `before` and is still held.
 
-    Garbage is collected, ending threads are waited for, and the pipes that the process
-    keeps for later are closed only when something is left over at the first look.
+    If something is left over at the first look, there is a second one. Before it, garbage is
+    collected, the process's spare pipes are closed, and ending threads are waited for.
     """
     after = holdings()
     if not after.since(before):

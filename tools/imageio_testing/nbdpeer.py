@@ -54,7 +54,7 @@ class Asked:
 
 @dataclass
 class Image:
-    """What the honest server serves, and what it can.
+    """The content of the honest server, and its abilities.
 
     Attributes:
         data: the content; its length is the size of the export.

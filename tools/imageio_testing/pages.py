@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Pages of the documentation, done as a reader would: every block of code that they show.
 
-console   each command after `$ ` runs in one shell, in an empty folder; what stands below
-          it is what it must print, where a line `...` stands for any number of lines, and
-          empty lines do not count
-python    runs as a program of its own, in the same folder; one whose first line is
-          `# NAME.py` is a file of the reader's, and is put there under that name
-ini       is loaded as a configuration, and may have no key that the daemon does not know
-json      is parsed
+console:  Each command after `$ ` runs in one shell, in an empty folder. It must print the lines
+          that stand below it. A line `...` stands for any number of lines, and empty lines do
+          not count.
+python:   Runs as a program of its own, in the same folder. A block whose first line is
+          `# NAME.py` is a file of the reader's, and is put there under that name.
+ini:      Is loaded as a configuration, and may have no key that the daemon does not know.
+json:     Is parsed.
 
 A block whose first line says `# not run by a test: REASON` is left out, and so is a command
 that ends with `# untested`.

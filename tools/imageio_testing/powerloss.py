@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A folder whose host may lose power at any moment.
 
-A write changes the content of a file, and a rename its name; but both are in memory only until
+A write changes the content of a file, and a rename its name. But both are in memory only until
 an fsync of the file, or of the folder. A loss of power leaves
 
-    names       as the last fsync of the folder left them, or as they were at any time since
-    contents    as the last fsync of each file left them, or as they are now
+    names:      as the last fsync of the folder left them, or as they were at any time since
+    contents:   as the last fsync of each file left them, or as they are now
 
-The calls of this process are seen as they are made, and after each of them that matters a
-function may look at every state that the folder could be found in:
+The calls of this process are seen as they are made. After each call that matters, a function
+may look at every state that the folder could be found in:
 
     with VolatileFolder(folder, lambda volatile, call: check(volatile.states())) as volatile:
         move()
@@ -63,12 +63,12 @@ class _File:
 
 
 class VolatileFolder:
-    """Watches a folder. What is there in the beginning is stable.
+    """Watches a folder. The files that are there in the beginning are stable.
 
     Args:
         folder: Without folders and links in it.
-        watch: Called after each call that may have changed what a loss of power leaves, with
-            this object and the name of the call; in the thread that made it.
+        watch: Called after each call that may have changed the outcome of a loss of power. It runs in
+            the thread that made the call, with this object and the name of the call.
 
     Attributes:
         calls: Names of those calls, so far.

@@ -121,7 +121,7 @@ def fill_image(path: Path, fmt: str, fills: Iterable[Fill]) -> None:
 
 
 def content(size: int, fills: Iterable[Fill] = ()) -> bytearray:
-    """What an image of `make_image` without backing reads as."""
+    """Return the content of an image of `make_image` without backing."""
     data = bytearray(size)
     for offset, length, value in fills:
         data[offset : offset + length] = bytes([value]) * length
@@ -138,7 +138,7 @@ def nbdkit(plugin: str, *args: str, tcp: bool = False) -> Iterator[str]:
         tcp: on a free port of this machine instead: ``nbd:127.0.0.1:PORT``.
 
     The socket is handed over listening (nbdkit-service(1), "SOCKET ACTIVATION"), and has served
-    one connection: clients do not wait for a greeting as long as nbdkit may take to start.
+    one connection. So clients do not wait for a greeting as long as nbdkit may take to start.
 
     Raises:
         ServerGone: nbdkit ended, for its arguments are wrong.

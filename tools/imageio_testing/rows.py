@@ -18,7 +18,7 @@ PROPERTY = "conformance row"
 
 @dataclass
 class _Row:
-    """What became of the tests of one row."""
+    """Outcome of the tests of one row."""
 
     ran: int = 0
     failed: int = 0

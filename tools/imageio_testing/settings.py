@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
 
-"""Settings of every daemon that tests start, from the environment; and what switches each fast path off.
+"""Settings of every daemon that tests start, from the environment; and the switches of the fast paths.
 
     IMAGEIO_TEST_SETTINGS="daemon.splice=no backend_nbd.large_read=no" pytest ...
 
-What a test itself sets wins.
+A setting of the test itself wins.
 """
 
 from __future__ import annotations

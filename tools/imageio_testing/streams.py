@@ -77,8 +77,8 @@ class PausingPeer(SocketPeer):
     """A peer that is paused as soon as its socket is not ready for a moment.
 
     Attributes:
-        paused: See `ovirt_imageio.common.backends.pausing`; to be reset by whoever goes on.
-        unsent: What was to be sent when it was paused.
+        paused: See `ovirt_imageio.common.backends.pausing`; to be reset by the caller that goes on.
+        unsent: Bytes that were to be sent when it was paused.
     """
 
     def __init__(self, sock: socket.socket, *, splice: bool) -> None:

@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """An NBD server that forgets what no flush covers, as a host does that loses power.
 
-Killing qemu-nbd proves little about flushes, for what it wrote stays in the page cache of
-the host. This server keeps every write in a journal until a flush covers it, by the letter of
-the protocol ("Ordering of messages and writes"): a flush covers what was answered before on
-its own connection, and that of all connections only if the server says `CAN_MULTI_CONN`.
-A crash drops the journal, or any part of it. All connections see the same content, and what
-was stable is never replaced by what was written before it.
+Killing qemu-nbd proves little about flushes, for its writes stay in the page cache of the
+host. This server keeps every write in a journal until a flush covers it, by the letter of
+the protocol ("Ordering of messages and writes"). A flush covers the writes that were answered
+before on its own connection. It covers those of all connections only if the server says
+`CAN_MULTI_CONN`. A crash drops the journal, or any part of it. All connections see the same
+content, and a stable write is never replaced by an older one.
 
     with Volatile(1 * MiB) as server:
         backend = backends.open(server.url, mode="r+")
@@ -55,12 +55,12 @@ class Volatile:
         limit: Connections that are greeted at a time.
 
     Attributes:
-        stable: What a crash leaves.
+        stable: Content that a crash leaves.
         hook: Called with the stage, the number of the connection and the request, in the thread
             of the connection; what it raises ends the connection.
-        flush_errors: Errors, as on the wire, that the next flushes are answered with. What they
-            should have covered is dropped, and the next flush knows nothing of it.
-        refuse: Close new connections at once, as if nobody listened.
+        flush_errors: Errors, as on the wire, that the next flushes are answered with. The writes that
+            they should have covered are dropped, and the next flush knows nothing of them.
+        refuse: Close new connections at once, as if no server listened.
     """
 
     def __init__(self, size: int, *, multi_conn: bool = True, block: int = 1, limit: int = 1000) -> None:

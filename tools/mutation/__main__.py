@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Break the NBD protocol and the extents in small ways, and look which the tests notice.
 
-Each mutant is a process forked from this one, which has pytest loaded but none of our modules;
-it loads the broken module in place of the real one and runs the tests of that module. What they
-let pass is run with wider tests. A survivor has to be explained in docs/design/mutation.md.
+Each mutant is a process forked from this one, which has pytest loaded but none of our modules.
+The mutant loads the broken module in place of the real one and runs the tests of that module.
+One that they let pass is run with wider tests. A survivor has to be explained in
+docs/design/mutation.md.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def preload() -> None:
     for name in list(sys.modules):
         if name.partition(".")[0] in _OURS:
             del sys.modules[name]
-    # What is there now is never garbage: the collector of a child need not touch its pages.
+    # Objects that exist now are never garbage: the collector of a child need not touch their pages.
     gc.collect()
     gc.freeze()
 

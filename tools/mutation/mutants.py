@@ -46,7 +46,7 @@ class Mutant(NamedTuple):
 
     Attributes:
         line: Where.
-        what: What was changed, and to what.
+        what: The old code and its replacement.
         code: Its line, without indentation.
         tree: Returns the broken module.
     """

@@ -127,7 +127,7 @@ class Release:
         return news
 
     def _entry(self, news: str) -> str:
-        """What is new, as a spec's changelog has it."""
+        """Return the news in the form of a spec's changelog."""
         who = f"{run('git', 'config', 'user.name').strip()} <{run('git', 'config', 'user.email').strip()}>"
         when = time.strftime("%a %b %d %Y", time.gmtime(_now()))
         lines = [line if line.startswith(("-", " ")) or not line else f"- {line}" for line in _items(news)]

@@ -5,7 +5,7 @@
     python -m release.dist [--out DIR] [PACKAGE …]
 
 setuptools writes the time and the order of a folder into an sdist, whatever
-SOURCE_DATE_EPOCH says: sdists are packed again with the time of the last commit, in
+SOURCE_DATE_EPOCH says. So sdists are packed again with the time of the last commit, in
 the order of names. Wheels are built from them.
 """
 

@@ -4,9 +4,9 @@
 
     python -m release.install [--constraint FILE] [--upgrade] PACKAGE …
 
-Wheels are built from a copy, once for each state of a package, below .tox/wheels:
-nothing that lies about in the source tree can slip in, and nothing is imported from
-it afterwards. Environments may be made in parallel.
+Wheels are built from a copy, once for each state of a package, below .tox/wheels. Files
+that lie about in the source tree cannot slip in, and no module is imported from it
+afterwards. Environments may be made in parallel.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def build(out: Path) -> list[Path]:
         ReleaseError: Sphinx failed, or a page is missing or nobody's.
     """
     with tempfile.TemporaryDirectory(prefix="imageio-man-") as work:
-        # What the sources of the pages lack is found when the documentation is built.
+        # Gaps in the sources of the pages are found when the documentation is built.
         options = ("-q", "-D", "autosummary_generate=0", "-b", "man", "-d", f"{work}/doctrees")
         run(sys.executable, "-m", "sphinx", *options, str(TOP / "docs"), f"{work}/man")
         built = {page.name: page for page in Path(work, "man").glob("*.[0-9]")}

@@ -30,7 +30,7 @@ def build(package: Package, sdist: Path, out: Path, *, python: str = sys.executa
         out: Folder for the results.
         python: Interpreter for hosts whose rpm has no Python macros; it has pip,
             setuptools and wheel.
-        dist: What follows the release number, as `.el9`; by default what rpm has.
+        dist: Text behind the release number, as `.el9`; by default that of rpm.
 
     Returns:
         The binary and the source RPM.

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the three commands have in common at a terminal."""
+"""Common behaviour of the three commands at a terminal."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_output_that_cannot_be_written_is_one_line(folder, command, arguments, o
 
 
 def test_control_c_ends_a_wait_for_the_daemon_quietly(tmp_path):
-    """What is at the address takes the connection, and is silent."""
+    """The server at the address takes the connection, and is silent."""
     (tmp_path / "conf.d").mkdir()
     (tmp_path / "conf.d" / "50.conf").write_text(f"[control]\ntransport = unix\nsocket = {tmp_path}/sock\n")
     with socket.socket(socket.AF_UNIX) as listener:

@@ -29,7 +29,7 @@ def options(*args):
 
 
 def said(*args):
-    """What `check` says of options that cannot be meant."""
+    """Return the text of `check` for options that cannot be meant."""
     with pytest.raises(pytest.UsageError) as e:
         check(options(*args))
     return str(e.value)

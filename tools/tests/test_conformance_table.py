@@ -75,7 +75,7 @@ def test_rule_that_this_daemon_breaks(write):
 
 
 class Config:
-    """What the plugin asks a configuration for; `workerinput` is there in a worker of pytest-xdist."""
+    """The part of a configuration that the plugin uses; a worker of pytest-xdist has `workerinput`."""
 
     def __init__(self, report, **attributes):
         self.option = argparse.Namespace(folder=None, report=None, control=None, **dict.fromkeys(OPTIONS))

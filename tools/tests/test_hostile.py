@@ -101,7 +101,7 @@ def test_attack_tells_what_part_it_did(monkeypatch, seconds, done):
 
 
 def test_returning_clients_say_more_of_their_hello_each_time(pki):
-    """Whoever comes again does what the crowd did, and prepares nothing."""
+    """A client that comes again does what the crowd did, and prepares nothing."""
     said = []
     with socket.create_server(("localhost", 0)) as server:
         target = Target(server.getsockname()[1], "", pki.ca_file, "/", 0)

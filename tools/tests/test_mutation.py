@@ -12,7 +12,7 @@ from mutation.mutants import mutants
 
 
 def broken(source):
-    """What each mutant of a source looks like."""
+    """Return the source of each mutant."""
     return [ast.unparse(mutant.tree()) for mutant in mutants(source)]
 
 

@@ -18,7 +18,7 @@ from ovirt_imageio.daemon import handlers
 
 TOOLS = Path(openapi.__file__).parent.parent
 
-# What clients rely on: for each resource and method the statuses that have a meaning of their own.
+# The contract of clients: for each resource and method the statuses that have a meaning of their own.
 CONTRACT = {
     "/images/{id}": {
         "options": {200, 403, 500},
@@ -44,7 +44,7 @@ CONTRACT = {
     "/profile/": {"options": {200}, "get": {200}, "head": {200}, "post": {200, 500, 503}},
 }
 
-# What any request may be answered, and what by one service only; 405 wherever it is not OPTIONS.
+# Statuses of any request, and those of one service only; 405 wherever it is not OPTIONS.
 ANYWHERE = {400, 404, 408, 414, 417, 431, 501, 505}
 SERVICES = {"images": {503}, "tickets": {403}}
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the reference shows, and what a daemon really answers, is valid by the published OpenAPI description."""
+"""Examples of the reference, and real answers of a daemon, are valid by the published OpenAPI description."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def check(description: Any) -> Check:
     return check
 
 
-# What is published.
+# Examples that are published.
 
 
 def test_examples_of_the_description(description, check):
@@ -137,7 +137,7 @@ def _schema(description: Any, where: str | tuple[str, ...]) -> Any:
     return node["content"]["application/json"]["schema"]
 
 
-# What a daemon says.
+# Answers of a daemon.
 
 
 class Held:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a type checker says of programs that use the client: those of the documentation, and wrong ones."""
+"""The verdict of a type checker on programs that use the client: those of the documentation, and wrong ones."""
 
 from __future__ import annotations
 

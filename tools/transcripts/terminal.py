@@ -18,7 +18,7 @@ from typing import Mapping
 _COLUMNS = 80
 _TIMEOUT = 100
 
-# What differs from run to run, and what stands for it.
+# Values that differ from run to run, and their replacements.
 _VARIABLE = (
     (re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"), "0cd81a7e-1f1a-4e3b-9a8f-5b3f7a1f0c52"),
     (re.compile(r"\d+\.\d\d s, [\d.]+ \w+/s"), "0.25 s, 256 MiB/s"),

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What was built by `make dist rpm`, and hosts to install it on."""
+"""Files that `make dist rpm` built, and hosts to install them on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from imageio_testing import hostroot
 from release import rpm, tree
 
-# What a host has: its interpreter, and what it gets from other repositories.
+# Packages of a host: its interpreter, and those from other repositories.
 STUB = """
 Name: host
 Version: 1

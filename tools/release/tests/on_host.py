@@ -11,8 +11,8 @@ The second runs commands, a JSON list, by a shell, and from the command `start t
 service` on by another one with the service running. The third runs a command as a
 container would, moves data through it and stops it.
 
-What the unit asks systemd for is done here: folders, capabilities, sd_notify(3) and the
-watchdog. Prints what was seen, as JSON.
+The services that the unit asks of systemd are provided here: folders, capabilities,
+sd_notify(3) and the watchdog. Prints what was seen, as JSON.
 """
 
 from __future__ import annotations

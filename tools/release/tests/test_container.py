@@ -18,7 +18,7 @@ from release.tree import TOP
 
 pytestmark = pytest.mark.slow
 
-# What steps call; the first image has all of them.
+# Programs that steps call; the first image has all of them.
 PROGRAMS = ("rm", "mkdir", "chown")
 
 
@@ -70,7 +70,7 @@ def test_recipe_makes_a_server(
     assert not (host.root / "tmp/wheels").exists()
     assert user == "ovirtimg"
 
-    # What a user mounts.
+    # Files that a user mounts.
     uid = 990
     pki = make_pki(tmp_path)
     files = [

@@ -20,7 +20,7 @@ NOW = "1798070400"
 
 
 class Checkout:
-    """What the tool reads and writes, committed."""
+    """Files that the tool reads and writes, committed."""
 
     def __init__(self, top: Path) -> None:
         self.top = top

@@ -113,7 +113,7 @@ def test_sdist_is_complete(sdists: list[Path]):
     assert {"man/ovirt-img.1"} <= names
 
 
-# What the daemon's host does for a client, in the words of a program that has only the client.
+# A transfer to the daemon's host, by a program that has only the client.
 USE = """
 import importlib.util, json, sys
 assert importlib.util.find_spec("ovirt_imageio.daemon") is None

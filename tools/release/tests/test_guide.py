@@ -16,7 +16,7 @@ from release.tree import TOP
 
 GUIDE = TOP / "docs" / "guides" / "host.md"
 
-# What a host in a folder cannot have: systemd, a firewall, the groups of oVirt.
+# Programs for things that a host in a folder cannot have: systemd, a firewall, the groups of oVirt.
 NOT_HERE = {"systemctl", "firewall-cmd", "usermod"}
 PROGRAMS = ("mkdir", "openssl", "cat", "truncate", "chown", "head", "cmp", "tail")
 

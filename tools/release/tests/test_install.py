@@ -102,7 +102,7 @@ def test_dnf_names_what_no_repository_has(new_host: NewHost, repo: Path, tmp_pat
 def test_installed_daemon_serves_a_disk_as_its_own_user(new_host: NewHost, repo: Path, tmp_path: Path):
     host = new_host(repo)
     host.dnf("install", "ovirt-imageio-daemon", "ovirt-imageio-client")
-    # What an administrator and vdsm do: keys that only root may read, and a disk of qemu's.
+    # The part of an administrator and of vdsm: keys that only root may read, and a disk of qemu's.
     pki = make_pki(tmp_path)
     host.write("/etc/pki/ovirt-imageio/ca.pem", Path(pki.ca_file).read_text())
     host.write("/etc/pki/ovirt-imageio/cert.pem", Path(pki.cert_file).read_text())

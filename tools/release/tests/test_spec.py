@@ -16,7 +16,7 @@ from release import tree
 needs_rpm = pytest.mark.skipif(not shutil.which("rpmspec"), reason="rpmspec is not installed")
 needs_rpmlint = pytest.mark.skipif(not shutil.which("rpmlint"), reason="rpmlint is not installed")
 
-# What the macro packages of distributions define, as far as the specs use it: each becomes
+# Macros that the packages of distributions define, as far as the specs use them: each becomes
 # one line that can be found again.
 FEDORA = {
     "fedora": "42",
