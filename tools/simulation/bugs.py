@@ -21,7 +21,7 @@ class Bug(NamedTuple):
 
     Attributes:
         name: In one word or two.
-        what: What is wrong with it, for people.
+        what: The fault in words, for people.
         patches: The change.
         seeds: Some that find it.
     """

@@ -3,8 +3,8 @@
 """The client's disk: a file system that forgets what was not synced when power is lost.
 
 The content of a file is stable after its fsync(2), the names in a folder after that of the folder.
-What was not synced is lost in any part: units of files by the dice, changes of a folder from any
-of them on. A rename is one change: the name holds the old file or the new one.
+Any part of the rest may be lost: units of files by the dice, changes of a folder from any of them
+on. A rename is one change: the name holds the old file or the new one.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Node:
         gid: Group.
         xattrs: Extended attributes.
         store: Content of a file or a device.
-        names: What a folder holds.
-        stable_names: What of it survives for certain.
+        names: Entries of a folder.
+        stable_names: Those of them that survive for certain.
         target: Of a symbolic link.
         locks: Of flock(2), the open file that holds it exclusively or those that share it.
         ranges: Of fcntl(2): byte, exclusive, holder.

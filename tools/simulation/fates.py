@@ -36,7 +36,7 @@ class Event:
     Attributes:
         kind: Beginning of the steps that count; empty for all.
         count: At which of them.
-        act: What happens; True kills the process.
+        act: The event itself; True kills the process.
     """
 
     kind: str

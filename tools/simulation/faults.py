@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What goes wrong with the client's disk."""
+"""Faults of the client's disk."""
 
 from __future__ import annotations
 

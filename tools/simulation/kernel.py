@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One simulated machine: its processes, their threads, its clock, and what it notes of all they do.
 
-Whatever a process does outside of its memory is a `step`: it takes a moment of simulated time, other
+Each act of a process outside of its memory is a `step`. It takes a moment of simulated time, other
 threads may go on meanwhile, and the process may be killed before it.
 """
 
@@ -36,13 +36,13 @@ class Process:
     Attributes:
         number: As getpid(2) tells.
         tasks: Its threads; the first is its main one.
-        files: What it has open, by descriptor.
+        files: Its open files, by descriptor.
         held: Called at its end: what else lets go then.
         fate: When it is killed, None for never.
         steps: How many it made.
         killed: It was.
         environ: Its environment.
-        interrupt: What its main thread raises at its next step, as a Control-C does.
+        interrupt: Exception that its main thread raises at its next step, as a Control-C does.
         no_threads: It may start no further thread.
         library: The modules in its memory.
     """
@@ -64,7 +64,7 @@ class Process:
 
 
 class Closable(Protocol):
-    """What a process has open."""
+    """A thing that a process has open."""
 
     def close(self) -> None:
         """Let go of it."""
@@ -79,10 +79,10 @@ class Kernel:
 
     Attributes:
         disk: Of the machine.
-        disk_faults: What goes wrong with it.
+        disk_faults: Faults of the disk.
         network: Servers that can be connected.
         turns: Probability that a thread is interrupted between two statements.
-        trace: What happened, in order.
+        trace: Events so far, in order.
         counts: How often what went wrong.
         processes: By the task that runs.
     """

@@ -60,7 +60,7 @@ class Trouble(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What a server is asked."""
+    """A question to a server."""
 
     method: str
     path: str
@@ -69,7 +69,7 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What it says."""
+    """A server's answer."""
 
     status: int
     headers: Mapping[str, str]
@@ -99,7 +99,7 @@ class Service(Protocol):
 
 
 class Network:
-    """Who can be connected, by `HOST:PORT`.
+    """Servers that can be connected, by `HOST:PORT`.
 
     Attributes:
         services: The servers.
@@ -131,7 +131,7 @@ class Connection:
         uses: Requests since it was made.
         cut_short: Why a body was not sent to its end.
         early: An answer that came before the server had all of the request.
-        document: What was sent as the body of a PATCH.
+        document: Bytes that were sent as the body of a PATCH.
         is_open: The client has not closed it.
         is_idle: The answer to the last request was received.
         stream: Itself.
@@ -227,7 +227,7 @@ class Connection:
 
 
 class _Upload:
-    """What a body is sent to: the stream of a connection."""
+    """The end that a body is sent to: the stream of a connection."""
 
     splice_fd = None
     is_local = False
@@ -254,7 +254,7 @@ class Exchange:
 
     Args:
         connection: Carries it.
-        request: What is asked.
+        request: To send.
         timeout: Seconds that the server may be silent; None for any time.
         dice: Decide what goes wrong.
     """
@@ -278,7 +278,7 @@ class Exchange:
 
         Raises:
             ServerGone, ConnectionTimeout: The connection failed.
-            Exception: What feeds the body failed.
+            Exception: The source of the body failed.
         """
         connection, request, dice = self.connection, self._request, self._dice
         service = connection.service
@@ -403,8 +403,8 @@ class Body:
         hurt: It comes in small pieces at times.
 
     Attributes:
-        connection: What was given.
-        head: What was given.
+        connection: As given.
+        head: As given.
         cut_short: Why the body of the request was not sent to its end.
         left: Bytes not received yet.
         ended: All was received, or no more shall be.
@@ -424,7 +424,7 @@ class Body:
 
     @property
     def reader(self) -> Body:
-        """What has received the beginning: nothing."""
+        """Return the body itself: no bytes of it came with the head."""
         return self
 
     def take(self, limit: int) -> bytes:
@@ -501,7 +501,7 @@ class Adapter:
     """In place of the adapters of requests: connects to servers of this network.
 
     Attributes:
-        connection: What served the last request.
+        connection: The one that served the last request.
         base_url: Scheme and host.
         name: The server, for messages.
     """

@@ -22,7 +22,7 @@ class Watch:
     Attributes:
         size: As the transfer told.
         done: Bytes counted.
-        wrong: What was told and cannot be.
+        wrong: Figures that were told and cannot be.
     """
 
     def __init__(self, cancel: Optional[int] = None) -> None:

@@ -5,7 +5,7 @@
     header, name of the backing file | one byte a cluster: nothing, data, zero | clusters, at fixed places
 
 A write to a part of a cluster that holds nothing brings the rest of it from the backing file, as qemu
-does. What a cluster is reaches the file with a flush, after its data.
+does. The kind of a cluster reaches the file with a flush, after its data.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ class Qcow2(Layer):
     Args:
         disk: That it lies on.
         node: Its file.
-        backing: What shows through it.
-        stable: Look at what a crash leaves.
+        backing: Layer that shows through it.
+        stable: Look at the content that a crash leaves.
 
     Raises:
         ValueError: It is none.

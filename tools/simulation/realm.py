@@ -2,15 +2,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The code under test, loaded once more for each simulated process.
 
-Its sources are compiled as they are. What differs is what an `import` gives them: in place of
-`os`, `time`, `threading` and the like stand-ins of the simulation. So not a line is changed for the
+Its sources are compiled as they are. Only the results of an `import` differ: stand-ins of the
+simulation in place of `os`, `time`, `threading` and the like. So not a line is changed for the
 simulation, and no call passes it by.
 
-    process A   backends.file, what imports it     modules of its own, with their own state
-    process B   backends.file, what imports it     others
-    library     the rest of common and client      keeps no state: one set for all processes
+    process A ── backends.file and its importers ── modules of its own, with their own state
+    process B ── backends.file and its importers ── others
+    library ──── the rest of common and client ──── keeps no state: one set for all processes
 
-The world is small: a MiB has 1,024 bytes in it, so that an image of many steps, blocks and
+The world is small. A MiB has 1,024 bytes in it, so that an image of many steps, blocks and
 requests has less than 100 KB. Only texts, such as JSON and headers, have their full size.
 """
 
@@ -135,7 +135,7 @@ class Patch(NamedTuple):
     Attributes:
         module: Name of the module.
         old: Text that stands there once.
-        new: What stands there instead.
+        new: Its replacement.
     """
 
     module: str
@@ -237,7 +237,7 @@ class Realm:
         names: Optional[Iterable[str]] = (),
         level: int = 0,
     ) -> Any:
-        """What an import statement calls, see `__import__`."""
+        """Stand in for `__import__`, which an import statement calls."""
         if level:
             assert variables is not None
             package = variables["__package__"].rsplit(".", level - 1)[0] if level > 1 else variables["__package__"]

@@ -10,7 +10,7 @@ seed alone decides the order of everything, and a wait of an hour takes no time.
     task B             └─► work ──┐ sleep 2 ms   │
     task C                        └─► work ──────┘ ended
 
-A process that is killed dooms its tasks: whatever they ask of the simulation from then on raises
+A process that is killed dooms its tasks. Each of their calls to the simulation from then on raises
 `Killed`, so nothing that they do while they unwind has an effect.
 """
 
@@ -42,12 +42,12 @@ class Task:
 
     Args:
         name: For the trace.
-        call: What it does.
+        call: Its work.
 
     Attributes:
         doomed: Its process was killed.
         ended: It returned.
-        error: What it raised.
+        error: The exception that it raised.
     """
 
     def __init__(self, name: str, call: Callable[[], object]) -> None:

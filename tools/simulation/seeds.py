@@ -18,13 +18,13 @@ from .world import World
 
 
 class Outcome(NamedTuple):
-    """What became of a seed.
+    """Outcome of a seed.
 
     Attributes:
         seed: Its number.
-        story: What it was about.
+        story: Its subject.
         broken: Promises that were broken, in words.
-        told: What happened, in words.
+        told: Its events, in words.
         digest: Of all that happened.
         counts: How many runs, how they ended, and what went wrong.
         seconds: Of simulated time.

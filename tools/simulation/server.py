@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A simulated image server, by the HTTP contract, with a disk behind it that may crash.
 
-Three kinds are known: `new` is ours; `2.x` flushes what came by the same connection, and by those that
-are closed; `old` offers nothing, and brings each write to stable storage before it answers.
+There are three kinds. The kind `new` is ours. The kind `2.x` flushes the writes that came by the same
+connection, and by those that are closed. The kind `old` offers nothing, and brings each write to stable
+storage before it answers.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Image:
         data: Its content, which is stable.
 
     Attributes:
-        store: What it holds.
+        store: Its content now, and its stable content.
         holes: Units that nothing holds: in qcow2 a backing file would show through.
         dirty: Granules that changed since the checkpoint; None where no bitmap is.
         granularity: Bytes of a granule.
@@ -115,7 +116,7 @@ class Server:
 
     Attributes:
         tickets: Images by the path of their URL.
-        trouble: What goes wrong.
+        trouble: Its faults.
         readers: Connections that may read side by side.
         writers: Those that may write.
         up: It runs.
@@ -123,7 +124,7 @@ class Server:
         expired: Tickets that are refused.
         read_only: Tickets that only allow reading.
         most: Most connections that had a request at a time.
-        mistakes: What the client did against the contract.
+        mistakes: Acts of the client against the contract.
         room: Units that may still be allocated; None for enough.
     """
 

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Bytes that are written, and later stable: a file of the client, or the disk behind the server.
 
-    written   A B C D    what readers see
-    stable    A B        what a crash leaves for certain
-    changes       C D    since: a crash keeps any of their units, or none
+    written   A B C D ── what readers see
+    stable    A B ────── what a crash leaves for certain
+    changes       C D ── since: a crash keeps any of their units, or none
 
 A unit is what a crash keeps or loses as a whole, and the least that can be allocated.
 """
@@ -101,8 +101,8 @@ class Store:
         size: Bytes; they are a hole, and stable.
 
     Attributes:
-        now: What readers see.
-        stable: What a crash leaves for certain.
+        now: Content that readers see.
+        stable: Content that a crash leaves for certain.
     """
 
     def __init__(self, size: int = 0) -> None:

@@ -32,8 +32,8 @@ class Run:
         label: For people.
         options: Of the call.
         watch: Its progress.
-        error: What it raised; None if it returned, or was killed.
-        result: What it returned.
+        error: Exception that it raised; None if it returned, or was killed.
+        result: Value that it returned.
         cancelled: When its `Cancel` was used.
         began: Simulated microseconds.
         ended: As began; None if it was killed.
@@ -83,7 +83,7 @@ class World:
     Attributes:
         dice: For the story.
         broken: Promises that were broken, in words.
-        told: What happened, in words.
+        told: Events so far, in words.
     """
 
     def __init__(self, seed: int, crew: Crew, *, patches: tuple[Patch, ...] = (), raced: bool = False) -> None:
@@ -252,7 +252,7 @@ class World:
             self.kernel.kill(run.process)
         return True
 
-    # What files hold.
+    # Content of files.
 
     def file(self, path: str, *, stable: bool = False) -> Optional[Node]:
         """Return what a path names; what it would name after a power loss if that is wanted."""

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the client's code gets in place of the modules that reach outside of its memory.
+"""Stand-ins that the client's code gets for the modules that reach outside of its memory.
 
 Each has the names that the code uses, and says so when it is asked for another: nothing passes the
 simulation unnoticed.

@@ -54,7 +54,7 @@ class Export:
     """An image that qemu-nbd serves.
 
     Attributes:
-        layer: What a guest sees.
+        layer: Content that a guest sees.
         file: The open image.
         failed: A flush failed; qemu lets none succeed from then on (`page_cache_inconsistent`).
         flushing: Held by the one flush that runs.

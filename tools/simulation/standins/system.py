@@ -27,7 +27,7 @@ class OpenFile:
     """An open file description: what descriptors refer to.
 
     Attributes:
-        node: What is open.
+        node: The file that is open.
         flags: As it was opened.
         path: By what name.
         position: For read(2) and write(2).

@@ -20,7 +20,7 @@ def _until(timeout: Optional[float]) -> Optional[int]:
 
 
 class Lock:
-    """See threading.Lock. What a killed thread held is free when it unwinds."""
+    """See threading.Lock. A lock that a killed thread held is free when the thread unwinds."""
 
     def __init__(self) -> None:
         self._owner: Optional[Task] = None

@@ -20,7 +20,7 @@ class Backup(Download):
     """An incremental backup, on a full one or to be put on it later.
 
     Attributes:
-        base: What is behind the new image: the full backup; a `wrong` one; `none` until later; or
+        base: Image behind the new one: the full backup; a `wrong` one; `none` until later. Or it is
             the image that is replaced, `itself` or `below` something else.
     """
 

@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The plot of all stories: stormy runs that may end in any way, and a calm one that has to succeed.
 
-run 1  faults, killed at a step        ┐ after each: the promises that hold
-run 2  faults, power lost              │ however a run ends
-run 3  other ticket, source changed    ┘
-calm   nothing is wrong: success, or a refusal for which there is a reason
+An example:
+
+    run 1 ── faults, killed at a step ──────┐ after each: the promises that hold
+    run 2 ── faults, power lost ────────────┤ however a run ends
+    run 3 ── other ticket, source changed ──┘
+    calm ─── nothing is wrong: success, or a refusal for which there is a reason
 """
 
 from __future__ import annotations
@@ -109,7 +111,7 @@ class Story:
         self.amid = self.dice.chance(0.3)
         self._tickets = 0
 
-    # What each story says of itself.
+    # Methods that a story may override.
 
     def before(self, number: int) -> None:
         """Change what changes before a run; the calm one has the number -1."""
@@ -236,7 +238,7 @@ class Story:
                 event.act = lambda: self.world.kill(run)
         return run
 
-    # What befalls a run.
+    # Events that befall a run.
 
     def events(self, ending: str) -> list[Event]:
         """Return what befalls a run that ends so."""
@@ -320,7 +322,7 @@ class Story:
         """Serve an image by a ticket that no run had before.
 
         Args:
-            image: What it is for.
+            image: Behind the ticket.
             beside: Other tickets stay.
         """
         self._tickets += 1
@@ -331,7 +333,7 @@ class Story:
         tickets[f"/images/{ticket}"] = image
         return url(ticket)
 
-    # What holds for all runs.
+    # Checks of all runs.
 
     def look(self, run: Run) -> None:
         """Check a run that has ended just now."""

@@ -56,7 +56,7 @@ class Crowd(Download):
             if calm and run.error is not None and kind(run.error) not in _REFUSALS:
                 world.complain(f"{run}, though only another run wanted the same name")
         self._images.clear()
-        # What was begun, and by which of them, is known to the journal alone.
+        # The journal alone knows which image was begun, and by which run.
         self.excuses.add("another image")
         return False
 

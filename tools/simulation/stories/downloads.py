@@ -27,7 +27,7 @@ class Download(Story):
     """A disk behind the server goes to an image of this machine.
 
     Attributes:
-        target: What stands at the name: nothing, a file, a device, a file that cannot be replaced.
+        target: Thing at the name: nothing, a file, a device, a file that cannot be replaced.
     """
 
     call = "download"

@@ -97,7 +97,7 @@ class Upload(Story):
         """Return what the disk holds after success.
 
         Args:
-            found: What it holds indeed, which counts where two contents are right.
+            found: Its real content, which counts where two contents are right.
         """
         result = bytearray(self._first)
         if self._chain:
