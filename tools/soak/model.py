@@ -1,23 +1,23 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What an image may hold after everything was killed: nothing more, nothing less.
+"""The contents that an image may hold after everything was killed: nothing more, nothing less.
 
 For each sector the model keeps the contents that were asked for since the last that is certain,
 in order::
 
-    7              flushed: exactly this
-    7 8 9          8 and 9 were written since, acknowledged or not: any of the three
-    flush          covers what was acknowledged before it began. If that is 8:
-    8 9            8, or 9
+    7 ──────────── flushed: exactly this
+    7 8 9 ──────── 8 and 9 were written since, acknowledged or not: any of the three
+    flush ──────── covers what was acknowledged before it began. If that is 8:
+    8 9 ────────── 8, or 9
 
 A write that failed or was never answered may be there, or not, sector by sector. Inside one
-sector new bytes may be followed by old ones only where no answer came: a splice into a file
-that is killed stops at any byte.
+sector new bytes may be followed by old ones only where no answer came. The reason: a splice into
+a file stops at any byte when it is killed.
 
-A storage may also zero a range before it writes data there, and be killed in between: qemu does so
-for a write to a qcow2 image that begins or ends in a cluster which reads as zeroes, and also
-zeroes the clusters in the middle, whatever they hold (`handle_alloc_space` in its block/qcow2.c).
-Then a sector of a write that was not answered may read as zeroes.
+A storage may also zero a range before it writes data there, and be killed in between. A write of
+qemu to a qcow2 image does so, if it begins or ends in a cluster which reads as zeroes. It also zeroes
+the clusters in the middle, whatever they hold (`handle_alloc_space` in qemu's block/qcow2.c). Then a
+sector of a write that was not answered may read as zeroes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Change:
     Attributes:
         first: Its first sector.
         count: How many.
-        version: What it writes, `ZERO` for zeroes.
+        version: Content that it writes, `ZERO` for zeroes.
         serial: Place in the order of changes of this model.
         acknowledged: It was answered with success.
         epoch: The ticket, and which of its lives that was in; None if that is not sure.
@@ -67,7 +67,7 @@ class Change:
 
 @dataclass
 class Verdict:
-    """What a comparison found.
+    """Findings of a comparison.
 
     Attributes:
         bytes: Compared.

@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One round: clients write and flush, something is killed, everything is compared.
 
-writer 0..3 ──► each in sectors of its own: PUT, zero, with flush or without,
-                small ones and long ones, some repeated when they failed
-flusher     ──► PATCH flush over a connection of its own; one for each ticket of the storage
-main        ──► kill -9 at random moments, up to three times
-then        ──► kill -9 of storage, start it, read the image, compare each byte
+Threads and their work:
+
+    writer 0..3 ──► each in sectors of its own: PUT, zero, with flush or without,
+                    small ones and long ones, some repeated when they failed
+    flusher ──────► PATCH flush over a connection of its own; one for each ticket of the storage
+    main ─────────► kill -9 at random moments, up to three times
+    then ─────────► kill -9 of storage, start it, read the image, compare each byte
 """
 
 from __future__ import annotations
@@ -70,13 +72,13 @@ class Round:
     """One round with a target.
 
     Args:
-        target: What is written to and killed.
+        target: Storage and daemons that are written to and killed.
         model: Of its image.
         seed: Everything that is random follows from it, but for when which thread runs.
         seconds: How long clients write, about.
 
     Attributes:
-        counts: What happened.
+        counts: How often each event happened.
     """
 
     def __init__(self, target: Target, model: Model, seed: str, *, seconds: float = 0.3) -> None:
@@ -128,7 +130,7 @@ class Round:
             else:
                 self._target.kill(fault)
             self.counts[fault] += 1
-        # What is asked for after a fault has to be right as well.
+        # Answers to requests after a fault have to be right as well.
         time.sleep(self._rng.random() * self._seconds)
 
     def _compare(self) -> Verdict:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is killed: storage of every kind, and daemons in front of it."""
+"""Targets to kill: storage of every kind, and daemons in front of it."""
 
 from __future__ import annotations
 
@@ -157,11 +157,12 @@ class Target:
 
     Args:
         name: Of the row in the report.
-        storage: What keeps the data.
+        storage: Keeps the data.
         daemons: The way to it: the last one talks to storage, those before are its proxies.
         size: Bytes.
-        more: Faults of its own, which come more often: `origin` ends the last daemon and storage, and brings both
-            back behind a proxy whose ticket lives on; `refusal` lets storage answer a flush with an error.
+        more: Faults of its own, which come more often. The fault `origin` ends the last daemon and storage, and
+            brings both back behind a proxy whose ticket lives on. The fault `refusal` lets storage answer a flush
+            with an error.
         spellings: Spell the URL of storage, for a ticket each.
 
     Attributes:
@@ -210,7 +211,7 @@ class Target:
         self._each_ticket(self._renew)
 
     def replace_ticket(self) -> None:
-        """Put the same tickets again, which cancels what runs. What was owed stays owed."""
+        """Put the same tickets again, which cancels requests that run. An owed flush stays owed."""
         self._each_ticket(self._put)
 
     def kill(self, fault: str) -> None:
@@ -257,7 +258,7 @@ class Targets:
     Args:
         folder: For images, sockets and configuration; its path has to be short.
         size: Bytes of each image.
-        rng: What forgetful storage forgets.
+        rng: Decides which writes forgetful storage forgets.
         names: Which are wanted; None for all that this machine can run.
 
     Attributes:
