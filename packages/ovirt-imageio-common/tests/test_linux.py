@@ -224,7 +224,10 @@ def test_preadv_nowait_reads_what_was_just_written():
         assert buf == b"x" * 100
 
 
-def test_direct_io_that_storage_does_not_know(monkeypatch, small_file):
+# The patches of open(2) end before the folder of the test is removed, which needs it: they are made last.
+
+
+def test_direct_io_that_storage_does_not_know(small_file, monkeypatch):
     monkeypatch.setattr(linux.os, "open", fails(errno.EINVAL, errno.EACCES))
     assert linux.reopen_direct(small_file, os.O_RDONLY) is None
     with pytest.raises(OSError, match="as told") as e:
@@ -233,7 +236,7 @@ def test_direct_io_that_storage_does_not_know(monkeypatch, small_file):
 
 
 @pytest.mark.parametrize(("codes", "block"), [([], 512), ([errno.EINVAL], 4096), ([errno.EINVAL, errno.EINVAL], None)])
-def test_block_of_direct_io_is_found_by_trying(monkeypatch, small_file, codes, block):
+def test_block_of_direct_io_is_found_by_trying(small_file, monkeypatch, codes, block):
     codes = list(codes)
     # The answer to O_DIRECT is up to preadv: this file system need not know the flag.
     real = os.open
@@ -247,7 +250,7 @@ def test_block_of_direct_io_is_found_by_trying(monkeypatch, small_file, codes, b
     assert found[1] == block
 
 
-def test_error_while_trying_blocks_closes_the_descriptor(monkeypatch, small_file):
+def test_error_while_trying_blocks_closes_the_descriptor(small_file, monkeypatch):
     real = os.open
     monkeypatch.setattr(linux.os, "open", lambda path, flags: real(path, flags & ~os.O_DIRECT))
     monkeypatch.setattr(linux.os, "preadv", fails(errno.EIO))
@@ -255,7 +258,7 @@ def test_error_while_trying_blocks_closes_the_descriptor(monkeypatch, small_file
         linux.reopen_direct(small_file, os.O_RDONLY)
 
 
-def test_empty_file_takes_the_larger_block(monkeypatch, tmp_path):
+def test_empty_file_takes_the_larger_block(tmp_path, monkeypatch):
     path = tmp_path / "empty"
     path.touch()
     real = os.open
