@@ -24,7 +24,7 @@ import pytest
 REQUIREMENT = "ovirt-engine-sdk-python>=4.6,<4.7"
 
 EXAMPLES_NEED = ("lxml>=4.9,<7",)
-"""What one of its examples imports besides."""
+"""Packages that one of its examples imports besides."""
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache" / "engine-sdk"
 

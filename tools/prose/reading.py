@@ -68,12 +68,20 @@ def source(text: str) -> list[Block]:
 
 
 def _docstrings(tree: ast.Module) -> Iterator[Block]:
+    """Yield those of modules, classes and functions, and of what is assigned in modules and classes."""
     for node in ast.walk(tree):
         if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             continue
-        first = node.body[0] if node.body else None
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-            yield from _paragraphs(first.lineno, first.value.value.splitlines())
+        before: ast.stmt | None = None
+        for statement in node.body:
+            if (
+                (before is None or isinstance(before, (ast.Assign, ast.AnnAssign)))
+                and isinstance(statement, ast.Expr)
+                and isinstance(statement.value, ast.Constant)
+                and isinstance(statement.value.value, str)
+            ):
+                yield from _paragraphs(statement.lineno, statement.value.value.splitlines())
+            before = statement
 
 
 def _paragraphs(number: int, lines: Iterable[str]) -> list[Block]:

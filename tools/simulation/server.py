@@ -38,7 +38,7 @@ KINDS = {
     "2.x": ("imageio/2.5.1", tuple(name for name in _ALL if name != imagesapi.FEATURE_CHECKSUM_RANGE)),
     "old": ("imageio/1.5.3", ()),
 }
-"""What servers call themselves, and what they offer."""
+"""Names that servers have for themselves, and the features that they offer."""
 
 
 class Image:

@@ -72,6 +72,7 @@ SOURCE = '''"""A module."""
 # What a comment
 # says.
 x = 1  # beside code
+"""A constant."""
 
 
 def f(a):
@@ -91,6 +92,7 @@ def f(a):
 def test_prose_of_a_source():
     assert [block.text for block in reading.source(SOURCE)] == [
         "A module.",
+        "A constant.",
         "Do something.",
         "What it is, in two lines.",
         "It is wrong.",

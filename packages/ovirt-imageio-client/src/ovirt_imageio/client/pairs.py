@@ -20,8 +20,8 @@ from ovirt_imageio.common.buffers import Buffer, borrow, is_zero
 from ovirt_imageio.common.units import KiB
 
 _SAMPLE = 4 * KiB
-"""Bytes at the start of each piece that decide if it is worth looking at all of it: from
-the page cache 2 µs for each MiB."""
+"""Bytes at the start of each piece that decide if all of it is looked at. From the page cache
+they cost 2 µs for each MiB."""
 
 
 class Remote(Protocol):

@@ -44,8 +44,8 @@ class ProgressLike(Protocol):
 
 
 Progress = Union[ProgressLike, Callable[[int], object], Any]
-"""Progress that callers may pass: an object with `update`, maybe with `size` or `total` (tqdm),
-or a function that is called with the number of bytes."""
+"""Progress that callers may pass. An object has `update`, and maybe `size` or `total` (tqdm). A
+function is called with the number of bytes."""
 
 
 class ProgressBar:

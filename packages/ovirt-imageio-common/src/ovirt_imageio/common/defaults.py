@@ -26,7 +26,7 @@ LOOK = 100e-6
 
 WORKERS = 64
 """Most worker threads of a daemon. Four streams need four: one moves 136 MiB/s, two 480, four 514;
-on storage that takes 10 ms 54, 143 and 214. What is left is for clients that let a worker wait."""
+on storage that takes 10 ms 54, 143 and 214. The rest is for clients that let a worker wait."""
 
 WORKER_NICE = 10
 """Niceness of workers: beside four bulk transfers, 1,491 small requests a second became
@@ -41,9 +41,10 @@ NBD_SNDBUF = 4 * MiB
 peer's with four requests in flight."""
 
 NBD_RCVLOWAT = PIECE
-"""Bytes of a reply that a call on the Unix socket of an NBD server waits for, if it asked for as many,
-see socket(7), SO_RCVLOWAT: a piece moves by two splices instead of ten. Daemon, one bulk GET: without it
-0.315 s/GiB, 256 KiB 0.302, 512 KiB 0.245, 1 MiB 0.252."""
+"""Bytes of a reply that a call on the Unix socket of an NBD server waits for, see socket(7), SO_RCVLOWAT.
+
+A piece moves by two splices instead of ten. Daemon, one bulk GET: 0.315 s/GiB without it, 0.302 with
+256 KiB, 0.245 with 512 KiB, 0.252 with 1 MiB."""
 
 HTTP_SNDBUF = 1 * MiB
 """Send buffer of HTTP over a Unix socket: the sender's rules its throughput."""
@@ -60,9 +61,10 @@ MAX_PIPES = 32
 (`/proc/sys/fs/pipe-user-pages-soft`), and two processes may be his."""
 
 LARGE_READ = 8 * MiB
-"""Bytes of the one read after which qemu-nbd keeps its buffers, see `backends.largeread`: its
-processor time for a GiB of bulk fell from 1.45 to 0.59 s writing and from 1.5 to 0.75 s reading.
-glibc then gives back memory only past twice this, which the requests in flight stay below."""
+"""Bytes of the one read after which qemu-nbd keeps its buffers, see `backends.largeread`.
+
+Its processor time for a GiB of bulk fell from 1.45 to 0.59 s writing and from 1.5 to 0.75 s reading.
+The allocator of glibc then gives back memory only past twice this. The requests in flight stay below that."""
 
 LARGE_READ_AFTER = 32 * MiB
 """Bytes moved over an export before that read, which costs about what it saves on these."""
@@ -77,15 +79,15 @@ BUFFER_SIZE = 4 * MiB
 """Buffer of a client's worker where payload passes through its memory."""
 
 EXTENT_LIMIT = 128 * MiB
-"""Most bytes that a client moves in one HTTP request: at 8 MiB the cost of a request is
-no longer measurable, and what fails is repeated from its start."""
+"""Most bytes that a client moves in one HTTP request. At 8 MiB the cost of a request is no longer
+measurable. A request that fails is repeated from its start."""
 
 ZERO_LIMIT = 1024 * MiB
 """Most bytes zeroed in one step, between which an operation may be cancelled."""
 
 NBD_TIMEOUT = 900.0
 """Seconds that an NBD server may stay silent when it owes an answer. A discard on slow NFS took more than a
-minute; a server that is gone ends the connection, and a ticket that is removed ends the wait."""
+minute. A server that is gone ends the connection. A ticket that is removed ends the wait."""
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for a connection to be established."""

@@ -23,10 +23,10 @@ FEATURE_FLUSH = "flush"
 FEATURE_ZERO = "zero"
 
 READ_FEATURES = (FEATURE_CHECKSUM, FEATURE_CHECKSUM_RANGE, FEATURE_EXTENTS)
-"""What a ticket that allows reading offers."""
+"""Features of a ticket that allows reading."""
 
 WRITE_FEATURES = (FEATURE_FLUSH, FEATURE_ZERO)
-"""What a ticket that allows writing offers as well."""
+"""Features that a ticket that allows writing has as well."""
 
 CHALLENGE = "Imageio-Challenge"
 PROOF = "Imageio-Proof"

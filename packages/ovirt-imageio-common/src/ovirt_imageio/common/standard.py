@@ -15,10 +15,10 @@ import sys
 from typing import Callable, Iterator, TextIO
 
 OUTPUT = "standard output"
-"""What errors call it, in the place of a file's name."""
+"""Its name in errors, in the place of a file's."""
 
 _CLOSED = ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY))
-"""What stands for each: reading the first and writing the second fails, and errors go nowhere."""
+"""Stands for each stream: reading the first and writing the second fails, and errors go nowhere."""
 
 
 def run(prog: str, body: Callable[[], int]) -> int:

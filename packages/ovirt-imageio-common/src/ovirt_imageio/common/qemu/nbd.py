@@ -42,8 +42,8 @@ _STOP_TIMEOUT = 30.0
 _KILL_TIMEOUT = 5.0
 _CANCEL_TIMEOUT = 0.5
 _LOOK = 0.2
-"""Seconds: to write out what it holds, to end when it is killed, the same when the wait was cancelled, and
-between two looks if that came to be."""
+"""Seconds to write out what it holds, to end when it is killed, and to end then if the wait was cancelled. The
+last is between two looks if that came to be."""
 
 _LONGEST_FOLDER = 80
 

@@ -41,8 +41,9 @@ _PORTS = {"http": 80, "https": 443}
 _NO_OPTIONS = (204, 404, 405, 501)  # what servers answer that do not know the method
 
 _FOREIGN_GET = 32 * MiB
-"""Most bytes of one GET from a server of another maker. OpenNebula's OneBEX makes one request of NBD of each GET, and
-qemu-nbd refuses requests over 32 MiB (NBD proto.md, "Block size constraints": the default of the largest payload)."""
+"""Most bytes of one GET from a server of another maker. OpenNebula's OneBEX makes one request of NBD of each GET.
+By default qemu-nbd refuses requests over 32 MiB (NBD proto.md, "Block size constraints": the default of the
+largest payload)."""
 
 
 @dataclass(frozen=True)
