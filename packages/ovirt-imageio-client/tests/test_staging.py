@@ -15,7 +15,8 @@ from ovirt_imageio.client.claim import Claim
 from ovirt_imageio.client.inuse import ImageInUse
 from ovirt_imageio.client.journal import CannotResume, Journal
 from ovirt_imageio.client.staging import Staging
-from ovirt_imageio.common.errors import TransferError
+from ovirt_imageio.common.cancel import Cancel
+from ovirt_imageio.common.errors import OperationCancelled, TransferError
 from ovirt_imageio.common.qemu.nbd import Server
 from ovirt_imageio.common.units import MiB
 
@@ -307,9 +308,24 @@ def test_qemu_that_looks_at_the_old_image_for_a_moment_is_waited_for(tmp_path, m
         staging.begin()
         write(staging)
         stack.enter_context(Server(str(tmp_path / "disk"), "raw", read_only=True))
-        monkeypatch.setattr(standing.time, "sleep", lambda seconds: stack.close())
+        monkeypatch.setattr(Cancel, "wait", lambda self, seconds: stack.close())
         staging.commit()
     assert (tmp_path / "disk").read_bytes() == b"new"
+
+
+@needs_qemu
+def test_cancel_ends_the_wait_for_a_qemu_that_has_the_old_image_open(tmp_path, monkeypatch):
+    monkeypatch.setattr("ovirt_imageio.client.staging._PATIENCE", 3600)
+    make_image(tmp_path / "disk", "raw", MiB)
+    cancel = Cancel()
+    with Staging(str(tmp_path / "disk")) as staging, Server(str(tmp_path / "disk"), "raw"):
+        staging.begin()
+        write(staging)
+        cancel.cancel()
+        with pytest.raises(OperationCancelled):
+            staging.commit(cancel)
+        assert staging.state == f"not replaced; the complete image is {tmp_path}/disk.part"
+    assert (tmp_path / "disk").stat().st_size == MiB
 
 
 @pytest.mark.parametrize("stood", [False, True])

@@ -299,7 +299,7 @@ def download(
                 transfer.check_done()
                 _fetch(transfer, target, remote, extents, incremental, backing_file is not None)
             terms.cancel.check()
-            staging.commit()
+            staging.commit(terms.cancel)
         except BaseException as e:
             if isinstance(e, OSError) and e.errno == errno.ENOSPC and not e.filename:
                 e.filename = staging.path

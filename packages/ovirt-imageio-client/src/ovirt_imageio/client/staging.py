@@ -28,6 +28,7 @@ from ovirt_imageio.client.journal import CannotResume, Journal, sync_folder
 from ovirt_imageio.client.part import Part
 from ovirt_imageio.client.standing import Standing
 from ovirt_imageio.common import linux
+from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.errors import TransferError
 
 log = logging.getLogger(__name__)
@@ -197,10 +198,14 @@ class Staging:
             self.is_lost = True
             raise
 
-    def commit(self) -> None:
+    def commit(self, cancel: Cancel | None = None) -> None:
         """Give the file its final name, for good.
 
+        Args:
+            cancel: Ends the wait for a qemu that has the old image open.
+
         Raises:
+            OperationCancelled: cancel said so; the new image is complete, and kept beside the old one.
             ImageInUse: A qemu has opened the old image since.
             TransferError: Another program has put a file where the image shall be.
             OSError: Storage failed.
@@ -209,16 +214,16 @@ class Staging:
             self.sync()
             return
         try:
-            self._finish(self._part)
+            self._finish(self._part, cancel)
         except Exception:
             self._stays = not (self.is_done or self.is_lost)
             raise
         sync_folder(self.filename)
 
-    def _finish(self, part: Part) -> None:
+    def _finish(self, part: Part, cancel: Cancel | None) -> None:
         old = self._old
         if old is not None:
-            old.keep_out_qemu(patience=_PATIENCE)
+            old.keep_out_qemu(patience=_PATIENCE, cancel=cancel)
             old.give_attributes(part.fd)
         self.sync()
         part.check_name()

@@ -19,6 +19,7 @@ import time
 from ovirt_imageio.client import attributes
 from ovirt_imageio.client.inuse import ImageInUse, is_locked, lock
 from ovirt_imageio.common import linux
+from ovirt_imageio.common.cancel import Cancel
 from ovirt_imageio.common.qemu import locks
 from ovirt_imageio.common.units import MiB
 
@@ -118,19 +119,21 @@ class Standing:
         if is_locked(self._fd):
             raise ImageInUse(f"another download is writing {self.path}")
 
-    def keep_out_qemu(self, *, patience: float = 0.0) -> None:
+    def keep_out_qemu(self, *, patience: float = 0.0, cancel: Cancel | None = None) -> None:
         """Let no qemu open it from now on until it is closed.
 
         Args:
             patience: Seconds that one may take to close it that has it open already.
+            cancel: Ends the wait for that.
 
         Raises:
             ImageInUse: One has it open still.
+            OperationCancelled: cancel said so.
         """
         locks.forbid_all(self._fd)
         deadline = time.monotonic() + patience
         while locks.is_open_in_qemu(self._fd) and time.monotonic() < deadline:
-            time.sleep(_PAUSE)
+            (cancel or Cancel()).wait(_PAUSE)
         self.check_free()
 
     def lock(self) -> bool:
