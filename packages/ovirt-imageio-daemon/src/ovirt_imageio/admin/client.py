@@ -74,11 +74,11 @@ class HasControl(Protocol):
 
     @property
     def control(self) -> ControlAddress:
-        """The section. What else it says is used as well, but may be missing."""
+        """The section. Its other values are used as well, but may be missing."""
 
 
 class _Control(NamedTuple):
-    """What this module needs to know of section `control`."""
+    """Values of section `control` that this module needs."""
 
     transport: str
     socket: str

@@ -35,7 +35,7 @@ from .watch import Watch
 # How long a ticket that replaces another waits for what runs, where remove_timeout is 0.
 _REPLACE_TIMEOUT = 60.0
 
-# What open(2) says of a file without permission, immutable, on a file system without writing, or executed.
+# Errors of open(2) for a file without permission, immutable, on a file system without writing, or executed.
 _NOT_FOR_WRITING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY)
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Tickets:
     Args:
         loop: The loop.
         cfg: The configuration.
-        totals: What all transfers do is counted there.
+        totals: Counts the work of all transfers.
         open_backend: Opens the storage of a ticket; called in worker threads.
         clock: Monotonic seconds; the loop's by default.
 

@@ -3,10 +3,9 @@
 
 """Listening sockets: TCP on both IP versions, Unix sockets that outlive no crash.
 
-A Unix socket's file stays when its daemon is killed. Whether a file found is such a
-leftover or belongs to a running daemon, only connect(2) tells; the check and the
-bind that follows are done under a lock on the folder, so that of two daemons that
-start at once only one wins.
+A Unix socket's file stays when its daemon is killed. Only connect(2) tells whether a file
+found is such a leftover or belongs to a running daemon. The check and the bind that follows
+are done under a lock on the folder. So of two daemons that start at once only one wins.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ NO_SUCH_ADDRESS = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 
 class AddressInUse(OSError):
-    """Somebody else listens at the address."""
+    """Another program listens at the address."""
 
     def __init__(self, text: str) -> None:
         super().__init__(errno.EADDRINUSE, text)

@@ -4,7 +4,7 @@
 """Read the drop-in files into a frozen `Config`.
 
 Files `conf.d/*.conf` of three folders are read in the order of their base
-names, later ones win, key by key; of equal names the administrator's is read
+names. Later ones win, key by key. Of equal names the administrator's is read
 last:
 
     /usr/lib/ovirt-imageio    what packages ship
@@ -61,7 +61,7 @@ LOGGING_DEFAULTS: dict[str, dict[str, str]] = {
     },
 }
 
-# What fileConfig accepts in sections named logger_NAME, handler_NAME and formatter_NAME.
+# Prefixes of sections that fileConfig accepts: logger_NAME, handler_NAME and formatter_NAME.
 _LOGGING_PREFIXES = ("logger_", "handler_", "formatter_")
 
 

@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
 
-"""What a pool owes: acknowledged data that no flush covers yet. The bookkeeping; `Pool` does the flushing.
+"""Debts of a pool: acknowledged data that no flush covers yet. The bookkeeping; `Pool` does the flushing.
 
 A flush covers everything acknowledged for the ticket. A connection *owes* a flush when a
 client was told of a write over it that no flush covers yet. Every connection that owes one
-is flushed; one that is lent is waited for if it owed a flush when it was lent, so members
+is flushed. A lent connection is waited for if it owed a flush when it was lent. So members
 that owe one are flushed before long use.
 
 Where the storage says that one flush covers all connections (`multi_conn`), that holds
@@ -27,21 +27,21 @@ A backend that makes its connections again by itself tells instead what has ackn
 writes, and what has answered the flush (`Backend.life`). Where both are the same, one flush is
 enough; where not, each of those that owe one is flushed, and finds out for itself.
 
-When a connection that owes a flush breaks, or the server answers a flush with an error
-while something is owed, acknowledged data may be lost, and no later flush may claim
-otherwise: it fails, for as long as the ticket lives. What nobody was told of is not owed:
-an operation that fails with its connection, or whose own flush fails, can be tried again.
+Acknowledged data may be lost when a connection that owes a flush breaks. It may be lost, too,
+when the server answers a flush with an error while something is owed. No later flush may claim
+otherwise: it fails, for as long as the ticket lives. A write that no client was told of is not
+owed. An operation that fails with its connection, or whose own flush fails, can be tried again.
 
-Such an answer concerns everybody who wrote to the storage, for it may have dropped what
-anybody wrote. All pools of the storage hear of it, see `storages`, whichever asked for the
-flush; those that owe something fail from then on. A request that runs meanwhile may have written
-before the answer, and be acknowledged after it:
+A flush that is answered with an error concerns all clients that wrote to the storage, for it may
+have dropped any of their writes. All pools of the storage hear of it, see `storages`, whichever
+asked for the flush; those that owe something fail from then on. A request that runs meanwhile may
+have written before the answer, and be acknowledged after it:
 
     A  ── writes ─────────────────── is acknowledged ── flush: must fail
     B  ──────────── flush: error ──
 
-So refusals are counted: a connection that wrote across one counts as if it had owed
-before, and an operation whose own flush succeeds across one fails, and can be tried again.
+So refusals are counted. A connection that wrote across one counts as if it had owed before.
+An operation whose own flush succeeds across one fails, and can be tried again.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ log = logging.getLogger(__name__)
 
 
 class Covered(NamedTuple):
-    """What a flush over one connection that begins now will cover, and what not.
+    """Reach of a flush over one connection that begins now: what it covers, and what not.
 
     Attributes:
         members: Idle members that it covers, and how often they had been lent.
@@ -70,7 +70,7 @@ class Covered(NamedTuple):
         rest: Members that owe a flush which has to be sent over them.
         rest_shared: The fast path if it needs a flush of its own.
         refusals: How many flushes storage had refused.
-        backend: What is flushed; None for the fast path.
+        backend: Backend that is flushed; None for the fast path.
     """
 
     members: list[tuple[Member, int]]
@@ -83,16 +83,16 @@ class Covered(NamedTuple):
 
 
 class Debts:
-    """Who owes a flush, what a flush covers, and if something was lost. Loop thread only.
+    """Knows which connections owe a flush, what a flush covers, and if something was lost. Loop thread only.
 
     Args:
         storages: Where pools of the same storage are known.
 
     Attributes:
-        storage: What is known of it, None until it was opened.
-        identity: What its URL leads to, None until it was opened.
-        fast: What serves small requests in the loop, None if nothing does.
-        refusals: How many flushes storage has answered with an error, whoever asked for them.
+        storage: Properties of the storage, None until it was opened.
+        identity: Names the storage that the URL leads to, None until it was opened.
+        fast: Serves small requests in the loop, None if nothing does.
+        refusals: How many flushes storage has answered with an error, whichever pool asked for them.
         instance: Tells clients whether a flush covers what they wrote: the same for all that it does.
     """
 
@@ -168,8 +168,8 @@ class Debts:
 
         Args:
             opened: Of the connection that it goes over.
-            has_server: That may be another than it was when older connections were opened.
-            backend: What is flushed; None for the fast path.
+            has_server: True if the server may have been restarted since older connections were opened.
+            backend: Backend that is flushed; None for the fast path.
         """
         assert self.storage is not None
         tells_life = backend is not None and backend.tells_life

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
 
-"""What the daemon answers when it cannot do what was asked.
+"""Errors for requests that the daemon cannot serve as asked.
 
 An error that a client shall read carries its status; the router alone writes it.
 Any other exception reaches the client as a bare 500, its details going to the log.
@@ -67,8 +67,8 @@ def origin_refusal(error: BaseException, *, headers: Sequence[tuple[str, str]] =
     """Return what the client of a proxied image is told: status and words of the origin, as ovirt-imageio 2.x does.
 
     Args:
-        error: What the origin said. An `AuthorizationError` without a status is 403: whoever gave out the
-            tickets has to renew the one for the origin.
+        error: Refusal by the origin. An `AuthorizationError` without a status is 403: the manager that gave
+            out the tickets has to renew the one for the origin.
         headers: Fields for the client.
     """
     status = origin_status(error) or 403
@@ -87,7 +87,7 @@ class ClientLeft(HttpError, PeerGone):
     """The client left before its answer was ready. The status is for the log: nobody is told.
 
     Args:
-        text: What the client does not hear.
+        text: Text for the log, which the client does not hear.
     """
 
     def __init__(self, text: str) -> None:
@@ -95,7 +95,7 @@ class ClientLeft(HttpError, PeerGone):
 
 
 class DeadlineExpired(ImageioError):
-    """What was awaited did not happen before its deadline."""
+    """The event that was awaited did not happen before its deadline."""
 
 
 class ClientTimeout(PeerTimeout):

@@ -4,9 +4,9 @@
 """Open the log for the user that the daemon becomes, and give that user what root left of it.
 
 A first start may find a folder that root made, an upgrade or a start by hand files that root wrote.
-The log is opened with the rights of the user, never with those of root: what the user may have put
-there, a link to a file of root, shall not be written to. Only a file that this user may not open is
-looked at as root, and changes hands if it is root's, regular, and has no other name::
+The log is opened with the rights of the user, never with those of root. The user may have put a link
+to a file of root there, and such a file shall not be written to. Only a file that this user may not
+open is looked at as root. It changes hands if it is root's, regular, and has no other name::
 
     as the user   open ──denied──►              open again ──► the log
     as root              └─► give file, rotated files, folder ─┘

@@ -67,9 +67,9 @@ class Lending(Debts):
         storages: Where pools of the same storage are known.
 
     Attributes:
-        storage: What is known of it, None until it was opened.
-        identity: What its URL leads to, None until it was opened.
-        fast: What serves small requests in the loop, None if nothing does.
+        storage: Properties of the storage, None until it was opened.
+        identity: Names the storage that the URL leads to, None until it was opened.
+        fast: Serves small requests in the loop, None if nothing does.
         closed: It was closed: the ticket was removed or cancelled.
     """
 
@@ -295,8 +295,8 @@ class Lending(Debts):
     async def share(self, op: Operation) -> Backend:
         """Return the `last_resort` when it is this request's turn; to be left by `leave`.
 
-        Together with those that have a member no more than `limit` requests have it: each may
-        hold a worker for as long as its client likes, and there are others who need workers.
+        Together with those that have a member no more than `limit` requests have it. Each may
+        hold a worker for as long as its client likes, and other requests need workers too.
 
         Raises:
             Overloaded: There is no such connection, or the wait was too long.
@@ -333,9 +333,9 @@ class Lending(Debts):
         """Take lent members back; broken ones are closed.
 
         Args:
-            members: What was lent.
-            failed: The operation that used them if it failed. Of what it wrote over a broken
-                connection nobody may rely on anything, so it counts as nothing.
+            members: Members that were lent.
+            failed: The operation that used them if it failed. No client may rely on bytes that it
+                wrote over a broken connection, so they count as nothing.
         """
         for member in members:
             if failed is not None and member.backend.broken is not None and failed.kind in (WRITE, ZERO):
@@ -436,7 +436,7 @@ class Lending(Debts):
         loop = self._loop
         waiter = Waiter(loop.token())
         self._queue.append(waiter)
-        # What nobody can cancel must not wait for long: removing the ticket waits for it.
+        # A wait without an operation cannot be cancelled, so it must not be long: removing the ticket waits for it.
         timeout = PATIENCE if op is None or isinstance(self.fast, Shared) else QUEUE_TIMEOUT
         try:
             if op is not None:
@@ -525,7 +525,7 @@ class Lending(Debts):
         self._wake_closing()
 
     def _drop(self, member: Member, *, owes: bool) -> None:
-        """Close a member and forget it. What it owes is noted."""
+        """Close a member and forget it. Its debt is noted."""
         self._busy.discard(member)
         self._let_share()
         backend = member.backend

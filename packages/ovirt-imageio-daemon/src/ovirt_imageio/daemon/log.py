@@ -68,7 +68,7 @@ def apply_levels(cfg: Config) -> list[str]:
     """Set the levels of configured loggers; handlers and formats stay as they are.
 
     Returns:
-        What changed, like `root: INFO → DEBUG`.
+        Changes, like `root: INFO → DEBUG`.
 
     Raises:
         ConfigError: a level has a name that logging does not know; nothing is changed.

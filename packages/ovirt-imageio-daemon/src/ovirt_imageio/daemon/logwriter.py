@@ -3,8 +3,8 @@
 
 """A thread that writes the log, so that the loop and the workers never wait for it.
 
-A pipe may have a reader that reads nothing, a file may be on storage that hangs. Who logs puts a record into
-a queue and goes on; one thread alone waits::
+A pipe may have a reader that reads nothing, a file may be on storage that hangs. The thread that logs puts a
+record into a queue and goes on; one thread alone waits::
 
     loop, workers ──record──► queue ──► writer thread ──► handlers ──► file, pipe
 
@@ -30,7 +30,7 @@ class LogWriter:
     """Writes what loggers are told, in a thread of its own.
 
     Args:
-        loggers: Whose handlers are used by that thread from now on.
+        loggers: Loggers whose handlers are used by that thread from now on.
         limit: Lines that may wait.
     """
 

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
 
-"""What a pool is made of: its members, and places in its lines."""
+"""Parts of a pool: its members, and places in its lines."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class StorageFailed(ImageioError):
 
 
 class Storage(NamedTuple):
-    """What is known of the storage since it was opened.
+    """Properties of the storage, known since it was opened.
 
     Attributes:
         sizes: Tells how many bytes it has now.
-        capabilities: What it can do.
+        capabilities: Of its backend.
         grow_to: Bytes up to which writing may make it grow; 0 if it does not grow.
         no_dirty_reason: Why there are no dirty extents, in words, if there are none.
     """
@@ -90,7 +90,7 @@ class Member:
 
 
 class Waiter:
-    """A place in a line. What it was given is kept here, lest it gets lost with its task."""
+    """A place in a line. A member that it was given is kept here, lest it gets lost with its task."""
 
     __slots__ = ("given", "member", "token")
 

@@ -4,7 +4,7 @@
 """Give memory back that many connections have left behind.
 
 A thousand TLS connections take 40 MiB. When they end, the C library keeps nearly all of it for
-the next thousand, in a heap full of holes that are never returned by themselves.
+the next thousand. It stays in a heap full of holes that are never returned by themselves.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 FEW = 200  # connections that are not worth the milliseconds
 
-# glibc maps what is larger anew each time, and returns free memory past the second: each page
-# is filled by the kernel then, which takes longer than to encrypt it. mallopt(3), malloc.h.
+# glibc maps blocks past the mmap threshold anew each time, and returns free memory past the trim threshold.
+# The kernel fills each page then, which takes longer than to encrypt it. mallopt(3), malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MMAP_THRESHOLD = 2 * 1024 * 1024  # a worker's longest piece of encrypted data has 512 KiB
 _TRIM_THRESHOLD = 4 * 1024 * 1024
@@ -40,7 +40,7 @@ class Tidier:
     """Trims when most of many connections have ended. Loop thread only.
 
     Args:
-        trim: What returns memory.
+        trim: Returns memory to the system.
     """
 
     def __init__(self, trim: Callable[[], object] = trim) -> None:

@@ -28,7 +28,7 @@ _numbers = itertools.count(1)
 
 
 class Operation:
-    """What runs for one request: how far it is, and whether it has to end.
+    """The work for one request: how far it is, and whether it has to end.
 
     A context manager, entered and left in the loop. Between, one worker thread may call
     `advance` and `check` (it is an `ovirt_imageio.common.backends.base.Operation`);
@@ -169,7 +169,7 @@ class WhileHeard:
 
         Raises:
             OperationCancelled: It was cancelled.
-            ClientLeft: Nobody waits for the answer.
+            ClientLeft: No client waits for the answer.
         """
         self._op.check()
         if self._left():

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
 
-"""What the daemon can be told: every section and key, with type, default and reason.
+"""Settings of the daemon: every section and key, with type, default and reason.
 
-The sections below are the configuration file's reference: `describe` lists
+The sections below are the configuration file's reference. `describe` lists
 their keys with all that a page of documentation needs, and `config` reads
 drop-in files into them. Their order is the order of that reference.
 
@@ -25,7 +25,7 @@ MAX_PORT = 65535
 
 
 class Rule(NamedTuple):
-    """What a key means and which values it takes.
+    """Meaning of a key, and the values that it takes.
 
     Attributes:
         doc: one sentence for the reader of the reference.

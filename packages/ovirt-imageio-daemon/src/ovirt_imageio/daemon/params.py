@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
 
-"""What clients say in JSON documents and query strings, checked.
+"""Parameters that clients give in JSON documents and query strings, checked.
 
 Every function raises `HttpError` 400 with the name of the parameter, its value and what
 was expected.

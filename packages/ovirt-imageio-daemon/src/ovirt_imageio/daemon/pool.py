@@ -14,8 +14,8 @@ others are *members*: idle, or lent to one request whose worker thread uses it.
              ──► queue ──► member 1 (worker) ────►
                            member 2 (worker) ────►  ...  up to limit
 
-A request borrows one member, and a second where nobody waits. If none is idle it opens
-one, if that is not possible it waits in line; a member given back goes to the first in the
+A request borrows one member, and a second where no other request waits. If none is idle it
+opens one. If that is not possible it waits in line; a member given back goes to the first in the
 line. A server that takes no more connections lowers the limit for a while. Where no member can
 be had at all, or waiting takes long, the request goes over the fast path's connection too.
 That is in `lending`; what is owed to the client, and why, in `debts`.
@@ -125,8 +125,8 @@ class Pool(Lending):
     async def _twice(self, shared: Shared, request: Callable[[Shared], Awaitable[T]]) -> T:
         """Try a request again, on a new connection, if the server went away meanwhile.
 
-        It had nothing of the request, or all: writing the same again does no harm, for
-        nothing was acknowledged, so nobody else may rely on what is there.
+        The server had nothing of the request, or all. Writing the same again does no harm: nothing
+        was acknowledged, so no other client may rely on what is there.
         """
         try:
             return await request(shared)

@@ -115,7 +115,7 @@ def _prepare_run_dir(cfg: Config, uid: int, gid: int) -> None:
         try:
             st = os.fstat(fd)
             # A folder that everybody may write to, like /tmp, is nobody's to give away.
-            # What systemd has given away already needs no privilege here (CAP_CHOWN).
+            # A folder that systemd has given away already needs no privilege here (CAP_CHOWN).
             if (st.st_uid, st.st_gid) != (uid, gid) and not st.st_mode & stat.S_IWOTH:
                 os.fchown(fd, uid, gid)
         finally:
@@ -131,8 +131,8 @@ def _unusable(cfg: Config, error: OSError) -> ConfigError:
 def room_for_connections(files: int) -> int:
     """Tell how many client connections leave enough descriptors for the rest.
 
-    A quarter, at least 64, is kept for storage, pipes, log files and the control service:
-    strangers that come in numbers must not fail the requests of those who hold a ticket.
+    A quarter, at least 64, is kept for storage, pipes, log files and the control service.
+    Strangers that come in numbers must not fail the requests of clients with a ticket.
 
     Args:
         files: the limit of open files.

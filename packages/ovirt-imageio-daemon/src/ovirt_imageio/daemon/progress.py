@@ -36,7 +36,7 @@ class Progress:
         return len(self._starts)
 
     def add(self, offset: int, length: int) -> None:
-        """Add a range, in bytes. What is there already does not count again."""
+        """Add a range, in bytes. Bytes that are there already do not count again."""
         if length <= 0:
             return
         starts, ends, end = self._starts, self._ends, offset + length

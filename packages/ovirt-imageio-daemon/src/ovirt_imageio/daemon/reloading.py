@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
 
-"""What of a new configuration a running daemon may take over, and what needs a restart. Pure."""
+"""Changes that a running daemon may take over from a new configuration, and those that need a restart. Pure."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def changes(old: Config, new: Config) -> list[Change]:
 def merged(old: Config, new: Config) -> Config:
     """Return the old configuration with what applies at once of the new one.
 
-    What needs a restart stays old, so that `changes` finds it again until then.
+    Values that need a restart stay old, so that `changes` finds them again until then.
     """
     sections: dict[str, dict[str, Any]] = {}
     for change in changes(old, new):

@@ -3,14 +3,14 @@
 
 """The life of the daemon, in one thread, the loop's.
 
-What happens when::
+Its phases:
 
-    start   as root    log, with the user's rights; TCP ports, TLS keys
-            as user    Unix sockets, the loop's tasks
-    run                until stopped; SIGHUP: read again what may change
-    stop    new work is answered 503, running requests have `stop_timeout`
-            to finish, then they are cancelled; a second signal ends at once
-    close   sockets, workers, files, and the thread that writes the log
+- start: as root the log, with the user's rights, TCP ports and TLS keys;
+  as user Unix sockets and the loop's tasks.
+- run: until stopped; SIGHUP makes it read again what may change.
+- stop: new work is answered 503. Running requests have `stop_timeout` to finish, then
+  they are cancelled. A second signal ends at once.
+- close: sockets, workers, files, and the thread that writes the log.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ _CANCEL_TIMEOUT = 5.0
 # Seconds for the answers of requests that were cancelled.
 _ANSWER_TIMEOUT = 0.5
 
-# What the log may take for a line at the end.
+# Seconds that the log may take for a line at the end.
 _LOG_TIMEOUT = 2.0
 
 # How long a log that hangs may hold up the word that the daemon serves.
 _LOG_PATIENCE = 0.5
 
-# What a worker may take to come back after everything was cancelled.
+# Seconds that a worker may take to come back after everything was cancelled.
 _WORKERS_TIMEOUT = 1.0
 
 log = logging.getLogger(__name__)

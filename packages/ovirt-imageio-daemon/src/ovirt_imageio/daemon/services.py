@@ -4,8 +4,8 @@
 """The doors of the daemon: where each service listens and whom it lets in.
 
 A service is bound before it is started. TCP sockets and TLS keys are taken while the
-process may still be root, Unix sockets after privileges were dropped, so that they
-belong to the daemon's user and group.
+process may still be root. Unix sockets are taken after privileges were dropped, so that
+they belong to the daemon's user and group.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@
 `CachedFile` answers reads that the page cache holds. Both belong to the loop's thread.
 
 `SharedBackend` lets worker threads use a `Shared` too. It is the last resort where the
-server takes no further connection, or all others are in use for long: slower than a
-connection of one's own, but everybody is served.
+server takes no further connection, or all others are in use for long. It is slower than a
+connection of one's own, but every request is served.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ class Shared:
         closed: It cannot be used any more.
         acknowledged: Number of writes that the server acknowledged.
         opened: As given.
-        refusals: How many flushes storage has refused since it was opened, whoever asked for them.
+        refusals: How many flushes storage has refused since it was opened, whichever pool asked for them.
 
-    Writes are counted the moment their answer is read, not when the request's task goes on:
-    the end of the connection may be read in the same turn.
+    Writes are counted the moment their answer is read, not when the request's task goes on.
+    The end of the connection may be read in the same turn.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class Shared:
 
         Args:
             offset: First byte.
-            data: What to write.
+            data: Bytes to write.
             promised: The client is told before a flush; otherwise it will be told when a flush
                 over this connection has succeeded, or never.
         """
@@ -453,7 +453,7 @@ class SharedBackend(Backend):
     def _call(self, request: Submit, kind: str = "") -> Any:
         """Run a request in the loop and wait for its answer.
 
-        A request that the server keeps for too long ends with the connection: left alone it
+        A request that the server keeps for too long ends with the connection. Left alone it
         would send a buffer that is used for something else by then.
         """
         answer = _Answer()

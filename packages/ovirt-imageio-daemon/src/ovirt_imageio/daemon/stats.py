@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
 
-"""What was done, in numbers: of one transfer, and of the daemon since it started.
+"""Work that was done, in numbers: of one transfer, and of the daemon since it started.
 
 Belongs to the loop's thread: counting needs no lock.
 """
@@ -27,8 +27,8 @@ class OperationStats:
         size: bytes.
         seconds: from begin to end, summed over operations.
         network: of these, those spent on sending to clients and receiving from them.
-        waiting: of these, those spent on waiting for a connection to storage and a worker. What is
-            left was spent on storage.
+        waiting: of these, those spent on waiting for a connection to storage and a worker. The
+            rest was spent on storage.
     """
 
     __slots__ = ("count", "errors", "network", "seconds", "size", "waiting")
@@ -82,7 +82,7 @@ class Durations:
 
     Attributes:
         counts: for each kind, operations by the first of `BOUNDS` (seconds) that they did not
-            exceed; the last count is of those that took longer than all.
+            exceed. The last count is of those that took longer than all.
     """
 
     BOUNDS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -183,7 +183,7 @@ class Meter:
 
 
 class Totals:
-    """What the daemon has done since it started.
+    """Work of the daemon since it started.
 
     Args:
         clock: monotonic seconds.

@@ -8,8 +8,8 @@
     ticket C  nbd:unix:/run/./sock          ┘
 
 A flush that storage answers with an error concerns all of them. A pool is known here from the
-moment when its storage was opened to the moment when its ticket is removed: so there are no more
-entries than tickets, and nothing is kept for storage that no ticket has.
+moment when its storage was opened until its ticket is removed. So there are no more entries
+than tickets, and nothing is kept for storage that no ticket has.
 """
 
 from __future__ import annotations

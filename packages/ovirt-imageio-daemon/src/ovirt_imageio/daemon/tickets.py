@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
 
-"""What was granted to a client, as the host's manager wrote it."""
+"""Grants to clients, as the host's manager wrote them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LONGEST_NAME = 2048
 _LONGEST_BITMAP = 1023
 _SCHEMES = "nbd:, nbd://, nbd+unix://, file://, file:/, https:// or http://"
 
-# What ovirt-imageio 2.x makes of an id where no transfer_id was given: characters that it shows.
+# Characters of an id that ovirt-imageio 2.x shows where no transfer_id was given.
 _SHOWN_OF_ID = 18
 
 # Characters of a name in the log, which is in each of a transfer's lines.
@@ -41,8 +41,8 @@ class Ticket(NamedTuple):
         timeout: Seconds of validity, also those by which each finished operation extends it.
         url: Address of the backend.
         inactivity_timeout: Seconds after which an idle connection is closed; 0 for never.
-        transfer_id: What logs call it; None if that was not given.
-        filename: What a browser calls the image; None if that was not given.
+        transfer_id: Name in logs; None if that was not given.
+        filename: Name of the image in a browser; None if that was not given.
         sparse: Zeroing may deallocate.
         dirty: Dirty extents are wanted.
         bitmap: The bitmap of the export that they mean; None if that was not given.
@@ -101,7 +101,7 @@ class Ticket(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What the log calls it: whoever knows the id may use the ticket."""
+        """Name in the log in place of the id: a client that knows the id may use the ticket."""
         return one_line(self.transfer_id or self.uuid[:8], _LONGEST_IN_LOG)
 
     @property

@@ -158,7 +158,7 @@ def _load_certificates(context: ssl.SSLContext, cfg: Config, key: str, *, sectio
     try:
         context.load_verify_locations(getattr(getattr(cfg, section), key))
     except (ssl.SSLError, OSError) as e:
-        # What is not PEM at all has a reason, "no certificate or crl found".
+        # A file that is not PEM at all has a reason, "no certificate or crl found".
         reason = "one in it is cut off or damaged" if _is_untold(e) else _reason(e)
         raise cfg.error(section, key, f"complete PEM certificates, but: {reason}") from e
     if not context.cert_store_stats()["x509"]:
@@ -297,7 +297,7 @@ class TlsContexts:
         return [name for name in (tls.key_file, tls.cert_file, tls.ca_file) if name]
 
     def _signature(self) -> list[tuple[int, int, int] | None]:
-        """What tells a changed file from the one loaded, by three stat(2) calls."""
+        """Return what tells a changed file from the one loaded, by three stat(2) calls."""
         return [_stat(name) for name in self._files()]
 
 

@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 
 class Transfer:
-    """What happens with one ticket. Loop thread only.
+    """The use of one ticket: its requests, storage and state. Loop thread only.
 
     Args:
         loop: The loop.
@@ -67,8 +67,8 @@ class Transfer:
         stats: Finished operations.
         expires: When the ticket ceases to be valid, in seconds of the clock.
         cancelled: It serves no requests any more.
-        last_error: What failed last and why, empty while nothing did. A client that leaves after storage
-            has failed changes nothing.
+        last_error: The last failure and its reason, empty while nothing failed. A client that leaves after
+            storage has failed changes nothing.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Transfer:
 
     @property
     def name(self) -> str:
-        """What the log calls it."""
+        """Name in the log."""
         return self.ticket.name
 
     @property
@@ -308,7 +308,8 @@ class Transfer:
     async def unused(self, timeout: float, *, settle: bool = False) -> bool:
         """Wait until no operation runs and storage is released; False if that takes longer.
 
-        To be called when the transfer was cancelled. What waits for storage has a moment, unless it is settled.
+        To be called when the transfer was cancelled. Requests that wait for storage have a moment, unless
+        the transfer is settled.
 
         Args:
             timeout: Seconds.
@@ -338,7 +339,7 @@ class Transfer:
             return False
         return True
 
-    # What is known.
+    # Facts about the transfer.
 
     @property
     def connection_count(self) -> int:
@@ -361,7 +362,7 @@ class Transfer:
 
     @property
     def state(self) -> str:
-        """What it is up to, one of `STATES`."""
+        """Present state, one of `STATES`."""
         if self.cancelled:
             return "cancelling" if self.active else "cancelled"
         if self.active:

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The version of this distribution.
 
-It stands in the file VERSION alone, which setup.cfg reads too: old setuptools
-would have to import the package, and so its dependencies, to find it in a module.
+It stands in the file VERSION alone, which setup.cfg reads too. To find it in a module, old
+setuptools would have to import the package, and so its dependencies.
 """
 
 from __future__ import annotations

@@ -4,12 +4,12 @@
 """Which of very many tickets have to be looked at, and when.
 
 Most tickets wait for their client, or were left behind. Each second only those are looked at that are in use, and
-those whose time is over. The others cost nothing, however many they are::
+those whose time is over. The others cost nothing, however many they are:
 
-    in use      storage is open, an operation runs, or did a moment ago
-    due         by the quarter of a second in which they expire
-    expired     until their time is moved; counted without a look
-    cancelled   until they are removed; counted without a look
+- "in use": storage is open, an operation runs, or did a moment ago;
+- "due": by the quarter of a second in which they expire;
+- "expired": until their time is moved, counted without a look;
+- "cancelled": until they are removed, counted without a look.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ _PARALLEL_FROM = 2 * 1024 * 1024  # bytes; for less a second connection brings n
 
 
 class NoBody(StreamedBody):
-    """What answers HEAD in place of a long body: its length is all that counts."""
+    """Answer to HEAD in place of a long body: its length is all that counts."""
 
     def __init__(self, length: int | None) -> None:
         self.length = length
@@ -86,7 +86,7 @@ async def receive(
     Args:
         transfer: Of the client's ticket.
         connection: The client's.
-        body: What to receive.
+        body: Body to receive.
         op: It has the offset, and the length where it is known.
         limit: Most bytes of a chunked body.
         flush: Flush what was written.

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
 
-"""What of an image is data, zero or changed: ``/images/{id}/extents``."""
+"""Extents of an image, be they data, zero or changed: ``/images/{id}/extents``."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _format(extents: Iterator[Extent], count: int) -> bytes:
 
 
 def _flag_texts(first: str, second: str) -> tuple[tuple[str, str], tuple[str, str]]:
-    """What ends an extent's JSON, by its two flags."""
+    """Return the four ends of an extent's JSON, by its two flags."""
 
     def text(a: str, b: str) -> str:
         return f'"{first}": {a}, "{second}": {b}}}'

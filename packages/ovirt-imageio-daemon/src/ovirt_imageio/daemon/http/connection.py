@@ -7,11 +7,12 @@ Theory of operation
 -------------------
 
 A connection has one owner at a time. Mostly it is the task that serves it in the loop,
-where nothing blocks. For a long body `Connection.in_worker` hands it to a worker thread,
-which uses it through a *peer* (see peers.py) and blocks under the kernel's timeouts; it comes
-back in a ``finally``. A client that lets the worker wait too long is waited for in the loop, and
-handed over again when it is ready. Nobody else may read, write or close it. Others may `wake`
-it: shutting the socket down is seen by whoever waits for it, in the loop or in a worker.
+where nothing blocks. For a long body `Connection.in_worker` hands it to a worker thread.
+The worker uses it through a *peer* (see peers.py) and blocks under the kernel's timeouts; it
+comes back in a ``finally``. A client that lets the worker wait too long is waited for in the
+loop, and handed over again when it is ready. No other task or thread may read, write or close
+it. Others may `wake` it: shutting the socket down is seen where it is waited for, in the loop
+or in a worker.
 
 ``buffer`` holds what was read and not used yet: the rest of a body, or the next requests
 of a client that pipelines. It is empty while the connection is idle.
@@ -93,7 +94,7 @@ class Connection:
         splice: Whether splice(2) may be used where it wins, that is on Unix sockets.
 
     Attributes:
-        buffer: What was received and not used yet.
+        buffer: Bytes that were received and not used yet.
         head_sent: Part of the response's head may have left.
         read_side_down: Nothing is received any more: it was woken.
         broken: It cannot serve another request.
@@ -162,7 +163,7 @@ class Connection:
 
     @property
     def client(self) -> str:
-        """Who it is, on all its connections: `peer`, by TCP without the port."""
+        """Name of the client on all its connections: `peer`, by TCP without the port."""
         return self.peer if self.is_unix else self.peer.rpartition(":")[0]
 
     @property
@@ -176,7 +177,7 @@ class Connection:
         if value is not None:
             self._widen()
 
-    # What the loop awaits.
+    # Awaited in the loop.
 
     async def start(self) -> None:
         """Do what comes before the first request: nothing here, the handshake in TLS.
@@ -194,8 +195,8 @@ class Connection:
             None if the client closed the connection or was idle too long.
 
         Raises:
-            HttpError: 408 if the head is not complete in time, 400, 414 or 431 if its
-                beginning cannot be mended, or if the stream ends within it.
+            HttpError: With 408 if the head is not complete in time. With 400, 414 or 431 if
+                its beginning cannot be mended, or if the stream ends within it.
             PeerGone: The connection was reset.
         """
         if not self.buffer:
@@ -299,7 +300,7 @@ class Connection:
 
         Args:
             call: Takes a `ovirt_imageio.common.backends.base.Peer`.
-            args: What else it takes.
+            args: Its further arguments.
             head: Response head, sent by ``peer.begin()``, by the first ``send_all``, or
                 when the call has returned.
             body: Request body that the call receives. It counts as consumed when the
@@ -309,7 +310,7 @@ class Connection:
 
         Raises:
             Overloaded: No worker was free; nothing was sent or received.
-            Exception: What the call raised; PeerGone and ClientTimeout for the client.
+            Exception: Error that the call raised; PeerGone and ClientTimeout for the client.
         """
         if body is not None:
             await body.accept()
@@ -368,7 +369,7 @@ class Connection:
         """Tell the client that nothing more comes."""
         self.socket.shutdown(socket.SHUT_WR)
 
-    # What the owner, or anybody in the loop where it says so, calls.
+    # Called by the owner, or by any task in the loop where the docstring says so.
 
     def join(self, ticket_id: str, leave: Callable[[Connection], None]) -> None:
         """Belong to the ticket of the last request, and no longer to that of one before.
@@ -535,7 +536,7 @@ def _use_peer(peer: WorkerPeer, call: Callable[..., T], args: tuple[Any, ...]) -
 
 
 def _rest(parts: Iterable[bytes | bytearray | memoryview], sent: int) -> Iterator[memoryview]:
-    """What is left of some parts when so many bytes were sent."""
+    """Yield what is left of some parts when so many bytes were sent."""
     for part in parts:
         if sent < len(part):
             yield memoryview(part)[sent:]

@@ -60,8 +60,8 @@ def local_only(request: Request) -> None:
     """Refuse requests that a web page may have caused: the guard of control over TCP.
 
     Raises:
-        HttpError: 403 for a request with an Origin, 400 for a Host other than this
-            host's local names (a page whose own name was made to resolve to this host).
+        HttpError: With 403 for a request with an Origin. With 400 for a Host other than
+            this host's local names (a page whose own name was made to resolve to this host).
             A request without a Host is none of a page: browsers send it always.
     """
     if "origin" in request.headers:

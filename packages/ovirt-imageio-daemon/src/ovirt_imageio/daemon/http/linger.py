@@ -14,7 +14,7 @@ the kernel, whose buffers are full, and cost nothing, whatever they do::
     loop   ──normal──drop─drop────normal─normal────────drop─drop──normal──
                     │◄────────────── PERIOD ──────────►│
 
-What TCP has received is dropped in the kernel (MSG_TRUNC, see tcp(7)); Unix sockets have to be read.
+Bytes that TCP has received are dropped in the kernel (MSG_TRUNC, see tcp(7)); Unix sockets have to be read.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ AT_ONCE = 2
 _STEP = 0.05
 _TCP_ESTABLISHED = 1  # tcp_states.h
 
-# What is read only to be thrown away, of all connections: all that a Unix socket holds by default.
+# Bytes that are read only to be thrown away, of all connections: all that a Unix socket holds by default.
 _dropped = bytearray(256 * 1024)
 
 

@@ -6,11 +6,11 @@
 Theory of operation
 -------------------
 
-One thread runs the loop. A *task* is a coroutine that the loop steps; at any moment it
+One thread runs the loop. A *task* is a coroutine that the loop steps. At any moment it
 is ready or it waits for exactly one thing, and that thing alone can resume it:
 
-- a descriptor: the task stands in a table under this descriptor. Whoever takes it out
-  (the event, the deadline, a cancellation) is the one that resumes it.
+- a descriptor: the task stands in a table under this descriptor. The event, the deadline
+  or the cancellation that takes it out is the one that resumes it.
 - a token: it is made for one wait and dies with it. A reply that comes after the wait
   has ended meets a dead token and is dropped: it can never resume another wait.
 
@@ -19,16 +19,16 @@ costs no epoll_ctl(2): an event that nobody waits for unregisters its descriptor
 are level-triggered, hence nothing is lost; a task resumed by an event may still find
 nothing to read, and waits again.
 
-Who floods us waits longer, not everybody: a task that does what may wait gives others
-their `turn`, and of those that did, one goes on in each turn of the loop. Who was answered or asked
-in the same turn, a client with a ticket or its storage, is let go first, too: the kernel often
-wakes it on the processor that we use, and there it waits for us, even beside an idle one. TLS
-handshakes, a millisecond of arithmetic each, are done by two threads of their own, in order of arrival.
+Tasks whose work may wait call `turn`. The loop resumes one of them in each of its turns, so a
+flood delays itself. A client with a ticket, or its storage, that was answered or asked in the
+same turn is let go first, too. The kernel often wakes it on the processor that the loop uses,
+and there it waits for the loop, even beside an idle one. TLS handshakes, a millisecond of
+arithmetic each, are done by two threads of their own, in order of arrival.
 
 Deadlines are in a heap that nearly all waits leave alone, see deadlines.py.
 
-When it expects one of those to go on soon, it looks for events again for about 100 µs before it
-sleeps: being woken costs more than a small request. Not when it has just handed a call to a worker,
+When such a client or storage is expected soon, the loop looks for events again for about 100 µs
+before it sleeps. Being woken costs more than a small request. Not when it has just handed a call to a worker,
 which would wait as long for the interpreter's lock. Worker threads and signals wake it
 through a pipe, and only while it sleeps.
 """
@@ -144,7 +144,7 @@ class Loop:
         """The worker threads, to look at their numbers."""
         return self._workers
 
-    # What coroutines await.
+    # Awaited by coroutines.
 
     def readable(self, fd: int, timeout: float = math.inf) -> Awaitable[None]:
         """Wait until fd may be read: data, the end of the stream or an error.
@@ -176,8 +176,8 @@ class Loop:
         A token that was resumed before returns at once.
 
         Raises:
-            DeadlineExpired: Nobody resumed it in time. The token is dead then.
-            BaseException: Whatever `resume` was given as error.
+            DeadlineExpired: It was not resumed in time. The token is dead then.
+            BaseException: Error that `resume` was given.
         """
         if token.done:
             if token.error is not None:
@@ -211,15 +211,15 @@ class Loop:
         begun is waited for, even if the task is cancelled.
 
         Args:
-            call: What to call.
-            args: With what.
-            again: It goes on with what a worker began: it is the next to be served, however
-                long that takes, for nobody can be told any more to try later.
+            call: Function for a worker.
+            args: Its arguments.
+            again: The call goes on with what a worker began. It is the next to be served, however
+                long that takes, for its client can no longer be told to try later.
 
         Raises:
             Overloaded: No worker was free in time, or too many calls wait for one. The
                 call has not run and never will.
-            Exception: Whatever the call raised.
+            Exception: Error that the call raised.
         """
         timeout = math.inf if again else self._queue_timeout
         return await self._work(self._workers, timeout, call, args, first=again)
@@ -227,17 +227,17 @@ class Loop:
     async def crypto(self, call: Callable[..., T], *args: Any, timeout: float) -> T:
         """Run ``call(*args)``, which takes a while but waits for nothing, beside the loop.
 
-        As `worker`, in a queue of its own. Where the system starts no thread for that, it is run here: a client
+        As `worker`, in a queue of its own. Where the system starts no thread for that, it is run here. A client
         that is greeted late is better off than one that is cut off without an answer.
 
         Args:
-            call: What to call.
-            args: With what.
+            call: Function to run.
+            args: Its arguments.
             timeout: Seconds that the call may wait for its turn.
 
         Raises:
             Overloaded: Its turn did not come in time.
-            Exception: Whatever the call raised.
+            Exception: Error that the call raised.
         """
         try:
             return await self._work(self._crypto, timeout, call, args)
@@ -267,7 +267,7 @@ class Loop:
             raise
         return result
 
-    # What anybody in the loop calls.
+    # Called by any code in the loop.
 
     def resume(self, token: Token, value: Any = None, error: BaseException | None = None) -> None:
         """Let the task that waits for the token go on, with a value or an error.
@@ -314,7 +314,7 @@ class Loop:
                 error = OSError(errno.EBADF, f"descriptor {fd} was closed while waited for")
                 self._ready.append((task, None, error))
 
-    # What any thread and signal handlers may call.
+    # Called by any thread, and by signal handlers.
 
     def call_soon_threadsafe(self, call: Callable[..., object], *args: Any) -> None:
         """Call in the loop's thread, soon. Any thread."""

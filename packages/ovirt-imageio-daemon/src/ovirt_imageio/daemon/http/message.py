@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
 
-"""What a handler gets and what it gives back."""
+"""Requests that handlers get, and responses that they give back."""
 
 from __future__ import annotations
 
@@ -101,9 +101,9 @@ class RequestBody:
             limit: Most bytes.
 
         Raises:
-            HttpError: 413 if it is longer than limit (what was not read is left), 400 if
-                the stream ends early or the chunks are malformed, 408 if the body
-                did not come in time.
+            HttpError: With 413 if it is longer than limit (the rest is left unread). With
+                400 if the stream ends early or the chunks are malformed, with 408 if
+                the body did not come in time.
         """
         if self.decoder is None:
             if self.left is None or self.left > limit:
@@ -253,7 +253,7 @@ class StreamedBody(ABC):
 
 
 class Response:
-    """What a handler returns.
+    """Answer that a handler returns.
 
     Args:
         status: HTTP status code.

@@ -3,8 +3,8 @@
 
 """Request heads: bytes in, a value or an error out (RFC 9112 §2 to §6).
 
-Strict wherever two readers could disagree about where a request ends or what it says: a
-head that a proxy before us might have read differently is refused, not repaired. Every
+The parser is strict wherever two readers could disagree about where a request ends or what it
+says. A head that a proxy before us might have read differently is refused, not repaired. Every
 error here closes the connection, since what follows cannot be trusted to be a request.
 """
 
@@ -93,13 +93,13 @@ def parse_head(data: bytes, limits: Limits = DEFAULT_LIMITS, *, needs_host: bool
 
     Args:
         data: The head up to, without, the empty line that ends it.
-        limits: What is too large.
+        limits: Largest sizes, and most fields.
         needs_host: HTTP/1.1 without a Host field is refused, RFC 9112 §3.2.
 
     Raises:
-        HttpError: 400 for a malformed head, 414 and 431 for a too large one, 417 for
-            an unknown expectation, 501 for an unknown method or transfer coding, 505 for
-            another version of HTTP.
+        HttpError: With 400 for a malformed head, 414 and 431 for a too large one. With 417
+            for an unknown expectation, 501 for an unknown method or transfer coding, 505
+            for another version of HTTP.
     """
     text = data.decode("latin-1")
     end = text.find("\r\n")

@@ -8,16 +8,16 @@ A peer is what backends move bytes to and from
 connection has set in the kernel, and releases the GIL while it does.
 
 Clients that stop reading, or sending, in the middle of a body must not keep the workers from
-everybody else. The kernel's timeouts are short: at each the peer adds up how long the client was
-silent, and *pauses* if somebody waits for a worker, or if it was long (see
+other clients. The kernel's timeouts are short. At each the peer adds up how long the client was
+silent. It *pauses* if another request waits for a worker, or if the silence was long (see
 `ovirt_imageio.common.backends.pausing`). The backend ends its piece, whose unsent rest the
 peer keeps, and returns. The loop waits for the client, sends that rest, and hands over again:
 
     worker   ──pieces──► silent: paused                          ──pieces──►
     loop                    └─► until readable, or the rest is sent ─┘
 
-The storage stays borrowed meanwhile, so no more of a ticket's requests can be paused
-than it has backends, and what they keep, a piece each, is bounded as well.
+The storage stays borrowed meanwhile. So no more of a ticket's requests can be paused than it has
+backends. The memory that they keep, a piece each, is bounded as well.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _FRAMING = 4096  # bytes to receive where a chunk's size is expected
 
 
 class WorkerPeer:
-    """What plain and TLS connections have in common: the head, and where the body ends.
+    """Common half of plain and TLS connections: the head, and where the body ends.
 
     Args:
         connection: Handed over by its task until `release`.
@@ -55,8 +55,8 @@ class WorkerPeer:
         splice_fd: Descriptor for splice(2), None where bytes must pass through us.
         seconds: That sending to the client and receiving from it took, its pauses included,
             since the worker began.
-        can_pause: Whoever uses it can leave and go on later.
-        paused: Whoever uses it shall leave now.
+        can_pause: The call that uses it can leave and go on later.
+        paused: The call that uses it shall leave now.
         resumed: It was paused before: this is not the beginning.
     """
 

@@ -4,7 +4,7 @@
 """Byte ranges of requests: which part of an image is meant.
 
 Stricter than RFC 9110 §14 in one point, on purpose: a range that the image cannot serve
-as asked is refused, never cut, so that a client does not take a short image for a whole one.
+as asked is refused, never cut. So no client takes a short image for a whole one.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 
 """Where TLS records end, RFC 8446 §5.1 and RFC 5246 §6.2.
 
-OpenSSL is given whole records only. What it has then been given, it has read: it need not be asked
-once more, to say by an exception that it wants to read, and a ClientHello that comes byte by
-byte makes it work once.
+OpenSSL is given whole records only, and reads all that it is given. It need not be asked once
+more, to say by an exception that it wants to read. A ClientHello that comes byte by byte makes
+it work once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def whole_records(data: bytes | memoryview, limit: int) -> int:
     """Return how many bytes of data, from its beginning, are whole records.
 
     Args:
-        data: What was received, beginning with a record.
+        data: Bytes that were received, beginning with a record.
         limit: Bytes of records that are enough; the first may be longer.
 
     Returns:

@@ -7,9 +7,9 @@ A client that is refused hundreds of times in a second is refused for the same f
 each would hide everybody else's, fill the disk, and take as long as two good requests. A person
 who tries a few requests sees each of them.
 
-A client is counted by its name, whatever connection it uses, for who is refused is often told to
-make another. There may be any number of names as well, so those that come when many are known share
-their lines.
+A client is counted by its name, whatever connection it uses, for a refused client is often told
+to make another. There may be any number of names as well, so those that come when many are known
+share their lines.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MOST = 100
 CLIENTS = 100
 """Clients that are told apart."""
 OTHERS = "other clients"
-"""What those that come when so many are known are called."""
+"""Label for clients beyond the first `CLIENTS`."""
 
 
 class _Client:
@@ -48,7 +48,7 @@ class Refusals:
         """Count a refusal; tell whether it gets a line of its own.
 
         Args:
-            client: Who was refused.
+            client: Name of the refused client.
             now: Seconds of a monotonic clock.
         """
         found = self._clients.get(client)

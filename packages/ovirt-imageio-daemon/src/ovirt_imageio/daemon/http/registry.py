@@ -25,10 +25,10 @@ GUESTS = 64
 class Connections:
     """Counts connections and knows the idle ones, oldest first. Loop thread only.
 
-    A connection is idle until the head of its next request is complete: one that says
+    A connection is idle until the head of its next request is complete. One that says
     nothing, stops within its handshake, or sends a head byte by byte is idle all the time. So
     is one without a ticket that lets us wait for it, see `spare`. Those whose last request
-    had no ticket go first, then those of a ticket that has far more than anybody needs.
+    had no ticket go first, then those of a ticket that has far more than any client needs.
 
     Args:
         loop: The loop.

@@ -10,8 +10,8 @@ A client that reads an image in small pieces sends the same head again and again
 
 Parsing it, finding its handler and composing the head of the answer took half of the time that
 the daemon spends on 4 KiB. A head that begins and ends byte for byte like one that was found
-good is as good, and means the same. So two numbers are all that is looked at; whether the ticket
-still allows it, and whether the image has that range, is asked for each request as ever.
+good is as good, and means the same. So two numbers are all that is looked at. Each request is
+still checked as ever: whether the ticket allows it, and whether the image has that range.
 """
 
 from __future__ import annotations

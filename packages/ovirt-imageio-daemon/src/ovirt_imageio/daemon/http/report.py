@@ -1,13 +1,13 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
 
-"""What the log says about requests that went wrong: one line each, without ticket ids.
+"""Log lines about requests that went wrong: one line each, without ticket ids.
 
 Of a client that is refused again and again ten refusals in a minute have a line, and one line
 counts the rest: see refusals.py.
 
-Storage that fails is daily life, and its error names the reason. Only what nobody expected comes
-with a traceback, everything at level DEBUG. That level has a line for each request as well.
+Storage that fails is daily life, and its error names the reason. Only an unexpected error comes
+with a traceback, every error at level DEBUG. That level has a line for each request as well.
 """
 
 from __future__ import annotations

@@ -6,24 +6,24 @@
 Theory of operation
 -------------------
 
-`Router.serve` is the one task of a connection. It reads a head, calls the handler, sends the
-response, gets rid of what is left of the request's body, and goes on with the next head.
+`Router.serve` is the one task of a connection. It reads a head, calls the handler and sends the
+response. Then it gets rid of what is left of the request's body, and goes on with the next head.
 Requests that a client pipelines wait in the connection's buffer, so they are answered in order.
 
 An error becomes a response here and nowhere else, as long as no byte of another
-response was sent; after that the connection can only be closed. The response to an error
+response was sent. After that the connection can only be closed. The response to an error
 is written from nothing: no field of the response it replaces is left in it.
 
-Clients that send requests before they read answers, those that have not shown a ticket on
-this connection, and those whose request failed, let others go first: see `Loop.turn`. Who has
-been refused a hundred times without a ticket is told to make another connection: refusals.py.
+Clients that send requests before they read answers let others go first: see `Loop.turn`. So do
+those that have not shown a ticket on this connection, and those whose request failed. A client
+that was refused a hundred times without a ticket has to make another connection: see refusals.py.
 
 A request like the last one of its connection goes a shorter way: see repeats.py.
 
-A body that nobody read is never taken for a request. A short rest is read and dropped
-after the response. A long one, one of unknown length, or one that the client still holds back
-for a 100 response, ends the connection: the answer says so and leaves first, then the
-connection lingers until the client has noticed.
+A body that no handler read is never taken for a request. A short rest is read and dropped
+after the response. A long rest ends the connection, and so does one of unknown length, or one
+that the client still holds back for a 100 response. The answer says so and leaves first, then
+the connection lingers until the client has noticed.
 """
 
 from __future__ import annotations
@@ -330,8 +330,8 @@ class Router:
     async def _refuse(self, connection: Connection, error: HttpError, head: bytes) -> None:
         """Answer what could not be read as a request, and close.
 
-        Two things can be told from as much of its head as came: whether a page needs fields
-        that let it read the answer, and whether it is HEAD, whose answer has no body.
+        The part of the head that came tells two things: whether a page needs fields to read the
+        answer, and whether the method is HEAD. The answer to HEAD has no body.
         """
         if self._shall_be_told(connection):
             log.info("%s: %s refused: %s", self.name, connection.peer, error)

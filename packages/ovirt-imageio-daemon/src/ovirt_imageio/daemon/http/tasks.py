@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
 
-"""What the loop schedules: tasks, and the identities of their waits."""
+"""Tasks, which the loop schedules, and the identities of their waits."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Task:
         self.coro = coro
         self.deadline = math.inf  # of the current wait
         self.timer = math.inf  # when the heap entry that counts comes up
-        # What it waits for: a token, fd to read, ~fd to write, None while it is ready.
+        # The current wait: a token, fd to read, ~fd to write, None while it is ready.
         self.wait: Token | int | None = None
         self.cancelled = False
         self._on_done: list[Callable[[Task], None]] = []
@@ -65,7 +65,7 @@ class Task:
         """Throw `TaskCancelled` into the coroutine, at once or where it next waits.
 
         A call that a worker thread already runs is not interrupted, for the thread owns
-        what the task gave it: the error is thrown when the call has ended.
+        what the task gave it. The error is thrown when the call has ended.
         """
         self._loop.cancel(self)
 

@@ -6,7 +6,7 @@
 Theory of operation
 -------------------
 
-OpenSSL works on two memory BIOs, so that the socket is read and written in large pieces: a
+OpenSSL works on two memory BIOs, so that the socket is read and written in large pieces. A
 TLS socket would make a system call or two for every record of 16 KiB. Loop and worker
 use the same pair in turn. A BIO never gives memory back, so it is fed and emptied a record at a
 time, and an idle connection holds little.
@@ -14,8 +14,8 @@ time, and an idle connection holds little.
 Bytes may hide in three places: encrypted in ``raw``, in whole records in the incoming BIO,
 decrypted in OpenSSL. All are asked before the socket is waited for.
 
-Records may bring no data at all, and still make work: a request for new keys (RFC 8446 §4.6.3) costs its
-sender 27 bytes and us 50 µs. So it is counted what comes without data. A stranger's first 2 KiB are
+Records may bring no data at all, and still make work. A request for new keys (RFC 8446 §4.6.3) costs its
+sender 27 bytes and the daemon 50 µs. So bytes that come without data are counted. A stranger's first 2 KiB are
 read in the loop, more by the threads that do handshakes, and past 64 KiB the connection ends.
 """
 
@@ -39,17 +39,17 @@ if TYPE_CHECKING:
     from .loop import Loop
     from .message import RequestBody
 
-# Bytes in a BIO at a time. A BIO keeps 4/3 of the most it ever held: with these an idle
-# connection that moved data takes 62 KiB in all; a piece at once would keep 2.7 MiB. From 16 KiB to
-# 1 MiB throughput was the same within the noise.
+# Bytes in a BIO at a time. A BIO keeps 4/3 of the most it ever held. With these an idle connection
+# that moved data takes 62 KiB in all; a piece at once would keep 2.7 MiB. From 16 KiB to 1 MiB
+# throughput was the same within the noise.
 _SLICE_OUT = 16 * 1024  # one record
 _SLICE_IN = 16 * 1024  # one record, or several short ones
 _SLICE_STRANGER = 2 * 1024  # 75 requests for new keys
 _IDLE_INPUT = 64 * 1024  # bytes without data until the connection ends; a whole record has 16 KiB
 _BYTE_PAYS = 32  # bytes of records that a byte of data accounts for: the smallest record has 23
 _PIECE = 1024 * 1024  # received by one system call of a worker
-# Encrypted and sent at a time: 0.95 of the processor time of 1 MiB, whose records are joined when the
-# first of them has left the processor's cache.
+# Encrypted and sent at a time. This takes 0.95 of the processor time of 1 MiB, whose records are
+# joined when the first of them has left the processor's cache.
 _PIECE_OUT = 512 * 1024
 _RECEIVE = 64 * 1024
 _HANDSHAKE = 0x16  # the type of a TLS record that begins a handshake, RFC 8446 §5.1

@@ -6,10 +6,11 @@
 The loop alone counts and decides: it hands a job to a thread that is free or may be started.
 Jobs beyond the limit wait in the loop, in order. So they do where the system starts no more threads.
 
-Each thread waits for jobs of its own, so that a job wakes no other. Where they shared a queue, who had
-taken a job woke the next to look, who had to take the interpreter's lock to see that there was
-nothing. The thread that became free last is the first to be used again: its buffers are in the
-processor's cache, and those that are not needed are idle, ask the loop whether they may go, and go.
+Each thread waits for jobs of its own, so that a job wakes no other. Where they shared a queue, the
+thread that had taken a job woke the next to look. That one had to take the interpreter's lock to
+see that there was nothing. The thread that became free last is the first to be used again: its
+buffers are in the processor's cache. The threads that are not needed are idle, ask the loop whether
+they may go, and go.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class Job:
     """One call for a worker.
 
     Args:
-        call: What to call.
-        args: With what.
+        call: Function for the worker.
+        args: Its arguments.
         on_done: Called in the loop's thread with the result and None, or None and the
             exception.
     """
@@ -124,7 +125,7 @@ class Workers:
         """Start the job, or let it wait for a thread.
 
         Args:
-            job: What to do.
+            job: Job to start.
             first: If it has to wait, then before all others, and however many those are.
 
         Raises:
