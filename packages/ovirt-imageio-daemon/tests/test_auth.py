@@ -32,7 +32,7 @@ SIZE = 1 << 20
 
 
 class Client:
-    """What a transfer knows of a connection."""
+    """The part of a connection that a transfer knows."""
 
     service = "test"
     client = "unix:pid=1,uid=0"

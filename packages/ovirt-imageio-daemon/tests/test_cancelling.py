@@ -301,7 +301,7 @@ SMALL = {
     "small-put": ("PUT", "?flush=n", [], bytes(512), wire.CMD_WRITE),
     "small-zero": ("PATCH", "", [], b'{"op": "zero", "offset": 0, "size": 512}', wire.CMD_WRITE_ZEROES),
 }
-"""What the loop serves: method, query, fields, body and the command that storage gets."""
+"""Requests that the loop serves: method, query, fields, body and the command that storage gets."""
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *SMALL, "extents"])

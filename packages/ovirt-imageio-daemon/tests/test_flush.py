@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """No flush is acknowledged that does not cover everything acknowledged before.
 
-The storage is a server that loses what no flush covers when it crashes, so every test may
-ask for the one thing that counts: what is stable when a flush has succeeded.
+The storage is a server that loses what no flush covers when it crashes. So every test may ask
+for the one thing that counts: what is stable when a flush has succeeded.
 """
 
 from __future__ import annotations
@@ -428,7 +428,7 @@ def test_failed_flush_of_one_ticket_is_a_loss_of_the_other(serve, server, spelli
     assert put(service, MiB, data, flush=True, ticket="b") == 500
     assert flush(service) == 500
     assert flush(service) == 500
-    # What b wrote it was not told of, so it owes nothing, and may write again.
+    # The client of b was told of no write, so b owes nothing, and may write again.
     assert put(service, MiB, data, flush=True, ticket="b") == 200
     assert flush(service, "b") == 200
 

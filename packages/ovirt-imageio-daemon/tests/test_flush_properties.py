@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whatever is asked of two pools of one storage, and whenever its server crashes: what was flushed is there."""
+"""Flushed data is there, whatever is asked of two pools of one storage, and whenever its server crashes."""
 
 from __future__ import annotations
 

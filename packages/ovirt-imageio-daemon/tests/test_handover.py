@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
 
-"""What root left of a log, at a first start or an upgrade, becomes the daemon's user's; nothing else does."""
+"""Parts of a log that root left, at a first start or an upgrade, become the daemon's user's; nothing else does."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ SIZE = 32 * MiB  # more than the kernel buffers for one connection
 SMALL = 2 * MiB
 CROWD = 1000
 PATIENCE = 60.0
-# Whose clients work hard to hurt: a TLS handshake or megabytes for each.
+# Crowds whose clients work hard to hurt: a TLS handshake or megabytes for each.
 CROWDS = {
     "stopped reading tls": 100,
     "vanished writing": 200,
@@ -167,7 +167,7 @@ def test_crowd_hurts_nobody_else(strong: Victim, name: str) -> None:
 
 
 def test_upload_whose_client_left_is_not_begun(strong: Victim) -> None:
-    """What cannot be completed costs neither a worker nor a write."""
+    """An upload that cannot be completed costs neither a worker nor a write."""
     before = strong.attacked.read_bytes()
     with strong.target() as target, target.unix() as sock:
         strong.daemon.send_signal(signal.SIGSTOP)  # so that it sees all of that at once

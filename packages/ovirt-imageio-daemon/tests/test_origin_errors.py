@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
 
-"""What the origin of a proxied image says reaches the client, where the client can act on it."""
+"""Refusals by the origin of a proxied image reach the client, where the client can act on them."""
 
 from __future__ import annotations
 

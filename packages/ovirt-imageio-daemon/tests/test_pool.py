@@ -293,7 +293,7 @@ def test_backend_in_use_is_waited_for_where_no_other_can_be_opened(run, storage,
 
 
 def test_backend_given_back_while_another_could_not_be_opened_is_taken(run, storage, make):
-    """Nobody would give it back a second time: the request would wait for nothing."""
+    """It would not be given back a second time: the request would wait for nothing."""
     pool = make()
 
     async def script():

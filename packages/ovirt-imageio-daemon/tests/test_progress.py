@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
 
-"""What was moved counts once, whatever the order and the overlap."""
+"""Bytes that were moved count once, whatever the order and the overlap."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class Talks:
         return self.ask(head("GET", self.path, headers=[("Range", f"bytes={span}"), *fields]))
 
     def ticket(self) -> dict[str, Any]:
-        """What both know of the ticket."""
+        """Return what both know of the ticket."""
         found = [daemon.ticket(self.ticket_id) for daemon in self.daemons]
         keys = ("transferred", "connections", "active", "canceled", "size")
         assert [found[0].get(key) for key in keys] == [found[1].get(key) for key in keys]

@@ -22,7 +22,7 @@ from imageio_testing.httppeer import HttpPeer, Response, request_head
 MiB = 1 << 20
 SIZE = 4 * MiB
 HUGE = 1 << 40
-# What the daemon reads of a refused body, and what kernel and TLS hold between both ends.
+# Bytes of a refused body that the daemon reads, and those that kernel and TLS hold between both ends.
 MOST = (128 + 32) * MiB
 
 pytestmark = pytest.mark.system

@@ -34,7 +34,7 @@ def test_merged_takes_what_applies_at_once_and_keeps_the_rest() -> None:
     assert merged.daemon == OLD.daemon.replace(max_workers=7)
     assert merged.control == NEW.control
     assert merged.remote == OLD.remote
-    # What needs a restart is told again the next time.
+    # Values that need a restart are told again the next time.
     assert [change.key for change in reloading.changes(merged, NEW)] == ["inline_limit", "port"]
 
 

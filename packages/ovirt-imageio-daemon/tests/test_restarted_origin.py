@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A proxy acknowledges no flush whose origin has lost what it should cover.
 
-The origin is a server that loses what no flush covers when it is killed: one of version 3, which tells
+The origin is a server that loses what no flush covers when it is killed. One is of version 3, which tells
 whether a flush covers a write, and one of 2.5.1, which tells nothing.
 """
 
@@ -223,7 +223,7 @@ def test_idle_connection_to_an_origin_that_tells_is_left_alone(serve, telling):
     assert telling.flushes == 0
 
 
-# What a proxy's own clients are told.
+# Answers to a proxy's own clients.
 
 
 def test_changes_are_answered_with_the_life_of_the_ticket(serve, telling):

@@ -219,7 +219,7 @@ def test_storage_has_a_moment_for_what_it_works_on(tmp_path: Path, monkeypatch: 
 
 
 def test_ticket_that_replaces_one_waits_for_its_flush(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was acknowledged before is flushed, however long storage takes: its client goes on."""
+    """Data acknowledged before is flushed, however long storage takes: its client goes on."""
     monkeypatch.setattr(transfer, "GRACE", 0.0)
     flushing, release = threading.Event(), threading.Event()
 

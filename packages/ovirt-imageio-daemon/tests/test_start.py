@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
 
-"""What a daemon loads before it serves: most of the time that its start takes."""
+"""Modules that a daemon loads before it serves: most of the time that its start takes."""
 
 from __future__ import annotations
 

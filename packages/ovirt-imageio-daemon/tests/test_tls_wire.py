@@ -3,8 +3,8 @@
 
 """TLS as a client sees it: records on a raw socket, and openssl's own client.
 
-The client is at security level 0 and would speak any version: what is refused is refused by
-the server, and its alert says so (RFC 8446 §6.2).
+The client is at security level 0 and would speak any version. So a refusal comes from the server,
+and its alert says so (RFC 8446 §6.2).
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ def test_flood_of_new_keys_ends_the_connection(daemon: Daemon, image: str, befor
 
 
 def test_flood_of_new_keys_costs_the_daemon_little(daemon: Daemon) -> None:
-    """What is read before the connection ends, 2,400 of them, takes 0.1 s."""
+    """Records that are read before the connection ends, 2,400 of them, take 0.1 s."""
     with key_updater(daemon) as updater:
         flood = updater.updates(10 * FLOOD)  # all of them take 2 s
         before = usage(daemon.pid).cpu

@@ -16,7 +16,7 @@ from ovirt_imageio.daemon.watch import Watch
 
 
 class Thing:
-    """What is watched; it counts how often it is looked at."""
+    """An item that is watched; it counts how often it is looked at."""
 
     def __init__(self, expires, state="idle"):
         self.expires = expires
@@ -109,7 +109,7 @@ def test_states_are_counted_without_a_look_at_who_is_not_in_use(watch):
 
 
 class Model(RuleBasedStateMachine):
-    """Whatever happens, what is told and counted is what is true."""
+    """The watch tells and counts what is true, whatever happens."""
 
     def __init__(self):
         super().__init__()

@@ -291,7 +291,7 @@ def test_records_may_be_cut_anywhere(server: Any, client_context: ssl.SSLContext
 
 
 class _Reader:
-    """What `answer` reads from."""
+    """Source that `answer` reads from."""
 
     def __init__(self, recv: Any) -> None:
         self.recv = recv

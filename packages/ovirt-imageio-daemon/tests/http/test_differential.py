@@ -3,8 +3,8 @@
 
 """The same verdicts as h11, which is a second opinion on RFC 9112, over generated and mutated messages.
 
-What we accept, h11 accepts and understands in the same way. Where we refuse what h11 accepts, the
-reason stands in `STRICTER`. ``IMAGEIO_FUZZ_EXAMPLES`` sets how many examples are tried.
+Messages that we accept h11 accepts, and understands in the same way. Where we refuse what h11 accepts,
+the reason stands in `STRICTER`. ``IMAGEIO_FUZZ_EXAMPLES`` sets how many examples are tried.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ STRICTER = {
     r"400 the line before a chunk is too long": "extensions of more than 4 KiB",
 }
 
-# Where we are not: space between the size of a chunk and its extension, which RFC 9112 §7.1.1
-# tells recipients to take (BWS), and h11 refuses.
+# Where we are not: space between the size of a chunk and its extension. RFC 9112 §7.1.1 tells
+# recipients to take it (BWS), and h11 refuses it.
 SPACED_EXTENSION = re.compile(rb"[0-9A-Fa-f][ \t]+;")
 
 METHODS = st.sampled_from([b"GET", b"PUT", b"HEAD", b"OPTIONS", b"PATCH", b"DELETE", b"CONNECT", b"get", b"BREW"])
@@ -120,7 +120,7 @@ def chunks(draw: st.DrawFn) -> bytes:
 
 
 def ours(data: bytes) -> Head | HttpError:
-    """What we make of a head, as a connection does when it has come in two pieces."""
+    """Return our reading of a head, as of a connection when it has come in two pieces."""
     try:
         check_incomplete(data)
         return parse_head(data)
@@ -129,7 +129,7 @@ def ours(data: bytes) -> Head | HttpError:
 
 
 def theirs(connection: h11.Connection, data: bytes) -> h11.Request | str:
-    """What h11 makes of a head, or why it refuses it."""
+    """Return h11's reading of a head, or why it refuses it."""
     connection.receive_data(data)
     try:
         event = connection.next_event()

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
 
-"""What becomes of clients that send on when they were answered, and of a crowd of them."""
+"""The fate of clients that send on when they were answered, and of a crowd of them."""
 
 from __future__ import annotations
 

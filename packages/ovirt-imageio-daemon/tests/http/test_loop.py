@@ -438,7 +438,7 @@ def test_before_wait_runs_once_after_what_is_ready(run: Run) -> None:
 
 
 def test_turn_comes_after_events(run: Run, pair: Pair) -> None:
-    """Who gives others a turn waits for those, too, whose event was not seen yet."""
+    """A task that gives others a turn waits for those, too, whose event was not seen yet."""
     order: list[str] = []
 
     async def main() -> None:

@@ -28,7 +28,7 @@ def status(data: bytes, **limits: int) -> int:
     return e.value.status
 
 
-# What is accepted.
+# Heads that are accepted.
 
 
 def test_get() -> None:
@@ -125,7 +125,7 @@ def test_host_is_accepted(host: bytes) -> None:
     assert parse_head(head(b"GET / HTTP/1.1", b"Host: " + host)).headers["host"] == host.decode()
 
 
-# What is refused.
+# Heads that are refused.
 
 
 @pytest.mark.parametrize(

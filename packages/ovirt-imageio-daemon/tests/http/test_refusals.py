@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: ovirt-imageio contributors
 # SPDX-License-Identifier: GPL-2.0-or-later
 
-"""What a client that is refused again and again costs: few log lines, and few answers that nobody reads."""
+"""Costs of a client that is refused again and again: few log lines, and few answers that no client reads."""
 
 from __future__ import annotations
 
