@@ -122,12 +122,12 @@ def write_table(path: Path, setup: Setup, results: Sequence[tuple[Row, Samples]]
         **machine_facts(),
         "Python of 3": python_version(setup.ours.python),
         "Python of 2.5": python_version(setup.peer.python),
-        "capabilities": "none" if setup.ours.prefix else "those of who ran it",
+        "capabilities": "none" if setup.ours.prefix else "those of the user that ran it",
         "image": f"{setup.size // MIB} MiB",
         "rounds": str(rounds),
     }
-    text = ", ".join(f"{name}: {value}" for name, value in facts.items())
-    parts = (f"{text}.", "### To reach", goals_table(results), "### Every figure", table(results))
+    text = "\n".join(f"- {name}: {value}" for name, value in facts.items())
+    parts = (text, "### To reach", goals_table(results), "### Every figure", table(results))
     path.write_text("\n\n".join(parts) + "\n")
 
 

@@ -18,9 +18,10 @@ _INTRODUCTION = """\
 # Conformance
 
 Each row is a rule of the [HTTP API](http-api.md) or of [tickets](tickets.md), which `tools/conformance`
-checks through the sockets of a server: by TLS and by Unix socket, with images behind NBD, in files, and behind
-another server, wherever that matters. *yes*: the server keeps the rule in every combination. *no*: in at least one it
-does not, and the last column says how. *n/a*: the rule could not be tried, and the last column says why.
+checks through the sockets of a server. Where it matters, rules are tried by TLS and by Unix socket, with images behind
+NBD, in files, and behind another server. A *yes* means that the server keeps the rule in every combination. A *no*
+means that in at least one it does not, and the last column says how. An *n/a* means that the rule could not be tried,
+and the last column says why.
 Nothing in this table is stated without a run: what the last column says of a *no* has to be seen in its faults.
 
 This page is made by `make conformance-peer`.
@@ -49,10 +50,10 @@ $ ../.venv/bin/python -m conformance --control /run/ovirt-imageio/sock \\
 | `--version-expected` | what `GET /info/` has to report; by default anything |
 | `--report` | a file to write the outcome of every rule to, as JSON |
 
-`--remote` or `--local` is needed, or both. The server must reach the folder by the same path, as the user that it is: a
-daemon with a `/tmp` of its own sees nothing below the `/tmp` and `/var/tmp` of its host. What is made there is for
-anyone to open while the suite runs, and is removed at its end; so are the tickets. Take a server that nobody else
-uses: one that breaks a rule may lose the tickets of others.
+`--remote` or `--local` is needed, or both. The server must reach the folder by the same path, as the user that it is. A
+daemon with a `/tmp` of its own sees nothing below the `/tmp` and `/var/tmp` of its host. Any user can open the files
+made there while the suite runs. They are removed at its end, and so are the tickets. Take a server that has no other
+clients: one that breaks a rule may lose the tickets of others.
 
 Without options a daemon of the checkout is started and checked. Options that name no server, or one that cannot be
 connected to, are refused before any rule is tried, by exit status 4. Else it is 0 if every rule that was tried is kept,
@@ -69,8 +70,8 @@ Skipped, each with its reason at the end, are rules
 
 ## Generated requests
 
-Beyond these rules, `make fuzz` tries 50,000 generated requests and more: 15,000 heads, as many bodies with a length
-and as many chunked ones, whole and broken, which h11 judges too; and what schemathesis makes of
+Beyond these rules, `make fuzz` tries 50,000 generated requests and more. They are 15,000 heads, as many bodies with a
+length and as many chunked ones, whole and broken, which h11 judges too. Others schemathesis makes of
 [openapi.yaml](openapi.yaml), well-formed and not, for each operation. The last run tried 45,300 of the
 former and 28,801 of the latter, and found nothing. `make check` tries a fixed selection of each.
 """

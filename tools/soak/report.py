@@ -17,22 +17,20 @@ _COLUMNS = ("rounds", *_FAULTS, "writes", "flushes", "failed", "bytes", "lost")
 _HEAD = """\
 # Soak
 
-What [Durability](../design/durability.md) promises, tried: clients write, zero and flush over several
-connections while the daemon, a proxy in front of it and the storage are ended by `kill -9`, up
-to three times a round, and tickets are replaced. At the end of each round storage is killed once
-more, started again, and every byte of the image is compared with what it may hold: where a flush
-was acknowledged, exactly what was written; elsewhere what was written since, or what was there
-before, sector by sector.
+The soak tries the promises of [Durability](../design/durability.md). Clients write, zero and flush over several
+connections, and tickets are replaced. Meanwhile `kill -9` ends the daemon, a proxy in front of it and the storage,
+up to three times a round. At the end of each round storage is killed once more and started again. Then every byte
+of the image is compared with the contents that it may have. Where a flush was acknowledged, only the written data
+are right. Elsewhere each sector may hold data written since, or the data from before.
 
-`forgetful` storage is the NBD server of the tests that loses what no flush covers, as a host
-without power does. qemu-nbd and nbdkit lose less when they are killed, for what they wrote to a
-file stays in the page cache of the host: raw images all of it, qcow2 images what lies in clusters
-that no table refers to yet.
+`forgetful` storage is the NBD server of the tests that loses all writes that no flush covers, as a host without
+power does. When qemu-nbd and nbdkit are killed, they lose less: their writes to a file stay in the page cache of
+the host. A raw image loses nothing then. A qcow2 image loses data in clusters that no table refers to yet.
 
-`proxy-origin` is a proxy whose ticket lives on while its origin and the storage behind it are killed with
-whatever was not flushed, and brought back. `two-tickets` is one storage for two tickets that spell its URL in two
-ways, each with writers and flushes of its own; now and then the storage answers a flush with an error, and drops what
-anybody wrote since the last one.
+`proxy-origin` is a proxy whose ticket lives on while its origin and the storage behind it are killed and brought
+back. Writes that were not flushed are lost with them. `two-tickets` is one storage for two tickets that spell its
+URL in two ways, each with writers and flushes of its own. Now and then the storage answers a flush with an error,
+and drops all that was written since the last one.
 
 Made by
 
@@ -100,10 +98,11 @@ def page(results: dict[str, Any], command: str) -> str:
     lines.append("|---" * (len(_COLUMNS) + 1) + "|")
     for name, row in [*sorted(results["targets"].items()), ("**all**", total)]:
         lines.append(f"| {name} | " + " | ".join(f"{row.get(column, 0):,}" for column in _COLUMNS) + " |")
-    lines += ["", f"{total['open']:,} sectors had changes that no flush covered when they were compared, and"]
-    lines.append(f"might have held more than one content; {total['torn']:,} held the beginning of a write that was")
-    lines.append("not answered and the rest of what was there before, or, in a qcow2 image, zeroes in place of")
-    lines.append("such a write: qemu zeroes a range first where a write ends in a cluster that reads as zeroes.")
+    lines += ["", f"When they were compared, {total['open']:,} sectors had changes that no flush covered, and might"]
+    lines.append(f"have held more than one content. Of a write that was not answered {total['torn']:,} sectors held")
+    lines.append("the beginning, and behind it the data from before. Or they held, in a qcow2 image, zeroes in")
+    lines.append("place of such a write. There qemu zeroes a range first where a write ends in a cluster that")
+    lines.append("reads as zeroes.")
     if results["skipped"]:
         skipped = ", ".join(f"{name} ({why})" for name, why in results["skipped"].items())
         lines += ["", f"Not run: {skipped}."]

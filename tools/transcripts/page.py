@@ -23,7 +23,7 @@ _FILLS = (Fill(0, 64 * KiB, 0x11), Fill(8 * MiB, MiB, 0x22))
 _INTRODUCTION = """\
 # Transcripts
 
-What a terminal shows of each command of `ovirt-img`. Made by running them, and compared by a test:
+The output of each command of `ovirt-img` on a terminal. Made by running them, and compared by a test:
 only times, rates and ids are made up.
 """
 
