@@ -28,9 +28,9 @@ BENCH_OLDEST = --python oldest --unprivileged --minutes 5 --table docs/performan
 .PHONY: help $(MAKECMDGOALS)
 
 help:
-	@echo 'make check      lint, types, import rules and tests; the first kind of failure ends it'
+	@echo 'make check      lint, prose, types, import rules and tests; the first kind of failure ends it'
 	@echo 'make test T=…   the tests named, e.g. T=packages/ovirt-imageio-common/tests/nbd'
-	@echo 'make lint       lint, shell, types and import rules, without tests'
+	@echo 'make lint       lint, shell, prose, types and import rules, without tests'
 	@echo 'make check-all  make check, every environment of tox.ini, packages installed and used'
 	@echo 'make fuzz       50,000 generated requests, and heads that h11 judges too'
 	@echo 'make conformance-peer   check 2.5.1 too, and compare in docs/reference/conformance.md'

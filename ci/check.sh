@@ -7,7 +7,7 @@
 #   ci/check.sh --style
 #   ci/check.sh --test PYTEST ARGUMENT …
 #
-# Lint, types, import rules and the tests that are not marked slow, in this order. With --rest:
+# Lint, prose, types, import rules and the tests that are not marked slow, in this order. With --rest:
 # every environment of tox.ini, over installed wheels, with the slow tests. With --style: no
 # tests. With --test: only the tests that are named. The first kind of failure ends the check,
 # which then says what each step took. Temporary files go into one folder, which is removed at
@@ -63,6 +63,7 @@ check_style() {
         findings=(findings/*.sh)
         step shell shellcheck ci/*.sh .ci/run "${findings[@]}"
     fi
+    PYTHONPATH=tools step prose "$bin/python" -m prose
     step types "$bin/mypy"
     step imports "$bin/lint-imports" --cache-dir .cache/import-linter
 }
