@@ -55,7 +55,7 @@ def check(checkout: Path, *arguments: str, fail: str = "") -> tuple[int, list[st
 def test_style_comes_before_tests(checkout: Path):
     (checkout / ".ci").mkdir()
     (checkout / ".ci" / "run").write_text("#!/bin/sh\n")
-    assert check(checkout) == (0, ["ruff", "mypy", "lint-imports", "python"])
+    assert check(checkout) == (0, ["ruff", "python", "mypy", "lint-imports", "python"])
 
 
 @pytest.mark.parametrize("fail", ["ruff", "python"])
