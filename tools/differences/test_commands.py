@@ -125,7 +125,9 @@ def test_progress_that_cannot_be_written(generations, site, ovirt_img, tmp_path)
     for generation in generations:
         with open("/dev/full", "w") as full:
             statuses.append(ovirt_img(generation, "download-disk", disk.id, tmp_path / "disk", stdout=full).returncode)
-    assert statuses == [1, 0]
+    # 120 is the interpreter's, where the last line is written at its end only.
+    assert statuses[0] in (1, 120)
+    assert statuses[1] == 0
 
 
 @needs_qemu
