@@ -14,7 +14,6 @@ import threading
 
 import pytest
 
-from imageio_testing.daemon import Daemon
 from imageio_testing.imageserver import Image, ScriptedServer, response
 from imageio_testing.vhd import FIXED, make_vhd
 from ovirt_imageio.client import streaming
@@ -170,18 +169,6 @@ def test_disk_of_no_bytes_takes_a_source_of_none(tmp_path):
     (tmp_path / "file").touch()
     with open(tmp_path / "file", "rb") as f, ScriptedServer(Image(bytearray())) as server:
         assert streaming.upload(f.fileno(), server.url, None).size == 0
-
-
-def test_disk_that_grows_does_not_tell_the_size_of_a_pipe(tmp_path):
-    (tmp_path / "disk").touch()
-    with Daemon(tmp_path / "daemon", tls=False) as daemon:
-        ticket = daemon.add_ticket(f"file://{tmp_path}/disk", size=MiB, ops=["write"])
-        url = f"{daemon.url}/images/{ticket}"
-        with written(content()[:MiB]) as fd, pytest.raises(TransferError, match="until it grows: pass size=N"):
-            streaming.upload(fd, url, None)
-        with written(content()[:MiB]) as fd:
-            streaming.upload(fd, url, None, size=MiB)
-    assert (tmp_path / "disk").read_bytes() == content()[:MiB]
 
 
 def test_file_tells_its_size_from_where_it_stands(image, tmp_path):

@@ -109,6 +109,15 @@ def test_failure_is_told_in_the_words_of_the_command(shell, line, words):
     assert_told(shell(line, 1), words)
 
 
+def test_disk_that_grows_does_not_tell_the_size_of_a_pipe(shell, daemon, tmp_path):
+    (tmp_path / "growing").touch()
+    ticket = daemon.add_ticket(f"file://{tmp_path}/growing", size=SIZE, ops=["write"])
+    growing = f"{daemon.url}/images/{ticket}"
+    assert_told(shell("cat disk | $IMG upload - $GROWING", 1, GROWING=growing), "until it grows.*--size")
+    shell("cat disk | $IMG upload --size 4m - $GROWING", GROWING=growing)
+    assert (tmp_path / "growing").read_bytes() == DATA
+
+
 def assert_told(done, words):
     assert re.search(words, done.stderr.splitlines()[-1])
 
