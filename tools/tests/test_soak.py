@@ -178,15 +178,14 @@ def test_two_tickets_spell_one_storage_in_two_ways():
 def test_few_rounds_lose_nothing(tmp_path, capsys):
     results = tmp_path / "results.json"
     page = tmp_path / "page.md"
-    # Without two-tickets: flushes that overlap a refusal are an open case, see docs/design/durability.md.
-    args = ["file", "nbd-qcow2", "forgetful", "forgetful-single", "proxy-forgetful", "proxy-origin"]
+    args = ["file", "nbd-qcow2", "forgetful", "forgetful-single", "proxy-forgetful", "proxy-origin", "two-tickets"]
     args += ["--writing", "0.1", "--size", "2", "--results", str(results)]
     assert soak.main([*args, "--rounds", "2"]) == 0, capsys.readouterr().out
-    assert soak.main([*args, "--rounds", "6", "--report", str(page)]) == 0, capsys.readouterr().out
+    assert soak.main([*args, "--rounds", "7", "--report", str(page)]) == 0, capsys.readouterr().out
     found = report.load(results)
-    assert set(found["targets"]) == set(args[:6])
+    assert set(found["targets"]) == set(args[:7])
     total = report.totals(found)
-    assert (total["rounds"], total["bytes"], total["lost"]) == (6, 12 * soak.MIB, 0)
+    assert (total["rounds"], total["bytes"], total["lost"]) == (7, 14 * soak.MIB, 0)
     assert total["writes"] > 0
-    assert "6 rounds" in page.read_text()
+    assert "7 rounds" in page.read_text()
     assert soak.main([*args, "--seed", "2"]) == 2, "results of two seeds were mixed"

@@ -708,3 +708,63 @@ class Runners:
         pool = Pool(self.loop, lambda: backends.open(self._server.url, mode="r+"), **options)
         self._pools.append(pool)
         return pool
+
+
+@contextlib.contextmanager
+def late_refusal(server):
+    """The next flush is refused, and that is said only when another flush was answered."""
+    refused, answered = threading.Event(), threading.Event()
+    later = []  # flushes that came after it
+
+    def hook(stage, number, asked):
+        if asked.command != wire.CMD_FLUSH:
+            return
+        if stage == ASKED and refused.is_set():
+            later.append(asked)
+        elif stage == DONE and not refused.is_set():
+            refused.set()
+            assert answered.wait(PATIENCE)
+        elif stage == ANSWERED and asked in later:
+            answered.set()
+
+    server.flush_errors = [5]
+    server.hook = hook
+    try:
+        yield refused
+    finally:
+        server.hook = None
+
+
+@pytest.mark.parametrize("data", [SMALL, BIG], ids=["small", "big"])
+@pytest.mark.parametrize("what", ["flush", "write with flush"])
+def test_flush_that_overlaps_one_that_storage_refuses_is_no_success(serve, server, data, what):
+    """Storage drops the writes of both, and says so once: to the other, and later."""
+    service = serve(server)
+    service.add_ticket("b", url=server.url, size=SIZE)
+    assert flush(service, "b") == 200
+    assert put(service, 0, data, flush=False) == 200
+    answers = []
+    with late_refusal(server) as refused:
+        other = threading.Thread(target=lambda: answers.append(flush(service, "b")))
+        other.start()
+        assert refused.wait(PATIENCE)
+        found = flush(service) if what == "flush" else put(service, MiB, data, flush=True)
+        other.join(PATIENCE)
+    assert (found, answers) == (500, [500])
+    assert flush(service) == 500, "the loss was forgotten"
+
+
+@pytest.mark.parametrize("data", [SMALL, BIG], ids=["small", "big"])
+def test_write_whose_flush_overlaps_one_that_storage_refuses_can_be_tried_again(serve, server, data):
+    service = serve(server)
+    service.add_ticket("b", url=server.url, size=SIZE)
+    assert flush(service, "b") == 200
+    assert put(service, 0, data, flush=True) == 200
+    with late_refusal(server) as refused:
+        other = threading.Thread(target=lambda: flush(service, "b"))
+        other.start()
+        assert refused.wait(PATIENCE)
+        assert put(service, 0, data, flush=True) == 500
+        other.join(PATIENCE)
+    assert put(service, 0, data, flush=True) == 200
+    assert server.stable[: len(data)] == data

@@ -42,13 +42,18 @@ have written before the answer, and be acknowledged after it:
 
 So refusals are counted. A connection that wrote across one counts as if it had owed before.
 An operation whose own flush succeeds across one fails, and can be tried again.
+
+Two flushes may overlap. The storage refuses one, drops the writes of both, and answers the other with
+success. The success may be read first. So each flush waits for those that are under way when it has
+succeeded, and looks for refusals then.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from functools import partial
 from typing import NamedTuple
 
 from ovirt_imageio.common.backends.base import Backend
@@ -70,6 +75,7 @@ class Covered(NamedTuple):
         rest: Members that owe a flush which has to be sent over them.
         rest_shared: The fast path if it needs a flush of its own.
         refusals: How many flushes storage had refused.
+        owed: Something was owed before.
         backend: Backend that is flushed; None for the fast path.
     """
 
@@ -79,6 +85,7 @@ class Covered(NamedTuple):
     rest: list[Member]
     rest_shared: Shared | None
     refusals: int
+    owed: bool = True
     backend: Backend | None = None
 
 
@@ -144,6 +151,21 @@ class Debts:
         if self.refusals != refusals and self._refusal is not None:
             self._note_loss(self._refusal)
 
+    def flushes_under_way(self) -> list[Callable[[], bool]]:
+        """Return, for each flush that storage has not answered, what tells if that is still so. See `Sharer`."""
+        marks = [(member, member.backend.flush_under_way) for member in self._busy]
+        under_way: list[Callable[[], bool]] = [
+            partial(self._is_under_way, member, mark) for member, mark in marks if mark is not None
+        ]
+        shared = self.fast if isinstance(self.fast, Shared) else None
+        if shared is not None:
+            under_way += [partial(shared.is_under_way, mark) for mark in shared.flushes]
+        return under_way
+
+    def _is_under_way(self, member: Member, mark: object) -> bool:
+        """Return whether a worker waits for the answer, or its failure was not noted yet."""
+        return member in self._busy and member.backend.flush_under_way is mark
+
     def check_refusals(self, refusals: int) -> None:
         """Raise if storage refused a flush since there were so many refusals.
 
@@ -188,6 +210,7 @@ class Debts:
             rest,
             shared if shared is not None and shared.unflushed and not covers_shared else None,
             self.refusals,
+            bool(self._owing()) or (shared is not None and shared.owing),
             backend,
         )
 

@@ -44,6 +44,8 @@ GONE_PERIOD = 1.0
 PATIENCE = 2.0
 # How long it waits where there is no such connection.
 QUEUE_TIMEOUT = 60.0
+# Seconds between two looks whether a flush that overlaps another was answered.
+_LOOK = 0.001
 # Longer use of a member that owes a flush would let flushes wait for it.
 _LONG_USE = 32 * 1024 * 1024
 
@@ -283,8 +285,25 @@ class Lending(Debts):
             return
         if one_for_all and not has_server(member.backend):
             return
+        refusals = self.refusals
         await self._loop.worker(member.backend.flush)
+        await self._overlapping_answered(refusals, True)
         member.owed = False
+
+    async def _overlapping_answered(self, refusals: int, owed: bool) -> None:
+        """Wait for flushes of this storage that overlap one which has succeeded.
+
+        The storage may refuse such a flush, and drop writes that the one which succeeded should have covered.
+
+        Args:
+            refusals: How many flushes storage had refused when that one began.
+            owed: Something was owed then: it is lost if storage has refused one since.
+        """
+        under_way = self._storages.flushes_under_way(self.identity)
+        while any(still() for still in under_way):
+            await self._loop.sleep(_LOOK)
+        if owed:
+            self._wrote_across(refusals)
 
     def last_resort(self) -> Backend:
         """Return a backend that shares the fast path's connection with everybody."""
@@ -491,6 +510,7 @@ class Lending(Debts):
         if backend.broken is not None or self.closed:
             self._drop(member, owes=member.owed if failed else backend.unflushed)
         else:
+            backend.flush_under_way = None  # a failure was noted
             self._pass_on(member)
 
     def _return(self, given: Member | None) -> None:

@@ -165,6 +165,7 @@ class Pool(Lending):
 
     async def finish_flush(self, op: Operation, covered: Covered) -> None:
         """End what `begin_flush` began. Errors as `flush`."""
+        await self._overlapping_answered(covered.refusals, covered.owed)
         self.check_refusals(covered.refusals)
         self._note_flushed(covered)
         await self._flush_rest(op, covered)
@@ -200,6 +201,7 @@ class Pool(Lending):
         self._check_debts()
         covered = self._covered_over(shared.opened, True, None)
         await shared.flush()
+        await self._overlapping_answered(covered.refusals, covered.owed)
         self._note_flushed(covered)
         return covered
 
@@ -222,7 +224,9 @@ class Pool(Lending):
         try:
             self._drop_stale()
             if isinstance(self.fast, Shared) and self.fast.owing:
+                refusals = self.refusals
                 await self.fast.flush()
+                await self._overlapping_answered(refusals, True)
             for member in self._owing():
                 await self._flush_member(member, Operation(FLUSH))
         except (OSError, ImageioError) as e:
@@ -267,7 +271,9 @@ class Pool(Lending):
             return  # it was dropped: if it broke, that was noted
         try:
             if member.backend.unflushed:
+                refusals = self.refusals
                 await self._loop.worker(member.backend.flush)
+                await self._overlapping_answered(refusals, member.owed)
         except BaseException:
             self._give_back(member, failed=True)
             raise

@@ -66,6 +66,7 @@ class Shared:
         acknowledged: Number of writes that the server acknowledged.
         opened: As given.
         refusals: How many flushes storage has refused since it was opened, whichever pool asked for them.
+        flushes: Marks of those that the server has not answered.
 
     Writes are counted the moment their answer is read, not when the request's task goes on.
     The end of the connection may be read in the same turn.
@@ -91,6 +92,7 @@ class Shared:
         self.acknowledged = int(owes)
         self.opened = opened
         self._flushed = 0  # how many of them a flush covers
+        self.flushes: set[object] = set()
         self._promised = self.acknowledged  # the last of them that a client was told of, without a flush
         self._loop = loop
         self._pipeline = pipeline
@@ -187,6 +189,10 @@ class Shared:
         """Bring what was acknowledged to stable storage. Errors as `read`."""
         await self._request(self._pipeline.flush, self._note_flush())
 
+    def is_under_way(self, mark: object) -> bool:
+        """Return whether the server owes the answer to a flush."""
+        return not self.closed and mark in self.flushes
+
     def covered(self, acknowledged: int) -> None:
         """Note that a flush covers so many of the acknowledged writes."""
         self._flushed = max(self._flushed, acknowledged)
@@ -200,10 +206,11 @@ class Shared:
             kind: ``"change"`` or ``"flush"`` if it is one.
         """
         note = self._note_flush() if kind == "flush" else self._note_change(True) if kind == "change" else None
+        noted = _noting(note, callback)
         try:
-            request(_noting(note, callback))
+            request(noted)
         except Exception as e:
-            callback(None, e)
+            noted(None, e)
             return
         self._schedule()
 
@@ -245,12 +252,15 @@ class Shared:
     def _note_flush(self) -> Note:
         """Return what notes the answer to a flush that is submitted now."""
         covered = self.acknowledged
+        mark = object()
+        self.flushes.add(mark)
 
         def note(error: Exception | None) -> None:
             if error is None:
                 self.covered(covered)
             elif isinstance(error, RequestError):
                 self._on_flush_failed(error)
+            self.flushes.discard(mark)
 
         return note
 

@@ -14,7 +14,7 @@ than tickets, and nothing is kept for storage that no ticket has.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Protocol
 
 
@@ -23,6 +23,9 @@ class Sharer(Protocol):
 
     def flush_refused(self, error: BaseException) -> None:
         """Take note that storage answered a flush of somebody with an error."""
+
+    def flushes_under_way(self) -> list[Callable[[], bool]]:
+        """Return, for each flush that storage has not answered, what tells if that is still so."""
 
 
 class Storages:
@@ -50,6 +53,10 @@ class Storages:
         sharers.pop(sharer, None)
         if not sharers:
             self._sharers.pop(identity, None)
+
+    def flushes_under_way(self, identity: Hashable) -> list[Callable[[], bool]]:
+        """Return, for each flush that a storage has not answered, what tells if that is still so."""
+        return [still for sharer in self._sharers.get(identity, ()) for still in sharer.flushes_under_way()]
 
     def flush_refused(self, identity: Hashable, error: BaseException) -> None:
         """Tell all pools of a storage that it answered a flush with an error."""

@@ -140,6 +140,7 @@ class Backend(ABC):
         size: Bytes of the image.
         capabilities: Abilities of the backend.
         unflushed: Something was written and acknowledged since the last flush.
+        flush_under_way: Mark of a flush that a server has not answered, or has refused; None if there is none.
         broken: Why the instance must not be used again, None while it may.
         tells_life: `life` decides what a flush covers, not `capabilities.multi_conn`.
         life: Identity of the storage that acknowledged the unflushed writes, or the last flush. It is equal for two
@@ -154,6 +155,7 @@ class Backend(ABC):
     size: int
     capabilities: Capabilities
     unflushed: bool = False
+    flush_under_way: object = None
     broken: BaseException | None = None
     tells_life: bool = False
     life: Hashable = None

@@ -187,6 +187,7 @@ class NbdBackend(Backend):
 
     def flush(self) -> None:
         """Bring acknowledged writes to stable storage; see `Backend.flush`."""
+        self.flush_under_way = object()
         try:
             self._client.flush()
         except RequestError as e:
@@ -194,6 +195,7 @@ class NbdBackend(Backend):
             self.broken = e
             raise
         self.unflushed = False
+        self.flush_under_way = None
 
     def extents(
         self, context: str = "zero", *, offset: int = 0, length: int | None = None, op: Operation | None = None
