@@ -23,17 +23,6 @@ REQUEST = b"GET / HTTP/1.1\r\n\r\n"
 
 
 @pytest.fixture
-def pair():
-    """A stream and the server's end of it."""
-    ours, theirs = socket.socketpair()
-    theirs.settimeout(PATIENCE)
-    with theirs:
-        stream = Stream(ours, "the server", PATIENCE)
-        yield stream, theirs
-        stream.close()
-
-
-@pytest.fixture
 def reader(pair):
     """A reader, and what sends to it."""
     stream, server = pair

@@ -20,17 +20,6 @@ PATIENCE = 20.0
 SHORT = 0.05  # for servers that never answer: a test waits this long
 
 
-@pytest.fixture
-def pair():
-    """A stream and the server's end of it."""
-    ours, theirs = socket.socketpair()
-    theirs.settimeout(PATIENCE)
-    with theirs:
-        stream = Stream(ours, "the server", PATIENCE)
-        yield stream, theirs
-        stream.close()
-
-
 @contextlib.contextmanager
 def tls_pair(pki, *, version=None, **options):
     """A stream and the server's end of it, after the handshake."""

@@ -232,8 +232,6 @@ class Exchange:
             self.ended = True
             self.connection.done(reusable=False)
 
-    release_conn = close
-
     def _receive_chunk(self, chunks: ChunkedDecoder, view: memoryview) -> int:
         while not chunks.remaining and not chunks.done:
             if not self.reader.frame(chunks.frame) and not self.reader.fill():
